@@ -1,0 +1,42 @@
+"""Data to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+
+from trtbuild.progress import Progress
+
+console = Console(stderr=True)
+data = Console()
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout, for CI."""
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+
+
+def note(text: str) -> None:
+    """One line about what is happening, on stderr."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Progress]:
+    """A progress callback: a bar with ETA on a terminal, nothing but a final line elsewhere."""
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+
+        def report(done: float, total: float, text: str = "") -> None:
+            bar.update(task, completed=done, total=total, description=f"{title} {text}".strip())
+
+        yield report

@@ -1,0 +1,95 @@
+"""Everything that trtbuild reports to a user, and the exit code of each kind.
+
+    TrtbuildError
+    ├── UnsupportedModel   3   an architecture or config value that cannot be honoured
+    ├── PlanError          3   options that do not fit the model; carries every problem at once
+    ├── CheckpointError    3   files that are missing, truncated or contradict each other
+    ├── EngineError        3   an engine or repository that cannot be used here
+    ├── OutputError        4   the output exists, cannot be written, or the disk is full
+    ├── ToolError          5   mpirun, a rank or tritonserver failed; carries the last log lines
+    ├── HubError           6   download refused, gated, offline or not found
+    ├── ServerError        7   the server is away, not ready, stalls or refuses the request
+    └── RequestError       7   a generation request that the model cannot serve
+
+Codes 0 (done), 1 (a defect in trtbuild), 2 (wrong usage), 130 (Ctrl-C) and 143 (SIGTERM) complete the table;
+`EXIT_CODES` is what the README and `trtbuild show exit-codes` print.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+EXIT_CODES: dict[int, str] = {
+    0: "done",
+    1: "unexpected failure: a defect in trtbuild, run again with --debug",
+    2: "wrong usage of the command line",
+    3: "the model, checkpoint, engine or options cannot be used (nothing was written)",
+    4: "the output exists, cannot be written, or the disk is full",
+    5: "an external program or a rank failed (mpirun, a rank, tritonserver)",
+    6: "the Hugging Face hub refused, is offline, or does not have it",
+    7: "the server is away, not ready, stalls or refused the request",
+    130: "interrupted by Ctrl-C",
+    143: "terminated by SIGTERM",
+}
+
+
+class TrtbuildError(Exception):
+    """A failure that the user can act on: `message` says what, `hint` says what to do next."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UnsupportedModel(TrtbuildError):
+    exit_code = 3
+
+
+class PlanError(TrtbuildError):
+    """All problems of a plan together: `problems` holds one sentence for each."""
+
+    exit_code = 3
+
+    def __init__(self, problems: Sequence[str], *, hint: str = "") -> None:
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        head = "1 problem" if count == 1 else f"{count} problems"
+        super().__init__("\n".join([f"{head} in the plan:", *(f"  - {p}" for p in self.problems)]), hint=hint)
+
+
+class CheckpointError(TrtbuildError):
+    exit_code = 3
+
+
+class EngineError(TrtbuildError):
+    exit_code = 3
+
+
+class OutputError(TrtbuildError):
+    exit_code = 4
+
+
+class ToolError(TrtbuildError):
+    """An external program failed; `log_tail` holds the last lines that it wrote."""
+
+    exit_code = 5
+
+    def __init__(self, message: str, *, log_tail: Sequence[str] = (), hint: str = "") -> None:
+        self.log_tail = tuple(log_tail)
+        tail = "".join(f"\n  | {line}" for line in self.log_tail)
+        super().__init__(message + tail, hint=hint)
+
+
+class HubError(TrtbuildError):
+    exit_code = 6
+
+
+class ServerError(TrtbuildError):
+    exit_code = 7
+
+
+class RequestError(TrtbuildError):
+    exit_code = 7

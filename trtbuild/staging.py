@@ -1,0 +1,122 @@
+"""Output directories that appear whole or not at all.
+
+Everything is written to `.NAME.partial` beside the final place and renamed at the end, so a crash, Ctrl-C or a
+full disk leaves nothing that looks finished. A partial directory whose writer is gone is removed by the next run;
+one whose writer lives is refused (an advisory lock tells the two apart).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trtbuild.errors import OutputError
+
+_LOCK = ".lock"
+_REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file size limit (ulimit -f) is reached",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.ENOENT: "the path cannot be created",
+}
+
+
+def check_output(out: Path, *, force: bool = False) -> None:
+    """Refuse an output that exists and is not an empty directory, before any work is done.
+
+    Raises:
+        OutputError: `out` exists and `force` is false, or is not a directory.
+    """
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise OutputError(f"output {out} exists and is not a directory", hint="Choose another -o/--output.")
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise OutputError(f"output {out} exists and is not empty", hint="Choose another -o/--output, or pass --force.")
+
+
+@contextmanager
+def staged_dir(out: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield a directory to write into; it becomes `out` when the block ends without an error.
+
+    Raises:
+        OutputError: the output exists, another process writes it, or the file system refuses.
+    """
+    out = Path(os.path.abspath(out))
+    check_output(out, force=force)
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = _claim(partial, out)
+    except OSError as error:
+        raise write_error(out, error) from error
+    try:
+        yield partial
+        (partial / _LOCK).unlink()
+        _publish(partial, out)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if error.errno in _REASONS and error.errno != errno.ENOENT:
+            raise write_error(out, error) from error
+        raise
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
+
+
+def write_error(out: Path, error: OSError) -> OutputError:
+    """The one sentence for a file system that refuses to be written."""
+    reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+    try:
+        near = next(p for p in (out, *out.parents) if p.exists())
+        free = f" ({shutil.disk_usage(near).free / 1e9:.2f} GB free there)" if error.errno == errno.ENOSPC else ""
+    except OSError:
+        free = ""
+    return OutputError(f"cannot write {out}: {reason}{free}", hint="Nothing was left behind; choose another place or make room.")
+
+
+def _claim(partial: Path, out: Path) -> int:
+    """Create and lock the partial directory; leftovers of a dead writer are cleared first."""
+    if partial.exists():
+        if _is_locked(partial / _LOCK):
+            raise OutputError(f"another trtbuild is writing {out} right now", hint="Wait for it, or choose another output.")
+        shutil.rmtree(partial)
+    partial.mkdir()
+    lock = os.open(partial / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return lock
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def _publish(partial: Path, out: Path) -> None:
+    """Rename into place; an old output survives until the new one stands."""
+    if not out.exists():
+        partial.rename(out)
+        return
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    out.rename(old)
+    partial.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
