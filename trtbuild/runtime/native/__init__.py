@@ -1,0 +1,1 @@
+"""The native kernels: one C file, compiled for this CPU on first use, called through ctypes."""

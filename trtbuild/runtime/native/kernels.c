@@ -1,0 +1,459 @@
+/* CPU kernels of trtbuild: runs a list of operations over one batch of tokens.
+ *
+ * All activations are float32; weights are float32, bfloat16, float16 or int8 with one scale per output row.
+ * Every number that is summed is summed in an order that depends on the reduced dimension alone, never on the number
+ * of tokens in the batch, the number of threads or the chunk of a prompt. So a request gets the same bits alone and
+ * in company, and that is tested.
+ *
+ * T tokens, R rows that need logits, K inputs, N outputs, B tokens of a cache block.
+ * Weights [N, K] row-major.  Keys of a block [kv_heads, head_size, B] (eight tokens are one vector of the score
+ * loop), values [kv_heads, B, head_size] (eight channels are one vector of the output loop).
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+typedef float v8 __attribute__((vector_size(32)));
+typedef float v8u __attribute__((vector_size(32), aligned(4)));
+typedef int32_t v8i __attribute__((vector_size(32)));
+typedef uint32_t v8ui __attribute__((vector_size(32)));
+typedef int8_t b8 __attribute__((vector_size(8), aligned(1)));
+typedef uint16_t h8 __attribute__((vector_size(16), aligned(2)));
+
+#define INLINE static inline __attribute__((always_inline))
+#define MAX_GROUP 3  /* query heads that share one pass over a block of keys */
+#define TILE_M 4     /* tokens x rows of a register tile: 12 sums, 3 weights, 1 input = 16 vector registers */
+#define TILE_N 3
+#define GEMV_N 8     /* rows at a time when there is one token: enough sums to hide the latency of FMA */
+#define M_BLOCK 64   /* tokens that stay in the second-level cache while the weights pass by */
+
+enum { F32, BF16, F16, INT8 };
+enum { EMBED, NORM, LINEAR, ROPE_CACHE, ATTENTION, ACT_MUL, ADD, TAKE_ROWS };
+
+typedef struct {
+    int32_t kind, wtype;
+    int32_t in, in2, out;   /* buffer numbers */
+    int32_t n, k;           /* outputs, inputs */
+    int32_t layer;          /* of this stage */
+    int32_t row, column;    /* EMBED: first vocabulary row and hidden column that this rank holds */
+    int32_t of_rows;        /* NORM, LINEAR: 1 works on the R rows that need logits, 0 on all tokens */
+    float eps;
+    const void *weight;
+    const float *scale;     /* int8: [n] */
+    const float *bias;      /* [n] or null */
+} op_t;
+
+typedef struct {
+    float *buffer[16];
+    int32_t width[16];      /* floats in a row of each buffer */
+    int32_t num_tokens, num_rows;
+    const int32_t *token_ids;    /* [T] */
+    const int32_t *positions;    /* [T] */
+    const int32_t *slots;        /* [T] row of block_tables */
+    const int32_t *block_tables; /* [slots, max_blocks] */
+    const int32_t *rows;         /* [R] tokens whose logits are wanted */
+    int32_t max_blocks, block_tokens;
+    int32_t num_heads, num_kv_heads, head_size, rotary_size;
+    float score_scale;
+    const float *cos_table, *sin_table; /* [max_seq_len, rotary_size / 2] */
+    float *keys, *values;               /* [layers, blocks, kv_heads * head_size * B] */
+    int64_t layer_stride, block_stride; /* in floats */
+    float *scratch;                     /* per thread */
+    int64_t scratch_stride;
+    int32_t num_threads;
+} batch_t;
+
+/* ---- vectors ---- */
+
+INLINE v8 load(const float *p) { return *(const v8u *)p; }
+INLINE void store(float *p, v8 x) { *(v8u *)p = x; }
+INLINE v8 splat(float x) { return (v8){x, x, x, x, x, x, x, x}; }
+INLINE float sum8(v8 x) { return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7])); }
+INLINE v8 max8(v8 a, v8 b) { v8i m = a > b; return (v8)((m & (v8i)a) | (~m & (v8i)b)); }
+
+INLINE float half_to_float(uint16_t h) {
+#if defined(__F16C__) && defined(__AVX2__)
+    return _cvtsh_ss(h);
+#else
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, mag = h & 0x7fff;
+    union { uint32_t u; float f; } v;
+    if (mag < 0x400) { v.f = (float)mag * 0x1p-24f; v.u |= sign; return v.f; }
+    v.u = sign | (mag >= 0x7c00 ? 0x7f800000u | (mag & 0x3ff) << 13 : (mag << 13) + 0x38000000u);
+    return v.f;
+#endif
+}
+
+INLINE v8 load_weight(const char *row, int type, int k) {
+    if (type == F32) return load((const float *)row + k);
+    if (type == INT8) {
+#ifdef __AVX2__ /* gcc 12 makes scalar code of the conversion below */
+        return (v8)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(row + k))));
+#else
+        return __builtin_convertvector(*(const b8 *)(row + k), v8);
+#endif
+    }
+    h8 h = *(const h8 *)((const uint16_t *)row + k);
+    if (type == BF16) return (v8)(__builtin_convertvector(h, v8ui) << 16);
+#if defined(__F16C__) && defined(__AVX2__)
+    return (v8)_mm256_cvtph_ps((__m128i)h);
+#else
+    v8 x;
+    for (int i = 0; i < 8; i++) x[i] = half_to_float(h[i]);
+    return x;
+#endif
+}
+
+INLINE float one_weight(const char *row, int type, int k) {
+    if (type == F32) return ((const float *)row)[k];
+    if (type == INT8) return (float)((const int8_t *)row)[k];
+    uint16_t h = ((const uint16_t *)row)[k];
+    if (type == BF16) { union { uint32_t u; float f; } v = {(uint32_t)h << 16}; return v.f; }
+    return half_to_float(h);
+}
+
+INLINE int64_t weight_size(int type) { return type == F32 ? 4 : type == INT8 ? 1 : 2; }
+
+/* e^x to about 1e-7 relative: 2^n by the exponent bits, the rest by a polynomial (Cephes coefficients). */
+INLINE v8 exp8(v8 x) {
+    x = max8(x, splat(-87.0f));
+    v8 z = x * splat(1.44269504088896341f);
+    v8i n = __builtin_convertvector(z + (v8)(((v8i)z & (int32_t)0x80000000) | 0x3f000000), v8i);
+    v8 nf = __builtin_convertvector(n, v8);
+    v8 r = x - nf * splat(0.693359375f);
+    r = r + nf * splat(2.12194440e-4f);
+    v8 p = splat(1.9875691500e-4f);
+    p = p * r + splat(1.3981999507e-3f);
+    p = p * r + splat(8.3334519073e-3f);
+    p = p * r + splat(4.1665795894e-2f);
+    p = p * r + splat(1.6666665459e-1f);
+    p = p * r + splat(5.0000001201e-1f);
+    p = p * r * r + r + splat(1.0f);
+    return p * (v8)((n + 127) << 23);
+}
+
+/* Work is cut into equal runs, one a thread. */
+INLINE void share(int64_t total, int64_t unit, int thread, int threads, int64_t *from, int64_t *to) {
+    int64_t units = (total + unit - 1) / unit;
+    *from = units * thread / threads * unit;
+    *to = units * (thread + 1) / threads * unit;
+    if (*to > total) *to = total;
+    if (*from > total) *from = total;
+}
+
+/* ---- linear: out[T, N] = in[T, K] . weight[N, K]^T ---- */
+
+INLINE void tile(const float *x, int64_t ldx, const char *w, int64_t ldw, int type, int k, int m_count, int n_count,
+                 float *out, int64_t ldo, const float *scale, const float *bias) {
+    v8 sum[TILE_M][GEMV_N];
+    for (int m = 0; m < m_count; m++)
+        for (int n = 0; n < n_count; n++) sum[m][n] = splat(0);
+    int i = 0;
+    for (; i + 8 <= k; i += 8) {
+        v8 weight[GEMV_N];
+        for (int n = 0; n < n_count; n++) weight[n] = load_weight(w + n * ldw, type, i);
+        for (int m = 0; m < m_count; m++) {
+            v8 xi = load(x + m * ldx + i);
+            for (int n = 0; n < n_count; n++) sum[m][n] += xi * weight[n];
+        }
+    }
+    for (int m = 0; m < m_count; m++)
+        for (int n = 0; n < n_count; n++) {
+            float y = sum8(sum[m][n]);
+            for (int t = i; t < k; t++) y += x[m * ldx + t] * one_weight(w + n * ldw, type, t);
+            if (scale) y *= scale[n];
+            if (bias) y += bias[n];
+            out[m * ldo + n] = y;
+        }
+}
+
+/* Rows [n, n + n_count) of the weight against tokens [m0, m1). */
+#define ROWS(TYPE, NC)                                                                                              \
+    do {                                                                                                            \
+        int m = m0;                                                                                                 \
+        for (; m + 4 <= m1; m += 4) tile(x + m * ldx, ldx, w, ldw, TYPE, k, 4, NC, out + m * ldo, ldo, scale, bias); \
+        if (m1 - m == 3) tile(x + m * ldx, ldx, w, ldw, TYPE, k, 3, NC, out + m * ldo, ldo, scale, bias);           \
+        if (m1 - m == 2) tile(x + m * ldx, ldx, w, ldw, TYPE, k, 2, NC, out + m * ldo, ldo, scale, bias);           \
+        if (m1 - m == 1) tile(x + m * ldx, ldx, w, ldw, TYPE, k, 1, NC, out + m * ldo, ldo, scale, bias);           \
+    } while (0)
+
+#define DEFINE_ROWS(NAME, TYPE)                                                                                     \
+    static void NAME(const float *x, int64_t ldx, const char *w, int64_t ldw, int k, int m0, int m1, int n_count,   \
+                     float *out, int64_t ldo, const float *scale, const float *bias) {                              \
+        if (n_count == GEMV_N) { tile(x, ldx, w, ldw, TYPE, k, 1, GEMV_N, out, ldo, scale, bias); return; }         \
+        if (n_count == 3) ROWS(TYPE, 3);                                                                            \
+        if (n_count == 2) ROWS(TYPE, 2);                                                                            \
+        if (n_count == 1) ROWS(TYPE, 1);                                                                            \
+    }
+
+DEFINE_ROWS(rows_f32, F32)
+DEFINE_ROWS(rows_bf16, BF16)
+DEFINE_ROWS(rows_f16, F16)
+DEFINE_ROWS(rows_int8, INT8)
+
+static void rows(int type, const float *x, int64_t ldx, const char *w, int64_t ldw, int k, int m0, int m1, int n_count,
+                 float *out, int64_t ldo, const float *scale, const float *bias) {
+    if (type == F32) rows_f32(x, ldx, w, ldw, k, m0, m1, n_count, out, ldo, scale, bias);
+    else if (type == BF16) rows_bf16(x, ldx, w, ldw, k, m0, m1, n_count, out, ldo, scale, bias);
+    else if (type == F16) rows_f16(x, ldx, w, ldw, k, m0, m1, n_count, out, ldo, scale, bias);
+    else rows_int8(x, ldx, w, ldw, k, m0, m1, n_count, out, ldo, scale, bias);
+}
+
+static void linear(const op_t *op, const batch_t *b, int tokens, int thread) {
+    const float *x = b->buffer[op->in];
+    float *out = b->buffer[op->out];
+    int64_t ldx = b->width[op->in], ldo = b->width[op->out], ldw = op->k * weight_size(op->wtype);
+    const char *w = op->weight;
+    int64_t from, to;
+    share(op->n, 24, thread, b->num_threads, &from, &to);
+    float *unpacked = b->scratch + thread * b->scratch_stride;
+    for (int m0 = 0; m0 < tokens; m0 += M_BLOCK) {
+        int m1 = m0 + M_BLOCK < tokens ? m0 + M_BLOCK : tokens;
+        int step = tokens == 1 ? GEMV_N : TILE_N;
+        for (int64_t n = from; n < to;) {
+            int count = to - n < step ? (to - n < TILE_N ? (int)(to - n) : TILE_N) : step;
+            const char *wn = w + n * ldw;
+            const float *scale = op->scale ? op->scale + n : 0, *bias = op->bias ? op->bias + n : 0;
+            if (m1 - m0 > 4 * TILE_M && op->wtype != F32) { /* many tokens: convert each weight once, not once a tile */
+                for (int r = 0; r < count; r++) {
+                    int i = 0;
+                    for (; i + 8 <= op->k; i += 8) store(unpacked + (int64_t)r * op->k + i, load_weight(wn + r * ldw, op->wtype, i));
+                    for (; i < op->k; i++) unpacked[(int64_t)r * op->k + i] = one_weight(wn + r * ldw, op->wtype, i);
+                }
+                rows_f32(x, ldx, (const char *)unpacked, 4 * (int64_t)op->k, op->k, m0, m1, count, out + n, ldo, scale, bias);
+            } else {
+                rows(op->wtype, x, ldx, wn, ldw, op->k, m0, m1, count, out + n, ldo, scale, bias);
+            }
+            n += count;
+        }
+    }
+}
+
+/* ---- the rest of a decoder layer ---- */
+
+static void embed(const op_t *op, const batch_t *b, int thread) {
+    int64_t from, to, width = b->width[op->out], ldw = op->k * weight_size(op->wtype);
+    share(b->num_tokens, 1, thread, b->num_threads, &from, &to);
+    for (int64_t t = from; t < to; t++) {
+        float *out = b->buffer[op->out] + t * width;
+        int64_t id = (int64_t)b->token_ids[t] - op->row;
+        memset(out, 0, width * sizeof(float)); /* what other ranks hold comes with the all-reduce */
+        if (id < 0 || id >= op->n) continue;
+        const char *row = (const char *)op->weight + id * ldw;
+        for (int i = 0; i < op->k; i++) out[op->column + i] = one_weight(row, op->wtype, i);
+    }
+}
+
+/* RMSNorm of rows of `in`; with in2 >= 0 first in += in2, the residual sum that the next layers read. */
+static void norm(const op_t *op, const batch_t *b, int tokens, int thread) {
+    int64_t from, to, width = op->k;
+    const float *w = op->weight;
+    share(tokens, 1, thread, b->num_threads, &from, &to);
+    for (int64_t t = from; t < to; t++) {
+        float *x = b->buffer[op->in] + t * width, *out = b->buffer[op->out] + t * width;
+        const float *add = op->in2 >= 0 ? b->buffer[op->in2] + t * width : 0;
+        v8 squares = splat(0);
+        int i = 0;
+        for (; i + 8 <= width; i += 8) {
+            v8 xi = load(x + i);
+            if (add) { xi += load(add + i); store(x + i, xi); }
+            squares += xi * xi;
+        }
+        float total = sum8(squares);
+        for (; i < width; i++) {
+            if (add) x[i] += add[i];
+            total += x[i] * x[i];
+        }
+        float inverse = 1.0f / sqrtf(total / (float)width + op->eps);
+        for (i = 0; i + 8 <= width; i += 8) store(out + i, load(x + i) * splat(inverse) * load(w + i));
+        for (; i < width; i++) out[i] = x[i] * inverse * w[i];
+    }
+}
+
+static void rotate(float *head, const float *cosine, const float *sine, int half) {
+    for (int i = 0; i < half; i++) {
+        float a = head[i], c = head[i + half];
+        head[i] = a * cosine[i] - c * sine[i];
+        head[i + half] = c * cosine[i] + a * sine[i];
+    }
+}
+
+/* Rotates q and k of qkv in place (rope_gpt_neox: the two halves of a head) and stores k and v into the cache. */
+static void rope_cache(const op_t *op, const batch_t *b, int thread) {
+    int64_t from, to, width = b->width[op->in];
+    int hd = b->head_size, half = b->rotary_size / 2, bt = b->block_tokens;
+    share(b->num_tokens, 1, thread, b->num_threads, &from, &to);
+    for (int64_t t = from; t < to; t++) {
+        float *q = b->buffer[op->in] + t * width, *k = q + (int64_t)b->num_heads * hd, *v = k + (int64_t)b->num_kv_heads * hd;
+        int64_t position = b->positions[t];
+        const float *cosine = b->cos_table + position * half, *sine = b->sin_table + position * half;
+        for (int h = 0; h < b->num_heads + b->num_kv_heads; h++) rotate(q + h * hd, cosine, sine, half);
+        int64_t block = b->block_tables[(int64_t)b->slots[t] * b->max_blocks + position / bt];
+        int64_t base = op->layer * b->layer_stride + block * b->block_stride, at = position % bt;
+        for (int h = 0; h < b->num_kv_heads; h++) {
+            float *keys = b->keys + base + (int64_t)h * hd * bt + at, *values = b->values + base + ((int64_t)h * bt + at) * hd;
+            for (int i = 0; i < hd; i++) keys[i * bt] = k[h * hd + i];
+            memcpy(values, v + h * hd, hd * sizeof(float));
+        }
+    }
+}
+
+/* Scores of `group` query heads against the keys of one block, eight tokens a vector. */
+INLINE void block_scores(const float *q, int hd, int bt, const float *keys, int group, float scale, float *scores, int64_t lds) {
+    for (int s = 0; s < bt; s += 32) {
+        int lanes = bt - s < 32 ? (bt - s) / 8 : 4;
+        v8 sum[MAX_GROUP][4];
+        for (int g = 0; g < group; g++)
+            for (int j = 0; j < 4; j++) sum[g][j] = splat(0);
+        for (int i = 0; i < hd; i++) {
+            const float *row = keys + (int64_t)i * bt + s;
+            v8 k0 = load(row), k1 = lanes > 1 ? load(row + 8) : k0, k2 = lanes > 2 ? load(row + 16) : k0, k3 = lanes > 3 ? load(row + 24) : k0;
+            for (int g = 0; g < group; g++) {
+                v8 qi = splat(q[g * hd + i]);
+                sum[g][0] += qi * k0; sum[g][1] += qi * k1; sum[g][2] += qi * k2; sum[g][3] += qi * k3;
+            }
+        }
+        for (int g = 0; g < group; g++)
+            for (int j = 0; j < lanes; j++) store(scores + g * lds + s + 8 * j, sum[g][j] * splat(scale));
+    }
+}
+
+/* out[hd] of each query head = softmax(scores) . values, block by block. */
+INLINE void weigh_values(const batch_t *b, const int32_t *table, int64_t base, int context, int group, const float *probs, int64_t ldp, float *out) {
+    int hd = b->head_size, bt = b->block_tokens, i = 0;
+    for (; i + 16 <= hd; i += 16) {
+        v8 sum[MAX_GROUP][2];
+        for (int g = 0; g < group; g++) sum[g][0] = sum[g][1] = splat(0);
+        for (int t = 0; t < context; t++) {
+            const float *v = b->values + base + (int64_t)table[t / bt] * b->block_stride + (int64_t)(t % bt) * hd + i;
+            v8 v0 = load(v), v1 = load(v + 8);
+            for (int g = 0; g < group; g++) {
+                v8 p = splat(probs[g * ldp + t]);
+                sum[g][0] += p * v0; sum[g][1] += p * v1;
+            }
+        }
+        for (int g = 0; g < group; g++) { store(out + g * hd + i, sum[g][0]); store(out + g * hd + i + 8, sum[g][1]); }
+    }
+    for (; i < hd; i++)
+        for (int g = 0; g < group; g++) {
+            float sum = 0;
+            for (int t = 0; t < context; t++)
+                sum += probs[g * ldp + t] * b->values[base + (int64_t)table[t / bt] * b->block_stride + (int64_t)(t % bt) * hd + i];
+            out[g * hd + i] = sum;
+        }
+}
+
+static void softmax(float *scores, int context, int padded) {
+    v8 best = splat(-INFINITY);
+    for (int t = context; t < padded; t++) scores[t] = -INFINITY;
+    for (int t = 0; t < padded; t += 8) best = max8(best, load(scores + t));
+    float top = best[0];
+    for (int i = 1; i < 8; i++) top = best[i] > top ? best[i] : top;
+    v8 total = splat(0);
+    for (int t = 0; t < padded; t += 8) {
+        v8 e = exp8(load(scores + t) - splat(top));
+        if (t + 8 > context)
+            for (int i = 0; i < 8; i++) if (t + i >= context) e[i] = 0;
+        store(scores + t, e);
+        total += e;
+    }
+    v8 inverse = splat(1.0f / sum8(total));
+    for (int t = 0; t < padded; t += 8) store(scores + t, load(scores + t) * inverse);
+}
+
+INLINE void attend(const op_t *op, const batch_t *b, int64_t t, int head, int group, float *scores) {
+    int hd = b->head_size, bt = b->block_tokens, context = b->positions[t] + 1, blocks = (context + bt - 1) / bt;
+    int64_t lds = (int64_t)b->max_blocks * bt;
+    const int32_t *table = b->block_tables + (int64_t)b->slots[t] * b->max_blocks;
+    int kv = head / (b->num_heads / b->num_kv_heads);
+    const float *q = b->buffer[op->in] + t * b->width[op->in] + (int64_t)head * hd;
+    int64_t base = op->layer * b->layer_stride + (int64_t)kv * hd * bt;
+    for (int n = 0; n < blocks; n++)
+        block_scores(q, hd, bt, b->keys + base + (int64_t)table[n] * b->block_stride, group, b->score_scale, scores + (int64_t)n * bt, lds);
+    for (int g = 0; g < group; g++) softmax(scores + g * lds, context, (context + 7) / 8 * 8);
+    weigh_values(b, table, base, context, group, scores, lds, b->buffer[op->out] + t * b->width[op->out] + (int64_t)head * hd);
+}
+
+/* Heads that share keys go together; a lone token is cut by head so that all threads have work. */
+static void attention(const op_t *op, const batch_t *b, int thread) {
+    int share_by = b->num_heads / b->num_kv_heads, width = 1;
+    if ((int64_t)b->num_tokens * b->num_kv_heads >= 4 * b->num_threads)
+        for (int g = 2; g <= MAX_GROUP; g++) if (share_by % g == 0) width = g;
+    float *scores = b->scratch + thread * b->scratch_stride;
+    int64_t per_token = b->num_heads / width, items = b->num_tokens * per_token;
+    for (int64_t i = thread; i < items; i += b->num_threads) {
+        int64_t t = i / per_token;
+        int head = (int)(i % per_token) * width;
+        if (width == 3) attend(op, b, t, head, 3, scores);
+        else if (width == 2) attend(op, b, t, head, 2, scores);
+        else attend(op, b, t, head, 1, scores);
+    }
+}
+
+/* out[T, n] = silu(in[:, :n]) * in[:, n:], the activated half first (TensorRT-LLM's fc, then gate). */
+static void act_mul(const op_t *op, const batch_t *b, int thread) {
+    int64_t from, to, n = op->n;
+    share(b->num_tokens * n, 64, thread, b->num_threads, &from, &to);
+    for (int64_t at = from; at < to;) {
+        int64_t t = at / n, i = at % n, end = i + (to - at) < n ? i + (to - at) : n;
+        const float *a = b->buffer[op->in] + t * 2 * n, *g = a + n;
+        float *out = b->buffer[op->out] + t * n;
+        at += end - i;
+        for (; i + 8 <= end; i += 8) { v8 x = load(a + i); store(out + i, x / (splat(1) + exp8(-x)) * load(g + i)); }
+        for (; i < end; i++) { v8 x = splat(a[i]); v8 y = x / (splat(1) + exp8(-x)); out[i] = y[0] * g[i]; }
+    }
+}
+
+static void add(const op_t *op, const batch_t *b, int thread) {
+    int64_t from, to;
+    share((int64_t)b->num_tokens * op->k, 8, thread, b->num_threads, &from, &to);
+    float *x = b->buffer[op->in];
+    const float *y = b->buffer[op->in2];
+    for (int64_t i = from; i < to; i++) x[i] += y[i];
+}
+
+static void take_rows(const op_t *op, const batch_t *b, int thread) {
+    int64_t from, to, width = op->k;
+    share(b->num_rows, 1, thread, b->num_threads, &from, &to);
+    for (int64_t r = from; r < to; r++)
+        memcpy(b->buffer[op->out] + r * width, b->buffer[op->in] + b->rows[r] * width, width * sizeof(float));
+}
+
+static void run_one(const op_t *op, const batch_t *b, int thread) {
+    int tokens = op->of_rows ? b->num_rows : b->num_tokens;
+    switch (op->kind) {
+    case EMBED: embed(op, b, thread); break;
+    case NORM: norm(op, b, tokens, thread); break;
+    case LINEAR: linear(op, b, tokens, thread); break;
+    case ROPE_CACHE: rope_cache(op, b, thread); break;
+    case ATTENTION: attention(op, b, thread); break;
+    case ACT_MUL: act_mul(op, b, thread); break;
+    case ADD: add(op, b, thread); break;
+    case TAKE_ROWS: take_rows(op, b, thread); break;
+    }
+}
+
+/* The entry: `count` operations in order, all threads on each. */
+void trtbuild_run(const op_t *ops, int32_t count, const batch_t *b) {
+#pragma omp parallel num_threads(b->num_threads)
+    {
+#ifdef _OPENMP
+        int thread = omp_get_thread_num();
+#else
+        int thread = 0;
+#endif
+        for (int32_t i = 0; i < count; i++) {
+            run_one(ops + i, b, thread);
+#pragma omp barrier
+        }
+    }
+}
+
+/* Sizes of the structures, so that the caller can prove that both sides agree. */
+int64_t trtbuild_op_size(void) { return sizeof(op_t); }
+int64_t trtbuild_batch_size(void) { return sizeof(batch_t); }
