@@ -22,12 +22,7 @@ class Sequence:
     limit: int  # length at which it must stop
     tokens: list[int] = field(default_factory=list)
     computed: int = 0
-    slot: int = -1
     blocks: list[int] = field(default_factory=list)
-
-    @property
-    def generated(self) -> int:
-        return len(self.tokens) - len(self.request.prompt_ids)
 
 
 @dataclass(frozen=True)
@@ -62,17 +57,17 @@ class BlockPool:
 
 
 class Scheduler:
-    """Waiting and active sequences, slots and blocks."""
+    """Waiting and active sequences, and the blocks that active ones hold."""
 
     def __init__(self, *, max_batch_size: int, max_seq_len: int, max_num_tokens: int, num_blocks: int, block_tokens: int) -> None:
         self.max_seq_len = min(max_seq_len, num_blocks * block_tokens)
+        self.max_batch_size = max_batch_size
         self.max_num_tokens = max_num_tokens
         self.block_tokens = block_tokens
         self.pool = BlockPool(num_blocks)
         self.waiting: deque[Sequence] = deque()
         self.active: list[Sequence] = []
         self._by_id: dict[str, Sequence] = {}
-        self._slots = list(range(max_batch_size - 1, -1, -1))
 
     def add(self, request: Request, vocab_size: int) -> Sequence:
         """Queue a request; a huge `max_new_tokens` is cut to what the context still holds.
@@ -120,20 +115,18 @@ class Scheduler:
     def finish(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and give its blocks back."""
         del self._by_id[sequence.request.request_id]
-        if sequence.slot < 0:
+        if not sequence.blocks:
             self.waiting.remove(sequence)
             return
         self.active.remove(sequence)
-        self._slots.append(sequence.slot)
         self.pool.give_back(sequence.blocks)
-        sequence.slot, sequence.blocks = -1, []
+        sequence.blocks = []
 
     def _admit(self) -> None:
-        while self.waiting and self._slots:
+        while self.waiting and len(self.active) < self.max_batch_size:
             needed = -(-self.waiting[0].limit // self.block_tokens)
             if needed > self.pool.free:
                 return
             sequence = self.waiting.popleft()
-            sequence.slot = self._slots.pop()
             sequence.blocks = self.pool.take(needed)
             self.active.append(sequence)

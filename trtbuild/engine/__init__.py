@@ -1,0 +1,1 @@
+"""Stage 5: checkpoint -> engine, one process a rank."""

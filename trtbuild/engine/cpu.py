@@ -1,0 +1,87 @@
+"""The cpu target: a checkpoint becomes an engine directory, built by TP x PP processes under mpirun.
+
+The directory mirrors a TensorRT one: `config.json` (version, pretrained_config, build_config) and `rank{N}.engine`.
+A rank file is a safetensors file with the tensors of `runtime.program`: q, k, v and fc, gate stacked, quantized
+weights as int8 rows with one scale each, in the row order that the kernels stream; it is memory-mapped at load.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from trtbuild import mpi
+from trtbuild.engine.options import BuildOptions
+from trtbuild.errors import CheckpointError
+from trtbuild.mapping import Mapping
+from trtbuild.progress import Progress, silent
+
+_POLL_S = 0.05
+LAUNCHER_LOG = "mpirun.log"
+
+
+def read_checkpoint_config(checkpoint: Path) -> dict[str, Any]:
+    """config.json of a TensorRT-LLM checkpoint whose rank files are all there.
+
+    Raises:
+        CheckpointError: it is not one, or rank files are missing.
+    """
+    path = checkpoint / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint} is not a TensorRT-LLM checkpoint: {error}") from error
+    if "architecture" not in config or "mapping" not in config:
+        hint = "This looks like a Hugging Face folder: give it to `trtbuild engine` directly." if "architectures" in config else ""
+        raise CheckpointError(f"{path} has no architecture and mapping", hint=hint)
+    world = range(config["mapping"]["world_size"])
+    missing = [f"rank{r}.safetensors" for r in world if not (checkpoint / f"rank{r}.safetensors").is_file()]
+    if missing:
+        raise CheckpointError(f"checkpoint {checkpoint} lacks {', '.join(missing)}")
+    return config
+
+
+def engine_mapping(config: dict[str, Any]) -> Mapping:
+    return Mapping(config["mapping"]["tp_size"], config["mapping"]["pp_size"])
+
+
+def build_engine(
+    checkpoint: Path, out: Path, options: BuildOptions, *, log_dir: Path, version: str, progress: Progress = silent
+) -> None:
+    """Write the engine of `checkpoint` into the existing directory `out`.
+
+    Raises:
+        CheckpointError, PlanError, EngineError: it cannot be built; said before a process is started.
+        ToolError: mpirun is missing or a rank died; names the rank and shows its last lines.
+    """
+    from trtbuild.runtime.program import build_program
+
+    config = read_checkpoint_config(checkpoint)
+    build_config = options.build_config(config)
+    mapping = engine_mapping(config)
+    build_program(config, mapping)
+    argv = [sys.executable, "-m", "trtbuild.engine.cpu_rank", str(checkpoint), str(out), str(log_dir)]
+    launcher_log = log_dir / LAUNCHER_LOG
+    process = mpi.start_ranks(argv, mapping.world_size, log=launcher_log)
+    try:
+        while process.poll() is None:
+            built = sum((out / f"rank{rank}.engine").exists() for rank in range(mapping.world_size))
+            progress(built, mapping.world_size, f"{built}/{mapping.world_size} ranks")
+            time.sleep(_POLL_S)
+        if process.returncode:
+            raise mpi.job_failure(process, log_dir, launcher_log, "engine build", mapping.world_size)
+    finally:
+        mpi.stop_ranks(process)
+    kernels = json.loads((out / "kernels.json").read_text())
+    (out / "kernels.json").unlink()
+    document = {
+        "version": version,
+        "pretrained_config": config,
+        "build_config": build_config,
+        "trtbuild": {"target": "cpu", **kernels},
+    }
+    (out / "config.json").write_text(json.dumps(document, indent=2) + "\n")
+    progress(mapping.world_size, mapping.world_size, "done")

