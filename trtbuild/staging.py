@@ -81,14 +81,18 @@ def write_error(out: Path, error: OSError) -> OutputError:
         free = f" ({shutil.disk_usage(near).free / 1e9:.2f} GB free there)" if error.errno == errno.ENOSPC else ""
     except OSError:
         free = ""
-    return OutputError(f"cannot write {out}: {reason}{free}", hint="Nothing was left behind; choose another place or make room.")
+    return OutputError(
+        f"cannot write {out}: {reason}{free}", hint="Nothing was left behind; choose another place or make room."
+    )
 
 
 def _claim(partial: Path, out: Path) -> int:
     """Create and lock the partial directory; leftovers of a dead writer are cleared first."""
     if partial.exists():
         if _is_locked(partial / _LOCK):
-            raise OutputError(f"another trtbuild is writing {out} right now", hint="Wait for it, or choose another output.")
+            raise OutputError(
+                f"another trtbuild is writing {out} right now", hint="Wait for it, or choose another output."
+            )
         shutil.rmtree(partial)
     partial.mkdir()
     lock = os.open(partial / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)

@@ -35,7 +35,11 @@ def read_checkpoint_config(checkpoint: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{checkpoint} is not a TensorRT-LLM checkpoint: {error}") from error
     if "architecture" not in config or "mapping" not in config:
-        hint = "This looks like a Hugging Face folder: give it to `trtbuild engine` directly." if "architectures" in config else ""
+        hint = (
+            "This looks like a Hugging Face folder: give it to `trtbuild engine` directly."
+            if "architectures" in config
+            else ""
+        )
         raise CheckpointError(f"{path} has no architecture and mapping", hint=hint)
     world = range(config["mapping"]["world_size"])
     missing = [f"rank{r}.safetensors" for r in world if not (checkpoint / f"rank{r}.safetensors").is_file()]

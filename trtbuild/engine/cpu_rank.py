@@ -45,15 +45,17 @@ def build_rank(checkpoint: Path, out: Path, config: dict[str, Any], mapping: Map
     partial.rename(out / f"rank{mapping.rank}.engine")
 
 
-def _engine_tensors(source: Source, path: Path, program: Program, config: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    from trtbuild.quantize.methods.int8 import quantize
-
+def _engine_tensors(
+    source: Source, path: Path, program: Program, config: dict[str, Any]
+) -> Iterator[tuple[str, torch.Tensor]]:
     int8 = (config.get("quantization") or {}).get("quant_algo") == "W8A16"
     dtype = _DTYPES[config["dtype"]]
     held = set(source.keys())
     for weight in program.weights:
         tensor = _stacked(source, held, path, weight)
         if weight.quantized and int8:
+            from trtbuild.quantize.methods.int8 import quantize
+
             values, scale = quantize(tensor)
             yield weight.name, values
             # Upstream stores the scale in the model's dtype but divides by the exact one (checkpoint format 4.2).
@@ -69,7 +71,9 @@ def _stacked(source: Source, held: set[str], path: Path, weight: Weight) -> torc
     parts = [source.get_tensor(name) for name in weight.sources]
     tensor: torch.Tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
     if tuple(tensor.shape) != weight.shape:
-        raise CheckpointError(f"{path}: {' + '.join(weight.sources)} has shape {tuple(tensor.shape)}, expected {weight.shape}")
+        raise CheckpointError(
+            f"{path}: {' + '.join(weight.sources)} has shape {tuple(tensor.shape)}, expected {weight.shape}"
+        )
     if not bool(torch.isfinite(tensor).all()):
         raise CheckpointError(f"{path}: {' + '.join(weight.sources)} holds NaN or infinity")
     return tensor

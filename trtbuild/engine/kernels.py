@@ -11,7 +11,8 @@ import torch
 from trtbuild.errors import ToolError
 from trtbuild.mapping import Mapping
 from trtbuild.runtime.executor import EXECUTORS, Batch, State
-from trtbuild.runtime.model import default_threads, load_weights
+from trtbuild.runtime.info import default_threads
+from trtbuild.runtime.model import load_weights
 from trtbuild.runtime.program import Kind, build_program
 
 _BATCHES = (1, 8, 64)
@@ -34,7 +35,7 @@ def choose_executor(rank_file: Path, config: dict[str, Any], mapping: Mapping) -
         buffers = {buffer: torch.randn(max(_BATCHES), width) for buffer, width in program.shapes.widths().items()}
         state = State(program.shapes, weights, buffers, empty, empty, empty[0, 0, 0], empty[0, 0, 0], 32)
         try:
-            executor = executor_type(state, default_threads(mapping.world_size))
+            executor = executor_type(state, default_threads(mapping.tp_size))
         except ToolError as error:
             reasons[name] = error.message.splitlines()[0]
             continue

@@ -27,7 +27,11 @@ class BuildOptions:
         longest = self.max_seq_len or deduced_seq_len(pretrained)
         problems = [
             f"{name} {value} must be at least 1"
-            for name, value in (("max_batch_size", self.max_batch_size), ("max_seq_len", longest), ("max_num_tokens", self.max_num_tokens))
+            for name, value in (
+                ("max_batch_size", self.max_batch_size),
+                ("max_seq_len", longest),
+                ("max_num_tokens", self.max_num_tokens),
+            )
             if value < 1
         ]
         if 0 < self.max_num_tokens < self.max_batch_size:

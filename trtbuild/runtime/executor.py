@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from trtbuild.runtime.program import Buffer, Kind, Op, Shapes
+from trtbuild.runtime.program import Buffer, Op, Shapes
 
 if TYPE_CHECKING:
     from trtbuild.runtime.native.library import BatchStruct, OpStruct
@@ -91,7 +91,11 @@ class NativeExecutor:
         b = self._batch
         b.num_tokens, b.num_rows, b.max_blocks = batch.num_tokens, batch.num_rows, batch.block_tables.shape[1]
         self._reserve(b.max_blocks)
-        b.token_ids, b.positions, b.slots = batch.token_ids.data_ptr(), batch.positions.data_ptr(), batch.slots.data_ptr()
+        b.token_ids, b.positions, b.slots = (
+            batch.token_ids.data_ptr(),
+            batch.positions.data_ptr(),
+            batch.slots.data_ptr(),
+        )
         b.block_tables, b.rows = batch.block_tables.data_ptr(), batch.rows.data_ptr()
         self._library.trtbuild_run(compiled, len(compiled), ctypes.byref(b))
 
@@ -183,11 +187,17 @@ class TorchExecutor:
             mine = (batch.slots == slot).nonzero()[:, 0]
             context = int(batch.positions[mine].max()) + 1
             blocks = batch.block_tables[slot, : -(-context // state.block_tokens)].long()
-            keys = state.keys[op.layer, blocks].permute(1, 0, 3, 2).reshape(s.num_kv_heads, -1, s.head_size)[:, :context]
-            values = state.values[op.layer, blocks].transpose(0, 1).reshape(s.num_kv_heads, -1, s.head_size)[:, :context]
+            keys = (
+                state.keys[op.layer, blocks].permute(1, 0, 3, 2).reshape(s.num_kv_heads, -1, s.head_size)[:, :context]
+            )
+            values = (
+                state.values[op.layer, blocks].transpose(0, 1).reshape(s.num_kv_heads, -1, s.head_size)[:, :context]
+            )
             mask = torch.arange(context) <= batch.positions[mine, None]
             q = queries[mine].transpose(0, 1)[None]
-            y = torch.nn.functional.scaled_dot_product_attention(q, keys[None], values[None], attn_mask=mask, enable_gqa=True)
+            y = torch.nn.functional.scaled_dot_product_attention(
+                q, keys[None], values[None], attn_mask=mask, enable_gqa=True
+            )
             out[mine] = y[0].transpose(0, 1)
 
     def _act_mul(self, op: Op, batch: Batch) -> None:

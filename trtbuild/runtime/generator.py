@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from trtbuild.errors import RequestError
 from trtbuild.runtime.comm import Comm
 from trtbuild.runtime.executor import Batch
-from trtbuild.runtime.model import TOKENS_PER_BLOCK, EngineInfo, RankModel, default_kv_blocks, read_engine
+from trtbuild.runtime.info import TOKENS_PER_BLOCK, EngineInfo, RuntimeOptions, default_kv_blocks, read_engine
+from trtbuild.runtime.model import RankModel
 from trtbuild.runtime.request import FinishReason, Output, Request
 from trtbuild.runtime.sampling import Sampler
 from trtbuild.runtime.scheduler import Chunk, Scheduler, Sequence
@@ -21,15 +23,6 @@ if TYPE_CHECKING:
     from mpi4py.MPI import Comm as MpiComm
 
 STOP = np.zeros(0, np.int32)  # the message that ends the other ranks
-
-
-@dataclass(frozen=True)
-class RuntimeOptions:
-    """Limits of a running engine; None takes the engine's own, or what memory allows."""
-
-    max_batch_size: int | None = None
-    max_tokens_in_paged_kv_cache: int | None = None
-    executor: str = ""
 
 
 class Generator:
@@ -98,7 +91,7 @@ class Generator:
                 collected[output.request_id].append(output)
         return collected
 
-    def score(self, tokens: list[int]) -> np.ndarray:
+    def score(self, tokens: list[int]) -> NDArray[Any]:
         """Logits after every one of `tokens`, float32 [len(tokens), vocab_size], on blocks that are free now."""
         blocks = self.scheduler.pool.take(-(-len(tokens) // self.scheduler.block_tokens))
         sequence = Sequence(Request("", tuple(tokens), 1), len(tokens), list(tokens), blocks=blocks)
@@ -133,7 +126,7 @@ class Generator:
         """End the other ranks."""
         self.model.comm.announce(STOP)
 
-    def _next_token(self, sequence: Sequence, logits: np.ndarray) -> Output:
+    def _next_token(self, sequence: Sequence, logits: NDArray[Any]) -> Output:
         request = sequence.request
         try:
             token, log_prob = self._samplers[request.request_id].sample(logits, sequence.tokens)
@@ -195,19 +188,24 @@ def make_batch(chunks: list[Chunk], block_tokens: int) -> Batch:
         tables[slot, : len(used)] = used
         if chunk.last:
             rows.append(len(ids) - 1)
-    tensors = [torch.tensor(values, dtype=torch.int32) for values in (ids, positions, slots)]
-    return Batch(*tensors, block_tables=torch.from_numpy(tables), rows=torch.tensor(rows, dtype=torch.int32))
+    return Batch(
+        token_ids=torch.tensor(ids, dtype=torch.int32),
+        positions=torch.tensor(positions, dtype=torch.int32),
+        slots=torch.tensor(slots, dtype=torch.int32),
+        block_tables=torch.from_numpy(tables),
+        rows=torch.tensor(rows, dtype=torch.int32),
+    )
 
 
-def pack_batch(batch: Batch) -> np.ndarray:
+def pack_batch(batch: Batch) -> NDArray[Any]:
     """A step as one int32 message: T, R, table rows and width, then the five arrays."""
     sizes = torch.tensor([batch.num_tokens, batch.num_rows, *batch.block_tables.shape], dtype=torch.int32)
     parts = (sizes, batch.token_ids, batch.positions, batch.slots, batch.rows, batch.block_tables.flatten())
-    message: np.ndarray = torch.cat(parts).numpy()
+    message: NDArray[Any] = torch.cat(parts).numpy()
     return message
 
 
-def unpack_batch(message: np.ndarray) -> Batch:
+def unpack_batch(message: NDArray[Any]) -> Batch:
     tokens, rows, slots, width = message[:4].tolist()
     arrays = torch.from_numpy(message[4:]).split([tokens, tokens, tokens, rows, slots * width])
     ids, positions, slot_of, wanted, tables = arrays

@@ -2,73 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from trtbuild.errors import EngineError
-from trtbuild.mapping import Mapping
 from trtbuild.runtime.comm import Comm
 from trtbuild.runtime.executor import EXECUTORS, Batch, State
+from trtbuild.runtime.info import TOKENS_PER_BLOCK, EngineInfo, default_threads
 from trtbuild.runtime.program import Buffer, Kind, Op, Program, build_program
 from trtbuild.runtime.rope import rope_tables
-
-TOKENS_PER_BLOCK = 32
-_KV_SHARE_OF_FREE_MEMORY = 0.25
-
-
-@dataclass(frozen=True)
-class EngineInfo:
-    """`config.json` of a cpu engine directory."""
-
-    directory: Path
-    config: dict[str, Any]
-
-    @property
-    def pretrained(self) -> dict[str, Any]:
-        return dict(self.config["pretrained_config"])
-
-    @property
-    def build(self) -> dict[str, Any]:
-        return dict(self.config["build_config"])
-
-    @property
-    def executor(self) -> str:
-        return str(self.config["trtbuild"]["executor"])
-
-    def mapping(self, rank: int = 0) -> Mapping:
-        sizes = self.config["pretrained_config"]["mapping"]
-        return Mapping(sizes["tp_size"], sizes["pp_size"], rank)
-
-
-def read_engine(directory: Path) -> EngineInfo:
-    """The description of a cpu engine.
-
-    Raises:
-        EngineError: no engine there, an engine of another target, or rank files are missing.
-    """
-    path = directory / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except OSError as error:
-        raise EngineError(f"{directory} is not an engine: cannot read {path.name}: {error.strerror}") from error
-    except ValueError as error:
-        raise EngineError(f"{path} is not valid JSON: {error}") from error
-    if "pretrained_config" not in config or "build_config" not in config:
-        raise EngineError(f"{directory} is not an engine: {path.name} lacks pretrained_config or build_config")
-    target = config.get("trtbuild", {}).get("target", "tensorrt")
-    if target != "cpu":
-        raise EngineError(f"{directory} is a {target} engine", hint="The cpu runtime needs one built with --target cpu.")
-    info = EngineInfo(directory, config)
-    missing = [f"rank{r}.engine" for r in range(info.mapping().world_size) if not (directory / f"rank{r}.engine").is_file()]
-    if missing:
-        raise EngineError(f"engine {directory} lacks {', '.join(missing)}", hint="Build it again.")
-    return info
 
 
 def load_weights(path: Path, program: Program) -> dict[str, torch.Tensor]:
@@ -87,20 +32,18 @@ def load_weights(path: Path, program: Program) -> dict[str, torch.Tensor]:
     for weight in program.weights:
         found = tuple(weights[weight.name].shape) if weight.name in weights else None
         if found != weight.shape:
-            raise EngineError(f"{path}: {weight.name} has shape {found}, expected {weight.shape}", hint="Build the engine again.")
+            raise EngineError(
+                f"{path}: {weight.name} has shape {found}, expected {weight.shape}", hint="Build the engine again."
+            )
     return weights
-
-
-def default_threads(world_size: int) -> int:
-    """Cores for each rank of this host; TRTBUILD_THREADS overrides."""
-    chosen = os.environ.get("TRTBUILD_THREADS")
-    return int(chosen) if chosen else max(1, len(os.sched_getaffinity(0)) // world_size)
 
 
 class RankModel:
     """Weights, cache and program of one rank."""
 
-    def __init__(self, info: EngineInfo, comm: Comm, *, max_batch_size: int, kv_blocks: int, executor: str = "") -> None:
+    def __init__(
+        self, info: EngineInfo, comm: Comm, *, max_batch_size: int, kv_blocks: int, executor: str = ""
+    ) -> None:
         self.info, self.comm = info, comm
         self.program = build_program(info.pretrained, comm.mapping)
         self.max_seq_len: int = info.build["max_seq_len"]
@@ -114,7 +57,7 @@ class RankModel:
         keys = torch.empty(*cache, s.head_size, TOKENS_PER_BLOCK)
         values = torch.empty(*cache, TOKENS_PER_BLOCK, s.head_size)
         self._state = State(s, weights, buffers, keys, values, cos, sin, TOKENS_PER_BLOCK)
-        threads = default_threads(comm.mapping.world_size)
+        threads = default_threads(comm.mapping.tp_size)
         self._executor = EXECUTORS[executor or info.executor](self._state, threads)
         self._segments = _segments(self.program.ops)
 
@@ -126,7 +69,7 @@ class RankModel:
             else:
                 self._communicate(ops[0], batch)
 
-    def logits(self, num_rows: int) -> np.ndarray:
+    def logits(self, num_rows: int) -> NDArray[Any]:
         """Rank 0, after `forward`: float32 [R, vocab_size], valid until the next step."""
         return self.comm.logits(num_rows, self.program.shapes.vocab_rows)[:, : self.program.shapes.vocab_size]
 
@@ -140,8 +83,8 @@ class RankModel:
         else:
             self.comm.gather_logits(self._rows(op.in_, batch.num_rows))
 
-    def _rows(self, buffer: Buffer, count: int) -> np.ndarray:
-        view: np.ndarray = self._state.buffers[buffer][:count].numpy()
+    def _rows(self, buffer: Buffer, count: int) -> NDArray[Any]:
+        view: NDArray[Any] = self._state.buffers[buffer][:count].numpy()
         return view
 
 
@@ -155,25 +98,3 @@ def _segments(ops: tuple[Op, ...]) -> list[tuple[Op, ...]]:
         else:
             segments.append([op])
     return [tuple(segment) for segment in segments]
-
-
-def kv_bytes_per_token(info: EngineInfo) -> int:
-    """Bytes of keys and values of one token on the rank that holds most layers."""
-    shapes = build_program(info.pretrained, info.mapping()).shapes
-    return 2 * 4 * shapes.num_layers * shapes.num_kv_heads * shapes.head_size
-
-
-def default_kv_blocks(info: EngineInfo, max_batch_size: int, max_tokens: int | None) -> int:
-    """Blocks of the pool: what was asked for, else every sequence at full length, within a quarter of free memory."""
-    wanted = max_tokens if max_tokens is not None else max_batch_size * info.build["max_seq_len"]
-    if max_tokens is None:
-        budget = _available_memory() * _KV_SHARE_OF_FREE_MEMORY / info.mapping().world_size
-        wanted = min(wanted, int(budget) // kv_bytes_per_token(info))
-    return max(1, wanted // TOKENS_PER_BLOCK)
-
-
-def _available_memory() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 1 << 33

@@ -172,7 +172,9 @@ def _check(config: dict[str, Any]) -> None:
         raise EngineError(
             f"the cpu runtime cannot execute {config['architecture']}", hint=f"It executes: {', '.join(_SUPPORTED)}."
         )
-    wrong = [f"{key} {config.get(key)!r} (supported: {value!r})" for key, value in wanted.items() if config.get(key) != value]
+    wrong = [
+        f"{key} {config.get(key)!r} (supported: {value!r})" for key, value in wanted.items() if config.get(key) != value
+    ]
     if wrong:
         raise EngineError(f"the cpu runtime cannot execute {config['architecture']} with {'; '.join(wrong)}")
 
@@ -193,7 +195,13 @@ def _embedding(config: dict[str, Any], mapping: Mapping, shapes: Shapes, ops: li
 
 
 def _layer(
-    config: dict[str, Any], mapping: Mapping, shapes: Shapes, layer: int, pending: bool, ops: list[Op], weights: list[Weight]
+    config: dict[str, Any],
+    mapping: Mapping,
+    shapes: Shapes,
+    layer: int,
+    pending: bool,
+    ops: list[Op],
+    weights: list[Weight],
 ) -> None:
     base = f"transformer.layers.{layer}."
     hidden, inter, eps = shapes.hidden_size, shapes.intermediate_size, config["norm_epsilon"]
@@ -204,7 +212,9 @@ def _layer(
         ops.append(Op(Kind.NORM, Buffer.H, Buffer.X, Buffer.PART if add else None, base + name, k=hidden, eps=eps))
 
     def linear(name: str, sources: tuple[str, ...], out: Buffer, in_: Buffer, n: int, k: int, bias: bool) -> None:
-        weights.append(Weight(f"{base}{name}.weight", tuple(f"{base}{s}.weight" for s in sources), (n, k), quantized=True))
+        weights.append(
+            Weight(f"{base}{name}.weight", tuple(f"{base}{s}.weight" for s in sources), (n, k), quantized=True)
+        )
         if bias:
             weights.append(Weight(f"{base}{name}.bias", tuple(f"{base}{s}.bias" for s in sources), (n,), float32=True))
         bias_name = f"{base}{name}.bias" if bias else ""
@@ -220,7 +230,15 @@ def _layer(
     linear("attention.qkv", ("attention.qkv",), Buffer.QKV, Buffer.H, shapes.qkv_size, hidden, attn_bias)
     ops.append(Op(Kind.ROPE_CACHE, in_=Buffer.QKV, layer=layer))
     ops.append(Op(Kind.ATTENTION, Buffer.ATT, Buffer.QKV, layer=layer))
-    linear("attention.dense", ("attention.dense",), Buffer.PART, Buffer.ATT, hidden, shapes.num_heads * shapes.head_size, attn_bias and first)
+    linear(
+        "attention.dense",
+        ("attention.dense",),
+        Buffer.PART,
+        Buffer.ATT,
+        hidden,
+        shapes.num_heads * shapes.head_size,
+        attn_bias and first,
+    )
     reduce_part()
     norm("post_layernorm.weight", True)
     linear("mlp.fc_gate", ("mlp.fc", "mlp.gate"), Buffer.FC_GATE, Buffer.H, 2 * inter, hidden, mlp_bias)
@@ -235,7 +253,16 @@ def _head(config: dict[str, Any], shapes: Shapes, ops: list[Op], weights: list[W
     weights.append(Weight("lm_head.weight", ("lm_head.weight",), (shapes.vocab_rows, hidden)))
     ops += [
         Op(Kind.TAKE_ROWS, Buffer.ROWS, Buffer.X, k=hidden),
-        Op(Kind.NORM, Buffer.H, Buffer.ROWS, None, "transformer.ln_f.weight", k=hidden, eps=config["norm_epsilon"], of_rows=True),
+        Op(
+            Kind.NORM,
+            Buffer.H,
+            Buffer.ROWS,
+            None,
+            "transformer.ln_f.weight",
+            k=hidden,
+            eps=config["norm_epsilon"],
+            of_rows=True,
+        ),
         Op(Kind.LINEAR, Buffer.LOGITS, Buffer.H, weight="lm_head.weight", n=shapes.vocab_rows, k=hidden, of_rows=True),
         Op(Kind.GATHER_LOGITS, in_=Buffer.LOGITS),
     ]

@@ -36,13 +36,22 @@ class SamplingParams:
         problems = [
             text
             for wrong, text in (
-                (not self.temperature > 0 or math.isinf(self.temperature), f"temperature {self.temperature} must be above 0"),
+                (
+                    not self.temperature > 0 or math.isinf(self.temperature),
+                    f"temperature {self.temperature} must be above 0",
+                ),
                 (self.top_k < 0, f"top_k {self.top_k} must be 0 or more"),
                 (not 0 <= self.top_p <= 1, f"top_p {self.top_p} must be within 0..1"),
                 (not 0 <= self.min_p <= 1, f"min_p {self.min_p} must be within 0..1"),
-                (not 0 < self.repetition_penalty < math.inf, f"repetition_penalty {self.repetition_penalty} must be above 0"),
+                (
+                    not 0 < self.repetition_penalty < math.inf,
+                    f"repetition_penalty {self.repetition_penalty} must be above 0",
+                ),
                 (not math.isfinite(self.presence_penalty), f"presence_penalty {self.presence_penalty} must be finite"),
-                (not math.isfinite(self.frequency_penalty), f"frequency_penalty {self.frequency_penalty} must be finite"),
+                (
+                    not math.isfinite(self.frequency_penalty),
+                    f"frequency_penalty {self.frequency_penalty} must be finite",
+                ),
                 (self.min_tokens < 0, f"min_tokens {self.min_tokens} must be 0 or more"),
             )
             if wrong

@@ -6,7 +6,10 @@ Each request draws from its own generator, so its tokens depend on its seed alon
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from trtbuild.runtime.request import Request
 
@@ -28,7 +31,7 @@ class Sampler:
         for token in request.prompt_ids if self._penalizes else ():
             self._counts[token] += 1
 
-    def sample(self, logits: np.ndarray, tokens: list[int]) -> tuple[int, float | None]:
+    def sample(self, logits: NDArray[Any], tokens: list[int]) -> tuple[int, float | None]:
         """The next token and, if asked for, its log probability under the plain softmax of `logits` [vocab].
 
         `tokens` are prompt and generated tokens so far. Raises ValueError when every token is forbidden or not finite.
@@ -41,7 +44,7 @@ class Sampler:
             self._counts[token] += 1
         return token, _log_prob(logits, token) if self._params.return_log_probs else None
 
-    def _processed(self, logits: np.ndarray, tokens: list[int]) -> np.ndarray:
+    def _processed(self, logits: NDArray[Any], tokens: list[int]) -> NDArray[Any]:
         p = self._params
         row = logits
         if p.temperature != 1:
@@ -50,7 +53,9 @@ class Sampler:
             row = row.copy() if row is logits else row
             seen = self._counts.nonzero()[0]
             values = row[seen]
-            values = np.where(values < 0, values * np.float32(p.repetition_penalty), values / np.float32(p.repetition_penalty))
+            values = np.where(
+                values < 0, values * np.float32(p.repetition_penalty), values / np.float32(p.repetition_penalty)
+            )
             row[seen] = values - np.float32(p.presence_penalty) - np.float32(p.frequency_penalty) * self._counts[seen]
         forbidden = self._forbidden(tokens)
         if forbidden:
@@ -60,13 +65,15 @@ class Sampler:
 
     def _forbidden(self, tokens: list[int]) -> list[int]:
         """The end token below min_tokens, and the last token of every bad word whose beginning was just generated."""
-        forbidden = [self._end_id] if len(tokens) - self._prompt_length < self._params.min_tokens and self._end_id >= 0 else []
+        forbidden = (
+            [self._end_id] if len(tokens) - self._prompt_length < self._params.min_tokens and self._end_id >= 0 else []
+        )
         for word in self._params.bad_words:
             if len(word) == 1 or tuple(tokens[-len(word) + 1 :]) == word[:-1]:
                 forbidden.append(word[-1])
         return forbidden
 
-    def _draw(self, row: np.ndarray) -> int:
+    def _draw(self, row: NDArray[Any]) -> int:
         candidates, probs = self._candidates(row)
         p = self._params
         if p.top_p:
@@ -79,7 +86,7 @@ class Sampler:
         at = int(np.searchsorted(edges, self._random.random() * edges[-1], side="right"))
         return int(candidates[min(at, int(np.flatnonzero(probs)[-1]))])
 
-    def _candidates(self, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _candidates(self, row: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Token ids and probabilities in falling order: the top k, or as many as top-p or min-p can need."""
         p, size = self._params, len(row)
         weights = np.exp((row - row.max()).astype(np.float64))
@@ -88,12 +95,17 @@ class Sampler:
             ids = np.argpartition(-row, count - 1)[:count] if count < size else np.arange(size)
             ids = ids[np.lexsort((ids, -row[ids]))]
             probs = weights[ids] / (weights[ids].sum() if p.top_k else weights.sum())
-            enough = p.top_k or count == size or (0 < p.top_p < 1 and probs.sum() >= p.top_p) or probs[-1] < p.min_p * probs[0]
+            enough = (
+                p.top_k
+                or count == size
+                or (0 < p.top_p < 1 and probs.sum() >= p.top_p)
+                or probs[-1] < p.min_p * probs[0]
+            )
             if enough:
                 return ids, probs
             count = min(size, count * 8)
 
 
-def _log_prob(logits: np.ndarray, token: int) -> float:
+def _log_prob(logits: NDArray[Any], token: int) -> float:
     top = logits.max()
     return float(logits[token] - top - np.log(np.exp((logits - top).astype(np.float64)).sum()))

@@ -38,6 +38,26 @@ class Chunk:
         return self.start + self.count == len(self.sequence.tokens)
 
 
+def check_request(request: Request, vocab_size: int, max_seq_len: int) -> None:
+    """Refuse what an engine of these limits cannot serve.
+
+    Raises:
+        RequestError: an empty or over-long prompt, ids outside the vocabulary, or no token asked for.
+    """
+    length = len(request.prompt_ids)
+    if not length:
+        raise RequestError("the prompt is empty: at least one token is needed")
+    if length >= max_seq_len:
+        raise RequestError(f"prompt length {length} leaves no room in the maximum sequence length {max_seq_len}")
+    if request.max_new_tokens < 1:
+        raise RequestError(f"max_tokens {request.max_new_tokens} must be at least 1")
+    if wrong := [token for token in request.prompt_ids if not 0 <= token < vocab_size]:
+        raise RequestError(f"token id {wrong[0]} is outside the vocabulary of {vocab_size}")
+    for word in (*request.sampling.stop_words, *request.sampling.bad_words):
+        if not word or not all(0 <= token < vocab_size for token in word):
+            raise RequestError(f"stop or bad word {list(word)} is empty or outside the vocabulary of {vocab_size}")
+
+
 class BlockPool:
     """Free blocks of the KV cache, by number."""
 
@@ -59,7 +79,9 @@ class BlockPool:
 class Scheduler:
     """Waiting and active sequences, and the blocks that active ones hold."""
 
-    def __init__(self, *, max_batch_size: int, max_seq_len: int, max_num_tokens: int, num_blocks: int, block_tokens: int) -> None:
+    def __init__(
+        self, *, max_batch_size: int, max_seq_len: int, max_num_tokens: int, num_blocks: int, block_tokens: int
+    ) -> None:
         self.max_seq_len = min(max_seq_len, num_blocks * block_tokens)
         self.max_batch_size = max_batch_size
         self.max_num_tokens = max_num_tokens
@@ -73,24 +95,13 @@ class Scheduler:
         """Queue a request; a huge `max_new_tokens` is cut to what the context still holds.
 
         Raises:
-            RequestError: an empty or over-long prompt, ids outside the vocabulary, no token asked for, or an id in use.
+            RequestError: what `check_request` refuses, or an id in use.
         """
-        length = len(request.prompt_ids)
+        check_request(request, vocab_size, self.max_seq_len)
         if request.request_id in self._by_id:
             raise RequestError(f"request id {request.request_id!r} is in use")
-        if not length:
-            raise RequestError("the prompt is empty: at least one token is needed")
-        if length >= self.max_seq_len:
-            raise RequestError(f"prompt length {length} leaves no room in the maximum sequence length {self.max_seq_len}")
-        if request.max_new_tokens < 1:
-            raise RequestError(f"max_tokens {request.max_new_tokens} must be at least 1")
-        wrong = next((t for t in request.prompt_ids if not 0 <= t < vocab_size), None)
-        if wrong is not None:
-            raise RequestError(f"token id {wrong} is outside the vocabulary of {vocab_size}")
-        for word in (*request.sampling.stop_words, *request.sampling.bad_words):
-            if not word or not all(0 <= token < vocab_size for token in word):
-                raise RequestError(f"stop or bad word {list(word)} is empty or outside the vocabulary of {vocab_size}")
-        sequence = Sequence(request, min(length + request.max_new_tokens, self.max_seq_len), list(request.prompt_ids))
+        limit = min(len(request.prompt_ids) + request.max_new_tokens, self.max_seq_len)
+        sequence = Sequence(request, limit, list(request.prompt_ids))
         self._by_id[request.request_id] = sequence
         self.waiting.append(sequence)
         return sequence

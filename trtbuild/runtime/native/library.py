@@ -23,7 +23,10 @@ NUM_BUFFERS = 16
 
 class OpStruct(ctypes.Structure):
     _fields_ = (
-        *((name, c_int32) for name in ("kind", "wtype", "in_", "in2", "out", "n", "k", "layer", "row", "column", "of_rows")),
+        *(
+            (name, c_int32)
+            for name in ("kind", "wtype", "in_", "in2", "out", "n", "k", "layer", "row", "column", "of_rows")
+        ),
         ("eps", c_float),
         ("weight", c_void_p),
         ("scale", c_void_p),
@@ -38,7 +41,10 @@ class BatchStruct(ctypes.Structure):
         ("num_tokens", c_int32),
         ("num_rows", c_int32),
         *((name, c_void_p) for name in ("token_ids", "positions", "slots", "block_tables", "rows")),
-        *((name, c_int32) for name in ("max_blocks", "block_tokens", "num_heads", "num_kv_heads", "head_size", "rotary_size")),
+        *(
+            (name, c_int32)
+            for name in ("max_blocks", "block_tokens", "num_heads", "num_kv_heads", "head_size", "rotary_size")
+        ),
         ("score_scale", c_float),
         ("cos_table", c_void_p),
         ("sin_table", c_void_p),
@@ -97,6 +103,9 @@ def _compiled() -> Path:
             command = [cc, *FLAGS, str(SOURCE), "-o", str(output), "-lm"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise ToolError(f"{' '.join(command)} failed with exit code {done.returncode}", log_tail=done.stderr.splitlines()[-8:])
+                raise ToolError(
+                    f"{' '.join(command)} failed with exit code {done.returncode}",
+                    log_tail=done.stderr.splitlines()[-8:],
+                )
             output.replace(target)
     return target
