@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -51,8 +52,7 @@ def mpirun_command(mpirun: str, world_size: int, argv: Sequence[str], *, as_root
 def rank_environment(world_size: int) -> dict[str, str]:
     """The environment of the ranks: those that wait leave the cores to those that compute."""
     crowded = world_size > len(os.sched_getaffinity(0))
-    patience = {"OMPI_MCA_mpi_yield_when_idle": "1" if crowded else "0", "GOMP_SPINCOUNT": "20000"}
-    return {**patience, **os.environ, "PYTHONUNBUFFERED": "1"}
+    return {"OMPI_MCA_mpi_yield_when_idle": str(int(crowded)), **os.environ, "PYTHONUNBUFFERED": "1"}
 
 
 def die_with_parent() -> None:
@@ -81,10 +81,8 @@ def stop_ranks(process: subprocess.Popen[bytes], *, grace_s: float = 5.0) -> Non
     """End a job: SIGTERM to mpirun, which ends its ranks; then SIGKILL to whatever of its session is left."""
     if process.poll() is None:
         process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            pass
     for pid in session_members(process.pid):
         try:
             os.kill(pid, signal.SIGKILL)

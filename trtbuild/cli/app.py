@@ -32,7 +32,9 @@ def _version(show_it: bool) -> None:
 
 @app.callback()
 def main_options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.", envvar="TRTBUILD_DEBUG")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of a failure.", envvar="TRTBUILD_DEBUG")
+    ] = False,
     _version_flag: Annotated[
         bool, typer.Option("--version", help="Print the version and leave.", callback=_version, is_eager=True)
     ] = False,

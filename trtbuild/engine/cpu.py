@@ -15,12 +15,14 @@ from typing import Any
 
 from trtbuild import mpi
 from trtbuild.engine.options import BuildOptions
-from trtbuild.errors import CheckpointError
+from trtbuild.errors import CheckpointError, PlanError
 from trtbuild.mapping import Mapping
 from trtbuild.progress import Progress, silent
+from trtbuild.spec import ConvertOptions
 
 _POLL_S = 0.05
 LAUNCHER_LOG = "mpirun.log"
+KERNELS = "kernels.json"  # what was measured; its figures differ from build to build, so nothing is derived from them
 
 
 def read_checkpoint_config(checkpoint: Path) -> dict[str, Any]:
@@ -46,6 +48,36 @@ def read_checkpoint_config(checkpoint: Path) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"checkpoint {checkpoint} lacks {', '.join(missing)}")
     return config
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a TensorRT-LLM checkpoint rather than a Hugging Face model."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "architecture" in config and "mapping" in config
+
+
+def require_same_options(config: dict[str, Any], options: ConvertOptions) -> None:
+    """Refuse options that contradict a ready checkpoint; what was left at its default follows the checkpoint.
+
+    Raises:
+        PlanError: names every contradiction.
+    """
+    default = ConvertOptions()
+    found = {
+        "tp": (options.tp_size, default.tp_size, config["mapping"]["tp_size"]),
+        "pp": (options.pp_size, default.pp_size, config["mapping"]["pp_size"]),
+        "dtype": (options.dtype, default.dtype, config["dtype"]),
+    }
+    problems = [
+        f"--{name} {asked} was asked for, but the checkpoint was made with {has}"
+        for name, (asked, usual, has) in found.items()
+        if asked not in (usual, has)
+    ]
+    if problems:
+        raise PlanError(problems, hint="Leave the options out, or convert the model again.")
 
 
 def engine_mapping(config: dict[str, Any]) -> Mapping:
@@ -79,13 +111,12 @@ def build_engine(
             raise mpi.job_failure(process, log_dir, launcher_log, "engine build", mapping.world_size)
     finally:
         mpi.stop_ranks(process)
-    kernels = json.loads((out / "kernels.json").read_text())
-    (out / "kernels.json").unlink()
+    chosen = json.loads((out / KERNELS).read_text())
     document = {
         "version": version,
         "pretrained_config": config,
         "build_config": build_config,
-        "trtbuild": {"target": "cpu", **kernels},
+        "trtbuild": {"target": "cpu", "executor": chosen["executor"], "cpu": chosen["cpu"]},
     }
     (out / "config.json").write_text(json.dumps(document, indent=2) + "\n")
     progress(mapping.world_size, mapping.world_size, "done")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trtbuild import mpi
-from trtbuild.engine.cpu import engine_mapping, read_checkpoint_config
+from trtbuild.engine.cpu import KERNELS, engine_mapping, read_checkpoint_config
 from trtbuild.errors import CheckpointError
 from trtbuild.mapping import Mapping
 from trtbuild.runtime.program import Program, Weight, build_program
@@ -42,6 +42,7 @@ def build_rank(checkpoint: Path, out: Path, config: dict[str, Any], mapping: Map
     # Under another name until it is whole: the parent counts finished ranks by their files.
     partial = out / f".rank{mapping.rank}.engine"
     save_file(tensors, str(partial), metadata={"format": "trtbuild-cpu-1"})
+    partial.chmod(0o644)  # save_file makes it private
     partial.rename(out / f"rank{mapping.rank}.engine")
 
 
@@ -99,7 +100,8 @@ def main(checkpoint: Path, out: Path, log_dir: Path) -> None:
         if rank == 0:
             from trtbuild.engine.kernels import choose_executor
 
-            (out / "kernels.json").write_text(json.dumps(choose_executor(out / "rank0.engine", config, mapping)))
+            chosen = choose_executor(out / "rank0.engine", config, mapping)
+            (out / KERNELS).write_text(json.dumps(chosen, indent=2) + "\n")
         print("done", flush=True)
 
     mpi.abort_on_error(run, lambda: world.Abort(1) if world is not None else None)

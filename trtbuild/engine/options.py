@@ -18,22 +18,12 @@ class BuildOptions:
     max_seq_len: int | None = None
     max_num_tokens: int = 128
 
-    def build_config(self, pretrained: dict[str, Any]) -> dict[str, Any]:
-        """The `build_config` of the engine's config.json.
-
-        Raises:
-            PlanError: limits that contradict each other.
-        """
-        longest = self.max_seq_len or deduced_seq_len(pretrained)
-        problems = [
-            f"{name} {value} must be at least 1"
-            for name, value in (
-                ("max_batch_size", self.max_batch_size),
-                ("max_seq_len", longest),
-                ("max_num_tokens", self.max_num_tokens),
-            )
-            if value < 1
-        ]
+    def require(self) -> None:
+        """Raise PlanError with every limit that is impossible or contradicts another."""
+        limits = {"max_batch_size": self.max_batch_size, "max_num_tokens": self.max_num_tokens}
+        problems = [f"{name} {value} must be at least 1" for name, value in limits.items() if value < 1]
+        if self.max_seq_len is not None and self.max_seq_len < 2:
+            problems.append(f"max_seq_len {self.max_seq_len} must be at least 2")
         if 0 < self.max_num_tokens < self.max_batch_size:
             problems.append(
                 f"max_num_tokens {self.max_num_tokens} is below max_batch_size {self.max_batch_size}: "
@@ -41,6 +31,10 @@ class BuildOptions:
             )
         if problems:
             raise PlanError(problems)
+
+    def build_config(self, pretrained: dict[str, Any]) -> dict[str, Any]:
+        """The `build_config` of the engine's config.json."""
+        longest = self.max_seq_len or deduced_seq_len(pretrained)
         return {
             "max_input_len": longest - 1,
             "max_seq_len": longest,

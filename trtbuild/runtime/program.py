@@ -15,6 +15,7 @@ from typing import Any
 
 from trtbuild.errors import EngineError
 from trtbuild.mapping import Mapping
+from trtbuild.runtime.rope import SCALING_TYPES
 
 
 class Kind(IntEnum):
@@ -175,6 +176,10 @@ def _check(config: dict[str, Any]) -> None:
     wrong = [
         f"{key} {config.get(key)!r} (supported: {value!r})" for key, value in wanted.items() if config.get(key) != value
     ]
+    scaling = config.get("rotary_scaling") or {}
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind not in SCALING_TYPES:
+        wrong.append(f"rotary_scaling {kind!r} (supported: {', '.join(SCALING_TYPES)})")
     if wrong:
         raise EngineError(f"the cpu runtime cannot execute {config['architecture']} with {'; '.join(wrong)}")
 

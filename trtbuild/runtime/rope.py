@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from trtbuild.errors import EngineError
-
 if TYPE_CHECKING:
     import torch
 
@@ -14,11 +12,7 @@ SCALING_TYPES = ("default", "linear", "llama3")
 
 
 def rope_tables(config: dict[str, Any], rotary_size: int, max_seq_len: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin, float32 [max_seq_len, rotary_size / 2].
-
-    Raises:
-        EngineError: a `rotary_scaling` type other than those of SCALING_TYPES.
-    """
+    """cos and sin, float32 [max_seq_len, rotary_size / 2]; `rotary_scaling` is one of SCALING_TYPES."""
     import torch
 
     base = float(config.get("rotary_base", 10000.0))
@@ -37,8 +31,7 @@ def _scaled(inverse: torch.Tensor, scaling: dict[str, Any]) -> torch.Tensor:
     factor = float(scaling.get("factor", 1.0))
     if kind == "linear":
         return inverse / factor
-    if kind != "llama3":
-        raise EngineError(f"the cpu runtime has no rotary scaling {kind!r} (it has {', '.join(SCALING_TYPES)})")
+    assert kind == "llama3", kind  # build_program refused the others
     # Llama 3.1: long wavelengths are slowed by `factor`, short ones kept, those between are blended.
     low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
     context = float(scaling["original_max_position_embeddings"])

@@ -75,6 +75,15 @@ INLINE v8 load(const float *p) { return *(const v8u *)p; }
 INLINE void store(float *p, v8 x) { *(v8u *)p = x; }
 INLINE v8 splat(float x) { return (v8){x, x, x, x, x, x, x, x}; }
 INLINE float sum8(v8 x) { return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7])); }
+/* a * b + c in one rounding. Products and sums are never joined by the compiler (-ffp-contract=off), so that the same
+ * number comes out of every specialization of a loop. */
+#ifdef __FMA__
+INLINE v8 fma8(v8 a, v8 b, v8 c) { return (v8)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+INLINE float fma1(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+#else
+INLINE v8 fma8(v8 a, v8 b, v8 c) { return a * b + c; }
+INLINE float fma1(float a, float b, float c) { return a * b + c; }
+#endif
 INLINE v8 max8(v8 a, v8 b) { v8i m = a > b; return (v8)((m & (v8i)a) | (~m & (v8i)b)); }
 
 INLINE float half_to_float(uint16_t h) {
@@ -125,15 +134,15 @@ INLINE v8 exp8(v8 x) {
     v8 z = x * splat(1.44269504088896341f);
     v8i n = __builtin_convertvector(z + (v8)(((v8i)z & (int32_t)0x80000000) | 0x3f000000), v8i);
     v8 nf = __builtin_convertvector(n, v8);
-    v8 r = x - nf * splat(0.693359375f);
-    r = r + nf * splat(2.12194440e-4f);
+    v8 r = fma8(nf, splat(-0.693359375f), x);
+    r = fma8(nf, splat(2.12194440e-4f), r);
     v8 p = splat(1.9875691500e-4f);
-    p = p * r + splat(1.3981999507e-3f);
-    p = p * r + splat(8.3334519073e-3f);
-    p = p * r + splat(4.1665795894e-2f);
-    p = p * r + splat(1.6666665459e-1f);
-    p = p * r + splat(5.0000001201e-1f);
-    p = p * r * r + r + splat(1.0f);
+    p = fma8(p, r, splat(1.3981999507e-3f));
+    p = fma8(p, r, splat(8.3334519073e-3f));
+    p = fma8(p, r, splat(4.1665795894e-2f));
+    p = fma8(p, r, splat(1.6666665459e-1f));
+    p = fma8(p, r, splat(5.0000001201e-1f));
+    p = fma8(p * r, r, r) + splat(1.0f);
     return p * (v8)((n + 127) << 23);
 }
 
@@ -159,13 +168,13 @@ INLINE void tile(const float *x, int64_t ldx, const char *w, int64_t ldw, int ty
         for (int n = 0; n < n_count; n++) weight[n] = load_weight(w + n * ldw, type, i);
         for (int m = 0; m < m_count; m++) {
             v8 xi = load(x + m * ldx + i);
-            for (int n = 0; n < n_count; n++) sum[m][n] += xi * weight[n];
+            for (int n = 0; n < n_count; n++) sum[m][n] = fma8(xi, weight[n], sum[m][n]);
         }
     }
     for (int m = 0; m < m_count; m++)
         for (int n = 0; n < n_count; n++) {
             float y = sum8(sum[m][n]);
-            for (int t = i; t < k; t++) y += x[m * ldx + t] * one_weight(w + n * ldw, type, t);
+            for (int t = i; t < k; t++) y = fma1(x[m * ldx + t], one_weight(w + n * ldw, type, t), y);
             if (scale) y *= scale[n];
             if (bias) y += bias[n];
             out[m * ldo + n] = y;
@@ -262,12 +271,12 @@ static void norm(const op_t *op, const batch_t *b, int tokens, int thread) {
         for (; i + 8 <= width; i += 8) {
             v8 xi = load(x + i);
             if (add) { xi += load(add + i); store(x + i, xi); }
-            squares += xi * xi;
+            squares = fma8(xi, xi, squares);
         }
         float total = sum8(squares);
         for (; i < width; i++) {
             if (add) x[i] += add[i];
-            total += x[i] * x[i];
+            total = fma1(x[i], x[i], total);
         }
         float inverse = 1.0f / sqrtf(total / (float)width + op->eps);
         for (i = 0; i + 8 <= width; i += 8) store(out + i, load(x + i) * splat(inverse) * load(w + i));
@@ -315,7 +324,10 @@ INLINE void block_scores(const float *q, int hd, int bt, const float *keys, int 
             v8 k0 = load(row), k1 = lanes > 1 ? load(row + 8) : k0, k2 = lanes > 2 ? load(row + 16) : k0, k3 = lanes > 3 ? load(row + 24) : k0;
             for (int g = 0; g < group; g++) {
                 v8 qi = splat(q[g * hd + i]);
-                sum[g][0] += qi * k0; sum[g][1] += qi * k1; sum[g][2] += qi * k2; sum[g][3] += qi * k3;
+                sum[g][0] = fma8(qi, k0, sum[g][0]);
+                sum[g][1] = fma8(qi, k1, sum[g][1]);
+                sum[g][2] = fma8(qi, k2, sum[g][2]);
+                sum[g][3] = fma8(qi, k3, sum[g][3]);
             }
         }
         for (int g = 0; g < group; g++)
@@ -323,27 +335,35 @@ INLINE void block_scores(const float *q, int hd, int bt, const float *keys, int 
     }
 }
 
-/* out[hd] of each query head = softmax(scores) . values, block by block. */
-INLINE void weigh_values(const batch_t *b, const int32_t *table, int64_t base, int context, int group, const float *probs, int64_t ldp, float *out) {
-    int hd = b->head_size, bt = b->block_tokens, i = 0;
-    for (; i + 16 <= hd; i += 16) {
-        v8 sum[MAX_GROUP][2];
-        for (int g = 0; g < group; g++) sum[g][0] = sum[g][1] = splat(0);
-        for (int t = 0; t < context; t++) {
-            const float *v = b->values + base + (int64_t)table[t / bt] * b->block_stride + (int64_t)(t % bt) * hd + i;
-            v8 v0 = load(v), v1 = load(v + 8);
-            for (int g = 0; g < group; g++) {
-                v8 p = splat(probs[g * ldp + t]);
-                sum[g][0] += p * v0; sum[g][1] += p * v1;
-            }
+/* Channels [i, i + 8 * vectors) of softmax(scores) . values, for each query head. */
+INLINE void weigh_channels(const batch_t *b, const int32_t *table, int64_t base, int context, int group, int vectors, int i,
+                           const float *probs, int64_t ldp, float *out) {
+    int hd = b->head_size, bt = b->block_tokens;
+    v8 sum[MAX_GROUP][2];
+    for (int g = 0; g < group; g++) sum[g][0] = sum[g][1] = splat(0);
+    for (int t = 0; t < context; t++) {
+        const float *v = b->values + base + (int64_t)table[t / bt] * b->block_stride + (int64_t)(t % bt) * hd + i;
+        v8 v0 = load(v), v1 = vectors > 1 ? load(v + 8) : v0;
+        for (int g = 0; g < group; g++) {
+            v8 p = splat(probs[g * ldp + t]);
+            sum[g][0] = fma8(p, v0, sum[g][0]);
+            sum[g][1] = fma8(p, v1, sum[g][1]);
         }
-        for (int g = 0; g < group; g++) { store(out + g * hd + i, sum[g][0]); store(out + g * hd + i + 8, sum[g][1]); }
     }
+    for (int g = 0; g < group; g++)
+        for (int n = 0; n < vectors; n++) store(out + g * hd + i + 8 * n, sum[g][n]);
+}
+
+INLINE void weigh_values(const batch_t *b, const int32_t *table, int64_t base, int context, int group, const float *probs,
+                         int64_t ldp, float *out) {
+    int hd = b->head_size, bt = b->block_tokens, i = 0;
+    for (; i + 16 <= hd; i += 16) weigh_channels(b, table, base, context, group, 2, i, probs, ldp, out);
+    for (; i + 8 <= hd; i += 8) weigh_channels(b, table, base, context, group, 1, i, probs, ldp, out);
     for (; i < hd; i++)
         for (int g = 0; g < group; g++) {
             float sum = 0;
             for (int t = 0; t < context; t++)
-                sum += probs[g * ldp + t] * b->values[base + (int64_t)table[t / bt] * b->block_stride + (int64_t)(t % bt) * hd + i];
+                sum = fma1(probs[g * ldp + t], b->values[base + (int64_t)table[t / bt] * b->block_stride + (int64_t)(t % bt) * hd + i], sum);
             out[g * hd + i] = sum;
         }
 }

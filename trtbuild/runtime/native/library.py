@@ -16,8 +16,8 @@ from pathlib import Path
 from trtbuild.errors import ToolError
 
 SOURCE = Path(__file__).with_name("kernels.c")
-# No -ffast-math: sums keep their order, and the same bits come out of every build of the same source on one CPU.
-FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared", "-fopenmp")
+# No -ffast-math and no contraction: sums keep the order and the roundings that the source spells out.
+FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-ffp-contract=off", "-fPIC", "-shared", "-fopenmp")
 NUM_BUFFERS = 16
 
 
@@ -79,6 +79,9 @@ def load_library() -> ctypes.CDLL:
     Raises:
         ToolError: there is no C compiler, or it fails; the torch executor works without.
     """
+    # Threads wait actively for about 50 us, longer than an operation takes, then give the core away: on a busy machine
+    # a thread that spins keeps off the very one that it waits for. libgomp reads this when it is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     library = ctypes.CDLL(str(_compiled()))
     library.trtbuild_op_size.restype = c_int64
     library.trtbuild_batch_size.restype = c_int64

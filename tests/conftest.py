@@ -1,0 +1,45 @@
+"""Fixtures that every test may use; those of one area are in its own file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engines import demo_model, engines  # noqa: F401 - fixtures
+from tests.tiny import ROOT, make_llama
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama; read only."""
+    return make_llama(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture
+def llama_copy(llama_folder: Path, tmp_path: Path) -> Path:
+    """A tiny random Llama that the test may damage."""
+    return Path(shutil.copytree(llama_folder, tmp_path / "llama"))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: on a busy machine thousands of tiny operations otherwise wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Checkpoints written by TensorRT-LLM's own converter (not part of this repository)."""
+    folder = Path(os.environ.get("TRTBUILD_GOLDEN") or ROOT.parent / "shared" / "golden")
+    if not folder.is_dir():
+        pytest.skip(f"no golden checkpoints in {folder}; set TRTBUILD_GOLDEN")
+    return folder

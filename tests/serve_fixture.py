@@ -1,0 +1,159 @@
+"""A tiny model behind the real tritonserver, on free loopback ports; always stopped."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import ROOT, make_llama
+
+VOCAB = 49152  # of the demo model's tokenizer
+LONGEST = 1024
+
+
+def demo_tokenizer() -> Path:
+    """The demo model's folder: a real tokenizer with emoji, CJK and single bytes."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "trtbuild/models/SmolLM2-135M-Instruct"
+    folder = Path(os.environ.get("TRTBUILD_DEMO_MODEL") or default)
+    if not (folder / "tokenizer.json").is_file():
+        pytest.skip(f"the demo model is not in {folder} (run scripts/demo_model.py)")
+    return folder
+
+
+def build_engine(folder: Path, tp: int, pp: int) -> Path:
+    """A random Llama with the demo model's vocabulary as a cpu engine."""
+    from trtbuild.engine.options import BuildOptions
+    from trtbuild.pipeline import make_engine
+    from trtbuild.spec import ConvertOptions
+
+    model = make_llama(folder / "model", vocab_size=VOCAB, max_position_embeddings=LONGEST)
+    options = ConvertOptions(tp_size=tp, pp_size=pp, dtype="float32")
+    return make_engine(str(model), folder / "engine", options, BuildOptions(max_batch_size=32))
+
+
+def build_repository(folder: Path, tp: int = 1, pp: int = 1) -> Path:
+    from trtbuild.repo.options import RepositoryOptions
+    from trtbuild.repo.write import write_repository
+
+    if shutil.which("mpirun") is None and not (Path(sys.executable).parent / "mpirun").exists():
+        pytest.skip("mpirun is not installed")
+    engine = build_engine(folder, tp, pp)
+    write_repository(
+        engine, folder / "repo", demo_tokenizer(), RepositoryOptions(max_tokens_in_paged_kv_cache=16 * LONGEST)
+    )
+    return folder / "repo"
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@dataclass
+class Running:
+    """A `trtbuild serve` process that has said that it is ready."""
+
+    process: subprocess.Popen[str]
+    repository: Path
+    log_dir: Path
+    http: int
+    grpc: int
+    metrics: int
+
+    @property
+    def url(self) -> str:
+        return f"127.0.0.1:{self.grpc}"
+
+    def gauge(self, name: str) -> int:
+        """A value of the KV cache metrics."""
+        page = urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=5).read().decode()
+        found = re.search(rf'nv_trt_llm_kv_cache_block_metrics{{kv_cache_block_type="{name}".*}} (\d+)', page)
+        assert found, page
+        return int(found[1])
+
+    def wait_for_gauge(self, name: str, wanted: int, timeout_s: float = 10) -> int:
+        deadline = time.monotonic() + timeout_s
+        while (value := self.gauge(name)) != wanted and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return value
+
+    def marked(self) -> list[int]:
+        """Every process of this server."""
+        from trtbuild.serve.processes import marked_processes
+
+        return marked_processes("TRTBUILD_RUN_DIR", str(self.log_dir.resolve()))
+
+    def named(self, text: str) -> list[int]:
+        """Processes of this server with `text` in their command line."""
+        return [pid for pid in self.marked() if text in command_line(pid)]
+
+    def wait_gone(self, timeout_s: float = 15) -> list[int]:
+        """Processes that are left: of the server, or with the repository in their command line."""
+        deadline = time.monotonic() + timeout_s
+        while (left := [*self.marked(), *with_command(str(self.repository))]) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return left
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def with_command(text: str) -> list[int]:
+    pids = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and int(p.name) != os.getpid()]
+    return [pid for pid in pids if text in command_line(pid)]
+
+
+@contextmanager
+def running(repository: Path, log_dir: Path) -> Iterator[Running]:
+    """`trtbuild serve` in a process of its own, as a user starts it."""
+    http, grpc, metrics = free_ports(3)
+    ports = ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics]
+    command = [sys.executable, "-c", "from trtbuild.cli.app import main; main()", "serve", repository, *ports]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    process = subprocess.Popen(
+        [*map(str, command), "--log-dir", str(log_dir)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    server = Running(process, repository, log_dir, http, grpc, metrics)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line.startswith("ready:"):
+            pytest.fail(f"not ready: {line}{process.communicate(timeout=30)[1]}")
+        yield server
+    finally:
+        for pid in server.named(""):
+            os.kill(pid, signal.SIGCONT)  # a stopped process would not hear the SIGTERM
+        process.terminate()
+        try:
+            process.communicate(timeout=40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+        assert server.wait_gone() == []

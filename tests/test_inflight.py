@@ -1,0 +1,152 @@
+"""Inflight batching: company changes nothing, cancellation frees everything, bad requests harm nobody."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.engines import Engines, greedy, log_probs_of, random_prompts, tokens_of
+from trtbuild.engine.options import BuildOptions
+from trtbuild.errors import RequestError
+from trtbuild.runtime.generator import Generator
+from trtbuild.runtime.info import RuntimeOptions
+from trtbuild.runtime.request import Request, SamplingParams
+
+SMALL = BuildOptions(max_batch_size=8, max_num_tokens=16)  # prompts are cut into chunks of at most 16
+
+
+@pytest.fixture(scope="module")
+def generator(engines: Engines) -> Generator:
+    return Generator(engines.engine(engines.tiny(), limits=SMALL), RuntimeOptions(max_tokens_in_paged_kv_cache=2048))
+
+
+@pytest.mark.parametrize("quant", ["none", "int8"])
+def test_alone_and_in_company_the_same_bits(engines: Engines, demo_model: Path, quant: str) -> None:
+    engine = engines.engine(demo_model, quant=quant)
+    generator = Generator(engine, RuntimeOptions(max_tokens_in_paged_kv_cache=16384, executor="native"))
+    prompts = random_prompts(8, 49152, longest=300)
+    sampling = {"return_log_probs": True, "temperature": 0.9, "top_k": 50, "top_p": 0.95}
+    requests = [greedy(str(i), prompt, 12 + 5 * i, seed=i, **sampling) for i, prompt in enumerate(prompts)]
+    together = generator.generate(requests)
+    for request in requests:
+        alone = generator.generate([request])[request.request_id]
+        assert tokens_of(alone) == tokens_of(together[request.request_id])
+        assert log_probs_of(alone) == log_probs_of(together[request.request_id])
+    assert generator.stats()["kv_blocks_used"] == 0
+
+
+def test_chunks_of_a_prompt_change_nothing(engines: Engines) -> None:
+    prompt = random_prompts(1, 500, seed=3, longest=400)[0]
+    model = engines.tiny()
+    found = []
+    for chunk in (8, 16, 33, 512):
+        engine = engines.engine(model, limits=BuildOptions(max_batch_size=4, max_num_tokens=chunk))
+        generator = Generator(engine, RuntimeOptions(max_tokens_in_paged_kv_cache=2048, executor="native"))
+        outputs = generator.generate([greedy("a", prompt, 16, return_log_probs=True)])["a"]
+        found.append((tokens_of(outputs), log_probs_of(outputs)))
+    assert all(other == found[0] for other in found[1:])
+
+
+def test_executors_agree(engines: Engines) -> None:
+    """The native kernels and the torch definition of every operation, on the same engine."""
+    tokens = list(random_prompts(1, 500, seed=5, longest=300)[0])
+    for options in ({"quant": "int8"}, {"dtype": "float16"}, {"dtype": "bfloat16"}, {}):
+        engine = engines.engine(engines.tiny(attention_bias=True), **options)
+        native, torch = (Generator(engine, RuntimeOptions(executor=name)).score(tokens) for name in ("native", "torch"))
+        assert np.abs(native - torch).max() < 2e-5 * np.abs(torch).max()
+
+
+def test_cancel_frees_blocks_at_once(generator: Generator) -> None:
+    for i, prompt in enumerate(random_prompts(12, 500, longest=60)):
+        generator.add(greedy(str(i), prompt, 100))
+    for _ in range(10):
+        generator.step()
+    assert generator.stats()["active_requests"] == 8
+    assert generator.stats()["queued_requests"] == 4
+    for i in range(12):
+        output = generator.cancel(str(i))
+        assert output is not None
+        assert output.finish_reason == "cancelled"
+    assert generator.cancel("0") is None
+    assert generator.stats()["kv_blocks_used"] == 0
+    assert generator.step() == []
+
+
+def test_more_requests_than_the_cache_holds(engines: Engines) -> None:
+    """Requests wait for blocks, first come first served, and every one ends as it would alone."""
+    engine = engines.engine(engines.tiny(), limits=SMALL)
+    generator = Generator(engine, RuntimeOptions(max_tokens_in_paged_kv_cache=96))
+    requests = [greedy(str(i), prompt, 40) for i, prompt in enumerate(random_prompts(9, 500, longest=30))]
+    together = generator.generate(requests)
+    for request in requests:
+        assert tokens_of(together[request.request_id]) == tokens_of(generator.generate([request])[request.request_id])
+    assert generator.stats()["kv_blocks_free"] == 3
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (Request("a", (), 5), "prompt is empty"),
+        (Request("a", (1,) * 512, 5), "maximum sequence length 512"),
+        (Request("a", (1, 2), 0), "max_tokens 0"),
+        (Request("a", (1, 2), -3), "max_tokens -3"),
+        (Request("a", (1, 512), 5), "outside the vocabulary"),
+        (Request("a", (-1,), 5), "outside the vocabulary"),
+        (Request("a", (1,), 5, sampling=SamplingParams(stop_words=((),))), "stop or bad word"),
+        (Request("a", (1,), 5, sampling=SamplingParams(bad_words=((900,),))), "stop or bad word"),
+    ],
+)
+def test_requests_that_cannot_be_served(generator: Generator, request_: Request, words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        generator.add(request_)
+    assert generator.open_requests == 0
+
+
+def test_same_id_twice(generator: Generator) -> None:
+    generator.add(greedy("twin", (1, 2), 4))
+    with pytest.raises(RequestError, match="in use"):
+        generator.add(greedy("twin", (3,), 4))
+    generator.cancel("twin")
+
+
+def test_huge_max_tokens_stops_at_the_context(generator: Generator) -> None:
+    outputs = generator.generate([greedy("a", (1, 2, 3), 2**31 - 1)])["a"]
+    assert len(tokens_of(outputs)) == 512 - 3
+    assert outputs[-1].finish_reason == "length"
+
+
+def test_end_id_stops_and_is_not_shown(generator: Generator) -> None:
+    free = tokens_of(generator.generate([greedy("a", (5, 6, 7), 20)])["a"])
+    end = free[7]
+    first = free.index(end)
+    outputs = generator.generate([Request("a", (5, 6, 7), 20, end_id=end)])["a"]
+    assert tokens_of(outputs) == free[:first]
+    assert outputs[-1].finish_reason == "end_id"
+
+
+def test_min_tokens_keeps_the_end_away(generator: Generator) -> None:
+    end = tokens_of(generator.generate([greedy("a", (5, 6, 7), 20)])["a"])[0]
+    request = Request("a", (5, 6, 7), 20, end_id=end, sampling=SamplingParams(min_tokens=6))
+    tokens = tokens_of(generator.generate([request])["a"])
+    assert len(tokens) >= 6
+    assert end not in tokens[:6]
+
+
+def test_stop_words_end_with_the_word(generator: Generator) -> None:
+    free = tokens_of(generator.generate([greedy("a", (9, 8, 7), 20)])["a"])
+    word = tuple(free[4:6])
+    outputs = generator.generate([greedy("a", (9, 8, 7), 20, stop_words=(word, (499, 498)))])["a"]
+    stopped = tokens_of(outputs)
+    assert tuple(stopped[-2:]) == word
+    assert stopped == free[: len(stopped)]
+    assert outputs[-1].finish_reason == "stop_words"
+
+
+def test_bad_words_never_appear(generator: Generator) -> None:
+    free = tokens_of(generator.generate([greedy("a", (9, 8, 7), 20)])["a"])
+    single, pair = free[0], tuple(free[2:4])
+    tokens = tokens_of(generator.generate([greedy("a", (9, 8, 7), 60, bad_words=((single,), pair))])["a"])
+    assert single not in tokens
+    assert pair not in set(zip(tokens, tokens[1:], strict=False))

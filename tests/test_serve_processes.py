@@ -1,0 +1,139 @@
+"""Whoever dies, nothing is left behind, and the reason is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.serve_fixture import Running, build_repository, free_ports, running, with_command
+from tests.tiny import trtbuild
+from trtbuild.client import Generation, generate_stream
+from trtbuild.errors import ServerError, TrtbuildError
+from trtbuild.serve.ready import check_ports_free
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_repository(tmp_path_factory.mktemp("serve2"), tp=1, pp=2)
+
+
+def ended(server: Running) -> tuple[int, str]:
+    error = server.process.communicate(timeout=40)[1]
+    return server.process.returncode, error
+
+
+def test_a_killed_rank_ends_the_server_and_is_named(repository: Path, tmp_path: Path) -> None:
+    with running(repository, tmp_path / "logs") as server:
+        open_request = generate_stream(server.url, Generation("x", max_tokens=900, end_id=-1), stall_timeout_s=20)
+        next(open_request)
+        ranks = [
+            pid
+            for pid in server.named("trtbuild.runtime.rank")
+            if "mpirun" not in str(Path(f"/proc/{pid}/exe").readlink())
+        ]
+        rank_one = [p for p in ranks if b"PMIX_RANK=1\0" in Path(f"/proc/{p}/environ").read_bytes()]
+        os.kill(rank_one[0], signal.SIGKILL)
+        with pytest.raises(TrtbuildError):
+            list(open_request)
+        code, error = ended(server)
+        assert code == 5
+        assert "rank 1" in error
+        assert server.wait_gone() == []
+
+
+def test_a_killed_tritonserver_is_reported(repository: Path, tmp_path: Path) -> None:
+    with running(repository, tmp_path / "logs") as server:
+        answer = generate_stream(server.url, Generation("x", max_tokens=900, end_id=-1))
+        next(answer)
+        os.kill(server.named("bin/tritonserver")[0], signal.SIGKILL)
+        with pytest.raises(ServerError, match="cut the answer off"):
+            list(answer)
+        code, error = ended(server)
+        assert code == 5
+        assert "killed by signal 9" in error
+        assert server.wait_gone() == []
+
+
+def test_nothing_survives_a_killed_supervisor(repository: Path, tmp_path: Path) -> None:
+    with running(repository, tmp_path / "logs") as server:
+        assert len(server.named("trtbuild.runtime.rank")) >= 2
+        server.process.kill()
+        server.process.communicate()
+        assert server.wait_gone() == []
+        assert with_command(str(repository)) == []
+
+
+def test_sigterm_and_a_stalling_server(repository: Path, tmp_path: Path) -> None:
+    with running(repository, tmp_path / "logs") as server:
+        answer = generate_stream(server.url, Generation("x", max_tokens=900, end_id=-1), stall_timeout_s=1)
+        next(answer)
+        triton = server.named("bin/tritonserver")[0]
+        os.kill(triton, signal.SIGSTOP)
+        with pytest.raises(ServerError, match="stalls: nothing came for 1 s"):
+            list(answer)
+        with pytest.raises(ServerError, match="does not answer"):
+            list(generate_stream(server.url, Generation("x"), connect_timeout_s=0.5))
+        os.kill(triton, signal.SIGCONT)
+        server.process.send_signal(signal.SIGTERM)
+        assert ended(server)[0] == 143
+        assert server.wait_gone() == []
+
+
+def test_commands_against_a_server(repository: Path, tmp_path: Path) -> None:
+    with running(repository, tmp_path / "logs") as server:
+        done = trtbuild("generate", "Hello", "--url", server.url, "-n", 12, "--temperature", 0)
+        assert done.returncode == 0
+        assert "TTFT" in done.stderr
+        assert "tokens/s" in done.stderr
+        turns = trtbuild("chat", "--repo", repository, "--url", server.url, "-n", 8, input="Hi\nAgain\n")
+        assert turns.returncode == 0
+        assert turns.stderr.count("TTFT") == 2
+        taken = trtbuild("serve", repository, "--grpc-port", server.grpc, "--http-port", free_ports(1)[0])
+        assert taken.returncode == 7
+        assert f"grpc port {server.grpc} on 127.0.0.1" in taken.stderr
+
+
+def test_ports_are_checked_before_the_start() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ServerError, match=f"grpc port {port} on 127.0.0.1"):
+            check_ports_free("127.0.0.1", {"http": free_ports(1)[0], "grpc": port})
+
+
+def test_no_server() -> None:
+    port = free_ports(1)[0]
+    done = trtbuild("generate", "Hi", "--url", f"127.0.0.1:{port}")
+    assert done.returncode == 7
+    assert "no server at" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_not_a_repository(tmp_path: Path) -> None:
+    done = trtbuild("serve", tmp_path)
+    assert done.returncode == 3
+    assert "is not a repository" in done.stderr
+
+
+def test_an_engine_that_cannot_load_is_the_reason(repository: Path, tmp_path: Path) -> None:
+    """The rank's own words reach the user, through Triton and mpirun."""
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(repository.parent / "engine", broken / "engine")
+    shutil.copytree(repository, broken / "repo")
+    config = broken / "repo" / "tensorrt_llm" / "config.pbtxt"
+    config.write_text(config.read_text().replace(str(repository.parent / "engine"), str(broken / "engine")))
+    (broken / "engine" / "rank1.engine").write_bytes(b"nonsense")
+    http, grpc, metrics = free_ports(3)
+    ports = ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics]
+    done: subprocess.CompletedProcess[str] = trtbuild("serve", broken / "repo", *ports)
+    assert done.returncode == 5
+    assert "rank 1" in done.stderr
+    assert with_command(str(broken)) == []

@@ -1,0 +1,1 @@
+"""Stage 2: a Hugging Face folder in, a TensorRT-LLM checkpoint out."""

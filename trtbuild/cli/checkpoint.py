@@ -1,0 +1,45 @@
+"""`trtbuild checkpoint`: a TensorRT-LLM checkpoint, one file per rank."""
+
+from __future__ import annotations
+
+from trtbuild.cli.options import (
+    DtypeOpt,
+    EmbeddingDimOpt,
+    ForceOpt,
+    ModelArg,
+    OutputOpt,
+    ParallelEmbeddingOpt,
+    PpOpt,
+    QuantOpt,
+    RevisionOpt,
+    TargetOpt,
+    TpOpt,
+    convert_options,
+)
+from trtbuild.cli.output import note, progress_bar
+
+NAME = "checkpoint"
+PANEL = "Build"
+
+
+def command(
+    model: ModelArg,
+    output: OutputOpt,
+    tp: TpOpt = 1,
+    pp: PpOpt = 1,
+    dtype: DtypeOpt = "auto",
+    quant: QuantOpt = "none",
+    target: TargetOpt = "cpu",
+    parallel_embedding: ParallelEmbeddingOpt = False,
+    embedding_dim: EmbeddingDimOpt = 0,
+    revision: RevisionOpt = None,
+    force: ForceOpt = False,
+) -> None:
+    """Convert a model to a TensorRT-LLM checkpoint: config.json and rankN.safetensors."""
+    from trtbuild import pipeline
+
+    options = convert_options(tp, pp, dtype, quant, target, parallel_embedding, embedding_dim)
+    with progress_bar("checkpoint") as progress:
+        made = pipeline.make_checkpoint(model, output, options, revision=revision, progress=progress, force=force)
+    ranks = "1 rank" if options.world_size == 1 else f"{options.world_size} ranks"
+    note(f"checkpoint of {ranks} in {made}")

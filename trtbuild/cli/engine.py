@@ -1,0 +1,60 @@
+"""`trtbuild engine`: from a model, or a checkpoint, to an engine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from trtbuild.cli.options import (
+    DtypeOpt,
+    EmbeddingDimOpt,
+    ForceOpt,
+    ModelArg,
+    OutputOpt,
+    ParallelEmbeddingOpt,
+    PpOpt,
+    QuantOpt,
+    RevisionOpt,
+    TargetOpt,
+    TpOpt,
+    convert_options,
+)
+from trtbuild.cli.output import note, progress_bar
+from trtbuild.engine.options import BuildOptions
+
+NAME = "engine"
+PANEL = "Build"
+
+
+def command(
+    model: ModelArg,
+    output: OutputOpt,
+    tp: TpOpt = 1,
+    pp: PpOpt = 1,
+    dtype: DtypeOpt = "auto",
+    quant: QuantOpt = "none",
+    target: TargetOpt = "cpu",
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Requests in flight at once.")] = BuildOptions.max_batch_size,
+    max_seq_len: Annotated[
+        int | None, typer.Option(min=2, help="Longest prompt and output together.", show_default="of the model")
+    ] = None,
+    max_num_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of one step; longer prompts are cut into chunks.")
+    ] = BuildOptions.max_num_tokens,
+    parallel_embedding: ParallelEmbeddingOpt = False,
+    embedding_dim: EmbeddingDimOpt = 0,
+    revision: RevisionOpt = None,
+    force: ForceOpt = False,
+) -> None:
+    """Build an engine: one process a rank, under mpirun.
+
+    MODEL may also be a TensorRT-LLM checkpoint; its own layout, dtype and quantization then hold.
+    """
+    from trtbuild import pipeline
+
+    options = convert_options(tp, pp, dtype, quant, target, parallel_embedding, embedding_dim)
+    limits = BuildOptions(max_batch_size, max_seq_len, max_num_tokens)
+    with progress_bar("engine") as progress:
+        made = pipeline.make_engine(model, output, options, limits, revision=revision, progress=progress, force=force)
+    note(f"engine of {len(list(made.glob('rank*.engine')))} rank(s) in {made}")

@@ -1,0 +1,98 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trtbuild.layout import DTYPES
+from trtbuild.quantize.methods import METHODS
+from trtbuild.spec import TARGETS, ConvertOptions
+
+_LATER_TARGETS = {"llmapi": "it is planned, and not built yet"}
+
+
+def _choice(what: str, value: str, allowed: list[str]) -> str:
+    if value not in allowed:
+        raise typer.BadParameter(f"unknown {what} {value!r}; supported: {', '.join(allowed)}")
+    return value
+
+
+def _dtype(value: str) -> str:
+    return _choice("dtype", value, ["auto", *DTYPES])
+
+
+def _quant(value: str) -> str:
+    return _choice("quantization", value, list(METHODS))
+
+
+def _target(value: str) -> str:
+    if value in _LATER_TARGETS:
+        raise typer.BadParameter(
+            f"target {value!r} is not supported: {_LATER_TARGETS[value]}; use {' or '.join(TARGETS)}"
+        )
+    return _choice("target", value, list(TARGETS))
+
+
+ModelArg = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Model folder, or hub id ORG/NAME[@REVISION].", show_default=False)
+]
+OutputOpt = Annotated[
+    Path, typer.Option("-o", "--output", metavar="DIR", help="Directory to make.", show_default=False)
+]
+TpOpt = Annotated[int, typer.Option("--tp", min=1, metavar="N", help="Tensor-parallel ranks.")]
+PpOpt = Annotated[int, typer.Option("--pp", min=1, metavar="N", help="Pipeline stages.")]
+DtypeOpt = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        metavar="NAME",
+        callback=_dtype,
+        autocompletion=lambda: ["auto", *DTYPES],
+        help=f"{', '.join(DTYPES)}, or auto: the model's own, float32 becoming float16.",
+    ),
+]
+QuantOpt = Annotated[
+    str,
+    typer.Option(
+        "--quant",
+        metavar="NAME",
+        callback=_quant,
+        autocompletion=lambda: list(METHODS),
+        help=f"Quantization: {', '.join(METHODS)}.",
+    ),
+]
+TargetOpt = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        metavar="NAME",
+        callback=_target,
+        autocompletion=lambda: list(TARGETS),
+        help=f"What runs the engine: {', '.join(TARGETS)}.",
+    ),
+]
+ParallelEmbeddingOpt = Annotated[
+    bool, typer.Option("--use-parallel-embedding", help="Share the embedding table among the tensor-parallel ranks.")
+]
+EmbeddingDimOpt = Annotated[
+    int,
+    typer.Option(
+        "--embedding-sharding-dim", min=0, max=1, help="Share it by vocabulary rows (0) or hidden columns (1)."
+    ),
+]
+RevisionOpt = Annotated[
+    str | None,
+    typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a hub model.", show_default=False),
+]
+ForceOpt = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Machine-readable JSON on stdout.")]
+
+
+def convert_options(
+    tp: int, pp: int, dtype: str, quant: str, target: str, parallel_embedding: bool = False, embedding_dim: int = 0
+) -> ConvertOptions:
+    """The options of one conversion, from a command's parameters."""
+    return ConvertOptions(tp, pp, dtype, quant, target, parallel_embedding, embedding_dim)

@@ -1,0 +1,80 @@
+"""`trtbuild show`: what is supported, from the same tables that do the work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import typer
+
+from trtbuild.cli.options import JsonOpt
+from trtbuild.cli.output import data, print_json
+
+app = typer.Typer(help="Show what is supported.", no_args_is_help=True)
+
+
+@app.command()
+def families(as_json: JsonOpt = False) -> None:
+    """Model families and their Hugging Face architectures."""
+    from trtbuild.families import FAMILIES
+
+    rows = [
+        {
+            "family": family.name,
+            "architecture": hf,
+            "tensorrt_llm": trt,
+            "pipeline_parallel": family.pipeline,
+            "rope_types": ["default", *family.rope_types],
+        }
+        for family in FAMILIES
+        for hf, trt in family.architectures.items()
+    ]
+    _print("families", rows, as_json)
+
+
+@app.command()
+def methods(as_json: JsonOpt = False) -> None:
+    """Quantization methods."""
+    from trtbuild.quantize.methods import METHODS
+
+    rows = [
+        {
+            "method": method.name,
+            "quant_algo": method.quant_algo,
+            "weight_bits": method.weight_bits,
+            "calibration": method.needs_calibration,
+            "description": method.description,
+        }
+        for method in METHODS.values()
+    ]
+    _print("methods", rows, as_json)
+
+
+@app.command(name="exit-codes")
+def exit_codes(as_json: JsonOpt = False) -> None:
+    """Exit codes of the program."""
+    from trtbuild.errors import EXIT_CODES
+
+    _print("exit_codes", [{"code": code, "meaning": meaning} for code, meaning in EXIT_CODES.items()], as_json)
+
+
+def _print(name: str, rows: Sequence[Mapping[str, object]], as_json: bool) -> None:
+    if as_json:
+        print_json({"schema": 1, name: rows})
+        return
+    from rich.table import Table
+
+    table = Table()
+    for column in rows[0]:
+        # Folded, never cut: this is data, and a pipe is 80 columns wide.
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    data.print(table)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    return (
+        {True: "yes", False: "no", None: "-"}.get(value, str(value)) if isinstance(value, bool | None) else str(value)
+    )

@@ -1,0 +1,89 @@
+"""What a generation asks for -> the tensors of the ensemble. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from trtbuild.errors import RequestError
+
+_INT32_MAX = 2**31 - 1
+_UINT64_MAX = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One prompt and how to continue it; None leaves a choice to the server (greedy, no penalties)."""
+
+    prompt: str
+    max_tokens: int = 64
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    min_tokens: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    bad: tuple[str, ...] = ()
+    end_id: int | None = None
+    add_special_tokens: bool | None = None
+
+
+def request_tensors(generation: Generation) -> list[tuple[str, str, list[list[Any]]]]:
+    """(name, datatype, [row]) of each input tensor of the `ensemble` model.
+
+    Temperature 0 is greedy. TensorRT-LLM is greedy too when neither top_k nor top_p is given, so a temperature alone
+    samples from the whole distribution (top_p 1).
+
+    Raises:
+        RequestError: values that no server could take.
+    """
+    g = generation
+    _check(g)
+    temperature, top_k, top_p = g.temperature, g.top_k, g.top_p
+    if temperature == 0:
+        temperature, top_k, top_p = None, 1, None
+    elif temperature is not None and top_k is None and top_p is None:
+        top_p = 1.0
+    singles = (
+        ("text_input", "BYTES", g.prompt.encode()),
+        ("max_tokens", "INT32", g.max_tokens),
+        ("stream", "BOOL", True),
+        ("exclude_input_in_output", "BOOL", True),
+        ("return_num_output_tokens", "BOOL", True),
+        ("temperature", "FP32", temperature),
+        ("top_k", "INT32", top_k),
+        ("top_p", "FP32", top_p),
+        ("repetition_penalty", "FP32", g.repetition_penalty),
+        ("presence_penalty", "FP32", g.presence_penalty),
+        ("frequency_penalty", "FP32", g.frequency_penalty),
+        ("min_tokens", "INT32", g.min_tokens),
+        ("seed", "UINT64", g.seed),
+        ("end_id", "INT32", g.end_id),
+    )
+    lists = (("stop_words", g.stop), ("bad_words", g.bad))
+    tensors: list[tuple[str, str, list[list[Any]]]] = [
+        (n, kind, [[value]]) for n, kind, value in singles if value is not None
+    ]
+    return tensors + [(name, "BYTES", [[word.encode() for word in words]]) for name, words in lists if words]
+
+
+def _check(g: Generation) -> None:
+    problems = [
+        text
+        for wrong, text in (
+            (not 1 <= g.max_tokens <= _INT32_MAX, f"max_tokens {g.max_tokens} must be within 1..{_INT32_MAX}"),
+            (g.temperature is not None and not g.temperature >= 0, f"temperature {g.temperature} must be 0 or more"),
+            (g.top_k is not None and not 0 <= g.top_k <= _INT32_MAX, f"top_k {g.top_k} must be within 0..{_INT32_MAX}"),
+            (
+                g.min_tokens is not None and not 0 <= g.min_tokens <= _INT32_MAX,
+                f"min_tokens {g.min_tokens} must be 0 or more",
+            ),
+            (g.seed is not None and not 0 <= g.seed <= _UINT64_MAX, f"seed {g.seed} must be within 0..{_UINT64_MAX}"),
+        )
+        if wrong
+    ]
+    if problems:
+        raise RequestError("; ".join(problems))

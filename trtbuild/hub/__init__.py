@@ -1,0 +1,1 @@
+"""Stage 1: a model name -> a local folder, pinned to a commit."""

@@ -1,0 +1,1 @@
+"""Stage 6: an engine directory -> a Triton model repository."""

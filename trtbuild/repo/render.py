@@ -1,0 +1,82 @@
+"""Templates + values -> config.pbtxt texts, each parsed back before it counts. Every variable must have a value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trtbuild.errors import EngineError
+
+MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble")
+
+
+def templates_dir() -> Path:
+    """The folder `model_repo_templates`: a link in a checkout, files of the package when installed.
+
+    Raises:
+        EngineError: the installation lost it.
+    """
+    folder = Path(__file__).resolve().parents[1] / "model_repo_templates"
+    if not (folder / "ensemble").is_dir():
+        raise EngineError("model_repo_templates is missing from this installation", hint="Install trtbuild again.")
+    return folder
+
+
+def pbtxt_string(value: object) -> str:
+    """A quoted protobuf text string; whatever is in `value` stays inside of the quotes.
+
+    >>> pbtxt_string('a"b')
+    '"a\\\\"b"'
+    """
+    escapes = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+    text = "".join(
+        escapes.get(char) or (char if char >= " " and char != "\x7f" else f"\\{ord(char):03o}") for char in str(value)
+    )
+    return f'"{text}"'
+
+
+def render_configs(values: Mapping[str, Any]) -> dict[str, str]:
+    """The config.pbtxt of every model of the repository.
+
+    Raises:
+        EngineError: a template misses a value, or the text is not a model configuration.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+
+    environment = Environment(
+        loader=FileSystemLoader(templates_dir()),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters["pbtxt"] = pbtxt_string
+    environment.filters["tf"] = lambda value: "true" if value else "false"
+    texts = {}
+    for model in MODELS:
+        try:
+            text = environment.get_template(f"{model}/config.pbtxt.j2").render(**values)
+        except TemplateError as error:
+            raise EngineError(f"template {model}/config.pbtxt.j2: {error}") from error
+        check_config(model, text)
+        texts[model] = text
+    return texts
+
+
+def check_config(model: str, text: str) -> None:
+    """Parse with Triton's own protobuf where tritonclient is installed; the server would refuse the same.
+
+    Raises:
+        EngineError: with the line that does not parse.
+    """
+    try:
+        from google.protobuf import text_format  # type: ignore[import-untyped]
+        from tritonclient.grpc import model_config_pb2
+    except ImportError:
+        return
+    try:
+        config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    except text_format.ParseError as error:
+        raise EngineError(f"{model}/config.pbtxt is not a model configuration: {error}") from error
+    if config.name != model:
+        raise EngineError(f"{model}/config.pbtxt names the model {config.name!r}")

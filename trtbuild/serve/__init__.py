@@ -1,0 +1,1 @@
+"""Stage 7: a Triton repository -> a running, supervised server."""

@@ -1,0 +1,132 @@
+"""One Triton request in flight: outputs of the runtime -> decoupled responses of `tensorrt_llm`.
+
+The response sender must not be touched after its FINAL flag: asking a finished one `is_cancelled` crashes the server.
+Every use of it is therefore inside the stream's lock and behind `_open`.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from trtbuild.runtime.request import Output, Request
+from trtbuild.triton.request import Parsed, Row
+
+
+class Stream:
+    """The answers of one request; a batch of N rows is N requests of the runtime."""
+
+    def __init__(self, pb: Any, parsed: Parsed, sender: Any, on_end: Callable[[Stream], None]) -> None:
+        self._pb = pb
+        self._parsed = parsed
+        self._sender = sender
+        self._on_end = on_end
+        self._lock = threading.Lock()
+        self._open = True
+        self._client_gone = False
+        self.rows = [_RowState(index, row) for index, row in enumerate(parsed.rows)]
+        self._left = len(self.rows)
+
+    def requests(self) -> list[Request]:
+        """What to submit; the ids are unique, unlike Triton's."""
+        return [
+            Request(
+                state.runtime_id, state.row.prompt_ids, state.row.max_new_tokens, state.row.end_id, state.row.sampling
+            )
+            for state in self.rows
+        ]
+
+    def on_output(self, state: _RowState, output: Output) -> None:
+        """Callback of the runtime."""
+        with self._lock:
+            state.take(output)
+            if output.finish_reason:
+                self._left -= 1
+            if not self._open:
+                pass
+            elif output.finish_reason == "error":
+                self._finish(self._pb.InferenceResponse(output_tensors=[], error=self._pb.TritonError(output.error)))
+            elif self._client_gone:
+                if not self._left:
+                    self._finish(None)
+            elif output.finish_reason or self._parsed.streaming:
+                self._answer(state, final=output.finish_reason is not None)
+            ended = not self._left
+        if ended:
+            self._on_end(self)
+
+    def fail(self, message: str) -> None:
+        """End with an error before or instead of the runtime's outputs."""
+        with self._lock:
+            if self._open:
+                self._finish(self._pb.InferenceResponse(output_tensors=[], error=self._pb.TritonError(message)))
+
+    def client_left(self) -> bool:
+        """True once, when the client has cancelled or is gone."""
+        with self._lock:
+            if not self._open or self._client_gone or not self._sender.is_cancelled():
+                return False
+            self._client_gone = True
+            return True
+
+    def _answer(self, state: _RowState, *, final: bool) -> None:
+        response = self._pb.InferenceResponse(output_tensors=self._tensors(state, final))
+        state.sent()
+        if final and not self._left:
+            self._finish(response)
+        else:
+            self._sender.send(response)
+
+    def _finish(self, response: Any) -> None:
+        self._open = False
+        flags = self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        if response is None:
+            self._sender.send(flags=flags)
+        else:
+            self._sender.send(response, flags=flags)
+
+    def _tensors(self, state: _RowState, final: bool) -> list[Any]:
+        import numpy as np
+
+        parsed = self._parsed
+        echo = not parsed.streaming and not parsed.exclude_input
+        ids = [*state.row.prompt_ids, *state.token_ids] if echo else state.token_ids
+        values: dict[str, Any] = {
+            "output_ids": np.array([[ids]], dtype=np.int32).reshape(1, 1, len(ids)),
+            "sequence_length": np.array([[len(ids)]], dtype=np.int32),
+            "STREAM_ID": np.array([[state.stream_id]], dtype=np.uint64),
+            "IS_FINAL": np.array([[final]], dtype=np.bool_),
+        }
+        if parsed.return_log_probs:
+            values["cum_log_probs"] = np.array([[state.cum_log_prob]], dtype=np.float32)
+            values["output_log_probs"] = np.array(state.log_probs, dtype=np.float32).reshape(1, 1, -1)
+        if len(self.rows) > 1:
+            values["batch_index"] = np.array([[state.index]], dtype=np.int32)
+        if parsed.return_num_input_tokens:
+            values["num_input_tokens"] = np.array([[len(state.row.prompt_ids)]], dtype=np.int32)
+        if parsed.return_num_output_tokens:
+            values["num_output_tokens"] = np.array([[len(state.token_ids)]], dtype=np.int32)
+        return [self._pb.Tensor(name, value) for name, value in values.items()]
+
+
+class _RowState:
+    """Tokens of one row that were generated and not sent yet."""
+
+    def __init__(self, index: int, row: Row) -> None:
+        self.index = index
+        self.row = row
+        self.stream_id = secrets.randbits(63)
+        self.runtime_id = f"{self.stream_id:016x}"
+        self.token_ids: list[int] = []
+        self.log_probs: list[float] = []
+        self.cum_log_prob = 0.0
+
+    def take(self, output: Output) -> None:
+        self.token_ids.extend(output.token_ids)
+        self.log_probs.extend(output.log_probs)
+        self.cum_log_prob += sum(output.log_probs)
+
+    def sent(self) -> None:
+        self.token_ids, self.log_probs = [], []
