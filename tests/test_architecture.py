@@ -1,0 +1,159 @@
+"""The import rules: stages do not know each other, pure modules touch nothing, the command line starts light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import ROOT
+from trtbuild.families import FAMILIES
+from trtbuild.quantize.methods import METHODS
+
+PACKAGE = ROOT / "trtbuild"
+BASE = {"errors", "mapping", "layout", "spec", "progress", "manifest", "staging", "mpi", "__init__"}
+# folder or module -> what of trtbuild it may import besides its own folder
+MAY_IMPORT: dict[str, set[str]] = {
+    **{name: BASE for name in BASE},
+    "families": BASE,
+    "quantize": BASE,
+    "hub": BASE,
+    "checkpoint": BASE | {"families"},
+    "plan": BASE | {"families", "quantize"},
+    "runtime": BASE,
+    "engine": BASE | {"runtime", "quantize"},
+    "text": BASE,
+    "triton": BASE | {"runtime", "text"},
+    "repo": BASE,
+    "serve": BASE,
+    "client": BASE,
+    "pipeline": BASE | {"plan", "families", "quantize", "hub", "checkpoint", "engine", "repo"},
+    "cli": BASE | {"pipeline", "plan", "families", "quantize", "engine", "repo", "serve", "client", "text"},
+}
+# third-party packages that only some folders may import
+ONLY_IN = {
+    "huggingface_hub": {"hub"},
+    "transformers": {"text"},
+    "mpi4py": {"runtime", "engine"},
+    "tritonclient": {"client", "repo", "serve"},
+    "jinja2": {"repo", "text"},
+    "typer": {"cli"},
+    "rich": {"cli"},
+}
+HEAVY = {"torch", "numpy", "transformers", "tritonclient", "mpi4py", "huggingface_hub", "safetensors", "jinja2", "grpc"}
+# These modules are the heavy code itself, loaded only by processes that compute.
+HEAVY_MODULES = {"runtime", "engine/cpu_rank.py", "engine/kernels.py", "checkpoint/cut.py", "quantize/packing.py"}
+PURE = ["mapping", "layout", "spec", "plan", "progress", "errors", "families", "runtime/scheduler", "runtime/program"]
+EFFECTS = {"os", "subprocess", "socket", "shutil", "tempfile", "time", "urllib", "threading", "random"}
+SOURCES = sorted(PACKAGE.rglob("*.py")) + sorted((ROOT / "model_repo_templates").rglob("*.py"))
+
+
+def imports(path: Path, *, top_only: bool = False) -> set[str]:
+    """Dotted names that a file imports; those under TYPE_CHECKING are left out."""
+    tree = ast.parse(path.read_text())
+    hidden = {
+        id(node)
+        for guard in ast.walk(tree)
+        if isinstance(guard, ast.If) and "TYPE_CHECKING" in ast.dump(guard.test)
+        for node in ast.walk(guard)
+    }
+    nodes = tree.body if top_only else list(ast.walk(tree))
+    found: set[str] = set()
+    for node in nodes:
+        if id(node) in hidden:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def place(path: Path) -> str:
+    """The folder (or module) of the package that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def package_files() -> list[Path]:
+    return [path for path in SOURCES if PACKAGE in path.parents]
+
+
+@pytest.mark.parametrize("path", package_files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_file_imports_only_what_its_place_allows(path: Path) -> None:
+    here = place(path)
+    own = {name.split(".")[1] for name in imports(path) if name.startswith("trtbuild.")}
+    known = {p.stem for p in PACKAGE.glob("*.py")} | {p.name for p in PACKAGE.iterdir() if p.is_dir()}
+    assert (own & known) - {here} <= MAY_IMPORT[here], f"{here} imports {sorted((own & known) - MAY_IMPORT[here])}"
+    third_party = {name.split(".")[0] for name in imports(path)}
+    for package, places in ONLY_IN.items():
+        assert package not in third_party or here in places, f"{package} belongs in {sorted(places)}"
+
+
+@pytest.mark.parametrize("path", package_files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_heavy_imports_are_inside_functions(path: Path) -> None:
+    name = path.relative_to(PACKAGE).as_posix()
+    if name in HEAVY_MODULES or place(path) in HEAVY_MODULES:
+        return
+    assert not {n.split(".")[0] for n in imports(path, top_only=True)} & HEAVY
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_modules_have_no_effects(name: str) -> None:
+    target = PACKAGE / name
+    for path in sorted(target.glob("*.py")) if target.is_dir() else [target.with_suffix(".py")]:
+        assert not {n.split(".")[0] for n in imports(path)} & EFFECTS, path
+        assert "open" not in {n.func.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, f"{node.name} is too long"
+    assert path.stem not in {"utils", "common", "helpers"}
+
+
+@pytest.mark.parametrize("word", ["except Exception", "except:", "trust_remote_code=True", "pickle.load", "TODO", "FIXME"])
+def test_words_that_do_not_belong(word: str) -> None:
+    found = [str(path.relative_to(ROOT)) for path in SOURCES if word in path.read_text()]
+    assert not found
+
+
+def test_every_family_and_method_is_in_its_table() -> None:
+    def files(folder: str, *others: str) -> set[str]:
+        return {p.stem for p in (PACKAGE / folder).glob("*.py")} - {"__init__", *others}
+
+    assert files("families", "rules") == {family.name for family in FAMILIES}
+    assert files("quantize/methods") == set(METHODS)
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level modules in memory after running `code` in a fresh Python."""
+    program = f"import sys\n{code}\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(done.stdout.split())
+
+
+def test_the_command_line_starts_light() -> None:
+    assert not loaded_by("import trtbuild.cli.app") & HEAVY
+
+
+def test_plan_never_loads_torch(llama_folder: Path) -> None:
+    run = f"""
+import io
+from contextlib import redirect_stdout
+from typer.testing import CliRunner
+from trtbuild.cli.app import app
+result = CliRunner().invoke(app, ["plan", {str(llama_folder)!r}, "--tp", "2", "--quant", "int8"])
+assert result.exit_code == 0, result.output
+"""
+    assert not loaded_by(run) & {"torch", "transformers", "numpy", "tritonclient", "safetensors"}
+
+
+def test_the_client_needs_no_torch() -> None:
+    assert not loaded_by("import trtbuild.client, trtbuild.client.stream") & {"torch", "transformers"}
