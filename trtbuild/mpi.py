@@ -18,7 +18,7 @@ from trtbuild.errors import ToolError
 _PR_SET_PDEATHSIG = 1
 _WHO_FAILED = (
     # Open MPI 5 (prterun) and 4 (orterun): a signal, or an exit code
-    re.compile(r"process rank (\d+) .*?exited on (signal \d+(?: \([^)]*\))?)", re.S),
+    re.compile(r"process rank (\d+) .*?exited on\s+(signal \d+(?: \([^)]*\))?)", re.S),
     re.compile(r"Process name: \[[^\]]*?,(\d+)\]\s+Exit code:\s+(\d+)", re.S),
     re.compile(r"MPI_ABORT was invoked on rank (\d+)", re.S),
 )

@@ -73,6 +73,11 @@ class RankGroup:
         self._reader = threading.Thread(target=self._dispatch, daemon=True, name="rank-group")
         self._reader.start()
 
+    @property
+    def session(self) -> int:
+        """The process session that holds all ranks, and mpirun where there is one."""
+        return self._process.pid
+
     def submit(self, request: Request, on_output: Callable[[Output], None]) -> None:
         """Queue a request; `on_output` is called on the reader's thread with every output, the last one final.
 

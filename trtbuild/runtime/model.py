@@ -61,6 +61,11 @@ class RankModel:
         self._executor = EXECUTORS[executor or info.executor](self._state, threads)
         self._segments = _segments(self.program.ops)
 
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The memory-mapped tensors of this rank's engine."""
+        return self._state.weights
+
     def forward(self, batch: Batch) -> None:
         """Run this rank's part of one step; rank 0 finds the logits with `logits`."""
         for ops in self._segments:

@@ -112,3 +112,10 @@ def _compiled() -> Path:
                 )
             output.replace(target)
     return target
+
+
+if __name__ == "__main__":  # `make install` compiles once, so that the first engine does not wait for it
+    try:
+        load_library()
+    except ToolError as error:
+        print(f"native kernels: {error.message}; the torch executor will be used")
