@@ -86,7 +86,9 @@ def measure(model: Path, scratch: Path, runs: int, new_tokens: int) -> dict[str,
             if turn:  # the first turn warms up
                 samples[name].append(sample)
         print(f"turn {turn} of {runs} done", file=sys.stderr)
-    figures = {name: {key: statistics.median(s[key] for s in rows) for key in rows[0]} for name, rows in samples.items()}
+    figures = {
+        name: {key: statistics.median(s[key] for s in rows) for key in rows[0]} for name, rows in samples.items()
+    }
     for name, count in bytes_per_token.items():
         figures[name]["bound_tokens_per_s"] = max(bandwidth) / count
     return figures
@@ -138,7 +140,9 @@ def read_bandwidth() -> float:
 def show(figures: dict[str, dict[str, float]]) -> None:
     base = figures["transformers float32"]
     print(f"cores {len(os.sched_getaffinity(0))}, torch {torch.__version__}, numpy {np.__version__}")
-    print("| | one stream, tokens/s | x transformers | of the memory bound | 8 streams | x one stream | first token, ms |")
+    print(
+        "| | one stream, tokens/s | x transformers | of the memory bound | 8 streams | x one stream | first token, ms |"
+    )
     print("|---|---|---|---|---|---|---|")
     for name, row in figures.items():
         bound = f"{row['one_stream'] / row['bound_tokens_per_s']:.0%}" if "bound_tokens_per_s" in row else "-"

@@ -105,7 +105,11 @@ def test_pure_modules_have_no_effects(name: str) -> None:
     target = PACKAGE / name
     for path in sorted(target.glob("*.py")) if target.is_dir() else [target.with_suffix(".py")]:
         assert not {n.split(".")[0] for n in imports(path)} & EFFECTS, path
-        assert "open" not in {n.func.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+        assert "open" not in {
+            n.func.id
+            for n in ast.walk(ast.parse(path.read_text()))
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+        }
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -118,7 +122,9 @@ def test_files_and_functions_stay_small(path: Path) -> None:
     assert path.stem not in {"utils", "common", "helpers"}
 
 
-@pytest.mark.parametrize("word", ["except Exception", "except:", "trust_remote_code=True", "pickle.load", "TODO", "FIXME"])
+@pytest.mark.parametrize(
+    "word", ["except Exception", "except:", "trust_remote_code=True", "pickle.load", "TODO", "FIXME"]
+)
 def test_words_that_do_not_belong(word: str) -> None:
     found = [str(path.relative_to(ROOT)) for path in SOURCES if word in path.read_text()]
     assert not found

@@ -96,7 +96,17 @@ def test_a_rank_dies_while_building(engines: Engines, tmp_path: Path) -> None:
 def test_killed_in_the_middle_then_run_again(llama_folder: Path, tmp_path: Path) -> None:
     """SIGKILL of trtbuild itself: no engine appears, its ranks end, and the same command works afterwards."""
     out = tmp_path / "out"
-    command = [sys.executable, "-c", "from trtbuild.cli.app import main; main()", "engine", llama_folder, "-o", out, "--tp", "2"]
+    command = [
+        sys.executable,
+        "-c",
+        "from trtbuild.cli.app import main; main()",
+        "engine",
+        llama_folder,
+        "-o",
+        out,
+        "--tp",
+        "2",
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: pids_running("trtbuild.engine.cpu_rank", str(tmp_path)))
@@ -106,7 +116,13 @@ def test_killed_in_the_middle_then_run_again(llama_folder: Path, tmp_path: Path)
     assert not out.exists()
     again = trtbuild("engine", llama_folder, "-o", out, "--tp", "2")
     assert again.returncode == 0, again.stderr
-    assert sorted(p.name for p in out.iterdir()) == ["config.json", "kernels.json", "rank0.engine", "rank1.engine", "trtbuild.json"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "config.json",
+        "kernels.json",
+        "rank0.engine",
+        "rank1.engine",
+        "trtbuild.json",
+    ]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 

@@ -72,7 +72,9 @@ def assert_parity(model_dir: Path, engine: Path, prompts: list[tuple[int, ...]],
     assert np.abs(scored - expected[-1]).max() < 1e-4 * np.abs(expected[-1]).max()
 
 
-@pytest.mark.parametrize(("changes", "tp", "pp", "options"), [case[1:] for case in TINY], ids=[case[0] for case in TINY])
+@pytest.mark.parametrize(
+    ("changes", "tp", "pp", "options"), [case[1:] for case in TINY], ids=[case[0] for case in TINY]
+)
 def test_tiny_models(engines: Engines, changes: dict[str, Any], tp: int, pp: int, options: dict[str, Any]) -> None:
     model = engines.tiny(**changes)
     engine = engines.engine(model, tp, pp, **options)
@@ -100,5 +102,7 @@ def test_generate_of_transformers(engines: Engines, demo_model: Path) -> None:
     with RankGroup(engines.engine(demo_model), max_tokens_in_paged_kv_cache=8192) as group:
         outputs = run_all(group, [greedy(str(i), prompt, 32) for i, prompt in enumerate(prompts)])
     for i, prompt in enumerate(prompts):
-        expected = model.generate(torch.tensor([prompt]), max_new_tokens=32, min_new_tokens=32, do_sample=False, eos_token_id=-1)
+        expected = model.generate(
+            torch.tensor([prompt]), max_new_tokens=32, min_new_tokens=32, do_sample=False, eos_token_id=-1
+        )
         assert tokens_of(outputs[str(i)]) == expected[0, len(prompt) :].tolist()

@@ -35,7 +35,9 @@ def command(
     dtype: DtypeOpt = "auto",
     quant: QuantOpt = "none",
     target: TargetOpt = "cpu",
-    max_batch_size: Annotated[int, typer.Option(min=1, help="Requests in flight at once.")] = BuildOptions.max_batch_size,
+    max_batch_size: Annotated[
+        int, typer.Option(min=1, help="Requests in flight at once.")
+    ] = BuildOptions.max_batch_size,
     max_seq_len: Annotated[
         int | None, typer.Option(min=2, help="Longest prompt and output together.", show_default="of the model")
     ] = None,

@@ -18,7 +18,9 @@ from trtbuild.runtime.program import Kind, Op, build_program
 
 _BATCHES = (1, 8, 64)
 _ROUNDS = 20
-_MARGIN = 1.25  # the first executor, whose results do not depend on the batch, stays unless another one is clearly faster
+_MARGIN = (
+    1.25  # the first executor, whose results do not depend on the batch, stays unless another one is clearly faster
+)
 
 
 def choose_executor(rank_file: Path, config: dict[str, Any], mapping: Mapping) -> dict[str, Any]:

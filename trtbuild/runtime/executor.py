@@ -100,10 +100,8 @@ class NativeExecutor:
         self._library.trtbuild_run(compiled, len(compiled), ctypes.byref(b))
 
     def _reserve(self, max_blocks: int) -> None:
-        """Scratch of each thread: the scores of three heads, or three unpacked weight rows."""
-        shapes = self._state.shapes
-        widest = max(shapes.hidden_size, shapes.intermediate_size, shapes.num_heads * shapes.head_size)
-        floats = 3 * max(max_blocks * self._state.block_tokens, widest) + 64
+        """Scratch of each thread: the scores of the three heads that kernels.c takes at a time."""
+        floats = 3 * max_blocks * self._state.block_tokens
         if self._scratch.numel() < floats * self._threads:
             self._scratch = torch.zeros(floats * self._threads)
             self._batch.scratch, self._batch.scratch_stride = self._scratch.data_ptr(), floats

@@ -64,7 +64,7 @@ typedef struct {
     const float *cos_table, *sin_table; /* [max_seq_len, rotary_size / 2] */
     float *keys, *values;               /* [layers, blocks, kv_heads * head_size * B] */
     int64_t layer_stride, block_stride; /* in floats */
-    float *scratch;                     /* per thread */
+    float *scratch;                     /* per thread: the scores of MAX_GROUP heads */
     int64_t scratch_stride;
     int32_t num_threads;
 } batch_t;
@@ -157,15 +157,20 @@ INLINE void share(int64_t total, int64_t unit, int thread, int threads, int64_t 
 
 /* ---- linear: out[T, N] = in[T, K] . weight[N, K]^T ---- */
 
+/* One register tile. The rows of the next tile are fetched meanwhile (`ahead` bytes further on; 0: not any more): the
+ * hardware follows one row well, but not the jump to the next. */
 INLINE void tile(const float *x, int64_t ldx, const char *w, int64_t ldw, int type, int k, int m_count, int n_count,
-                 float *out, int64_t ldo, const float *scale, const float *bias) {
+                 int64_t ahead, float *out, int64_t ldo, const float *scale, const float *bias) {
     v8 sum[TILE_M][GEMV_N];
     for (int m = 0; m < m_count; m++)
         for (int n = 0; n < n_count; n++) sum[m][n] = splat(0);
     int i = 0;
     for (; i + 8 <= k; i += 8) {
         v8 weight[GEMV_N];
-        for (int n = 0; n < n_count; n++) weight[n] = load_weight(w + n * ldw, type, i);
+        for (int n = 0; n < n_count; n++) {
+            weight[n] = load_weight(w + n * ldw, type, i);
+            if (ahead) __builtin_prefetch(w + n * ldw + ahead + i * weight_size(type));
+        }
         for (int m = 0; m < m_count; m++) {
             v8 xi = load(x + m * ldx + i);
             for (int n = 0; n < n_count; n++) sum[m][n] = fma8(xi, weight[n], sum[m][n]);
@@ -182,19 +187,28 @@ INLINE void tile(const float *x, int64_t ldx, const char *w, int64_t ldw, int ty
 }
 
 /* Rows [n, n + n_count) of the weight against tokens [m0, m1). */
+/* Up to TILE_M tokens from `m` on; `ahead` is a constant where it is 0, so that those loops carry no prefetch. */
+#define TOKENS(TYPE, NC, AHEAD)                                                                                     \
+    do {                                                                                                            \
+        const float *xm = x + m * ldx;                                                                              \
+        float *om = out + m * ldo;                                                                                  \
+        if (m1 - m >= 4) tile(xm, ldx, w, ldw, TYPE, k, 4, NC, AHEAD, om, ldo, scale, bias);                         \
+        else if (m1 - m == 3) tile(xm, ldx, w, ldw, TYPE, k, 3, NC, AHEAD, om, ldo, scale, bias);                    \
+        else if (m1 - m == 2) tile(xm, ldx, w, ldw, TYPE, k, 2, NC, AHEAD, om, ldo, scale, bias);                    \
+        else tile(xm, ldx, w, ldw, TYPE, k, 1, NC, AHEAD, om, ldo, scale, bias);                                     \
+    } while (0)
+
 #define ROWS(TYPE, NC)                                                                                              \
     do {                                                                                                            \
         int m = m0;                                                                                                 \
-        for (; m + 4 <= m1; m += 4) tile(x + m * ldx, ldx, w, ldw, TYPE, k, 4, NC, out + m * ldo, ldo, scale, bias); \
-        if (m1 - m == 3) tile(x + m * ldx, ldx, w, ldw, TYPE, k, 3, NC, out + m * ldo, ldo, scale, bias);           \
-        if (m1 - m == 2) tile(x + m * ldx, ldx, w, ldw, TYPE, k, 2, NC, out + m * ldo, ldo, scale, bias);           \
-        if (m1 - m == 1) tile(x + m * ldx, ldx, w, ldw, TYPE, k, 1, NC, out + m * ldo, ldo, scale, bias);           \
+        TOKENS(TYPE, NC, NC * ldw);                                                                                 \
+        for (m += TILE_M; m < m1; m += TILE_M) TOKENS(TYPE, NC, 0);                                                 \
     } while (0)
 
 #define DEFINE_ROWS(NAME, TYPE)                                                                                     \
     static void NAME(const float *x, int64_t ldx, const char *w, int64_t ldw, int k, int m0, int m1, int n_count,   \
                      float *out, int64_t ldo, const float *scale, const float *bias) {                              \
-        if (n_count == GEMV_N) { tile(x, ldx, w, ldw, TYPE, k, 1, GEMV_N, out, ldo, scale, bias); return; }         \
+        if (n_count == GEMV_N) { tile(x, ldx, w, ldw, TYPE, k, 1, GEMV_N, GEMV_N * ldw, out, ldo, scale, bias); return; }         \
         if (n_count == 3) ROWS(TYPE, 3);                                                                            \
         if (n_count == 2) ROWS(TYPE, 2);                                                                            \
         if (n_count == 1) ROWS(TYPE, 1);                                                                            \
@@ -220,7 +234,6 @@ static void linear(const op_t *op, const batch_t *b, int tokens, int thread) {
     const char *w = op->weight;
     int64_t from, to;
     share(op->n, 24, thread, b->num_threads, &from, &to);
-    float *unpacked = b->scratch + thread * b->scratch_stride;
     for (int m0 = 0; m0 < tokens; m0 += M_BLOCK) {
         int m1 = m0 + M_BLOCK < tokens ? m0 + M_BLOCK : tokens;
         int step = tokens == 1 ? GEMV_N : TILE_N;
@@ -228,16 +241,7 @@ static void linear(const op_t *op, const batch_t *b, int tokens, int thread) {
             int count = to - n < step ? (to - n < TILE_N ? (int)(to - n) : TILE_N) : step;
             const char *wn = w + n * ldw;
             const float *scale = op->scale ? op->scale + n : 0, *bias = op->bias ? op->bias + n : 0;
-            if (m1 - m0 > 4 * TILE_M && op->wtype != F32) { /* many tokens: convert each weight once, not once a tile */
-                for (int r = 0; r < count; r++) {
-                    int i = 0;
-                    for (; i + 8 <= op->k; i += 8) store(unpacked + (int64_t)r * op->k + i, load_weight(wn + r * ldw, op->wtype, i));
-                    for (; i < op->k; i++) unpacked[(int64_t)r * op->k + i] = one_weight(wn + r * ldw, op->wtype, i);
-                }
-                rows_f32(x, ldx, (const char *)unpacked, 4 * (int64_t)op->k, op->k, m0, m1, count, out + n, ldo, scale, bias);
-            } else {
-                rows(op->wtype, x, ldx, wn, ldw, op->k, m0, m1, count, out + n, ldo, scale, bias);
-            }
+            rows(op->wtype, x, ldx, wn, ldw, op->k, m0, m1, count, out + n, ldo, scale, bias);
             n += count;
         }
     }
