@@ -17,7 +17,7 @@ PACKAGE = ROOT / "trtbuild"
 BASE = {"errors", "mapping", "layout", "spec", "progress", "manifest", "staging", "mpi", "__init__"}
 # folder or module -> what of trtbuild it may import besides its own folder
 MAY_IMPORT: dict[str, set[str]] = {
-    **{name: BASE for name in BASE},
+    **dict.fromkeys(BASE, BASE),
     "families": BASE,
     "quantize": BASE,
     "hub": BASE,
@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": BASE | {"runtime", "quantize"},
     "text": BASE,
     "triton": BASE | {"runtime", "text"},
-    "repo": BASE,
+    "repo": BASE | {"text"},
     "serve": BASE,
     "client": BASE,
     "pipeline": BASE | {"plan", "families", "quantize", "hub", "checkpoint", "engine", "repo"},

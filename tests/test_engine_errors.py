@@ -218,7 +218,8 @@ def test_the_ranks_end_with_the_process_that_started_them(engines: Engines, tmp_
     engine = engines.engine(engines.tiny(), 2)
     program = (
         f"from pathlib import Path; from trtbuild.runtime.group import RankGroup; import time\n"
-        f"g = RankGroup(Path({str(engine)!r}), run_dir=Path({str(tmp_path)!r})); print('ready', flush=True); time.sleep(600)"
+        f"g = RankGroup(Path({str(engine)!r}), run_dir=Path({str(tmp_path)!r}))\n"
+        "print('ready', flush=True); time.sleep(600)"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-c", program], env=env, stdout=subprocess.PIPE, text=True)

@@ -43,7 +43,8 @@ DEMO_PROMPTS = [
     "The capital of France is", "Once upon a time", "def fibonacci(n):", "Water boils at", "The three laws of motion",
     "She opened the old wooden door and", "In 1969, humans first", "A recipe for bread:", "import numpy as np\n",
     "The quick brown fox", "Dear Sir or Madam,", "1, 1, 2, 3, 5, 8,", "Why is the sky blue?", "The mitochondria is",
-    "Roses are red,", "To be, or not to be,", "My favourite 🎉 is", "東京は", "The following table lists", "SELECT name FROM",
+    "Roses are red,", "To be, or not to be,", "My favourite 🎉 is", "東京は", "The following table lists",
+    "SELECT name FROM",
 ]  # fmt: skip
 
 

@@ -116,7 +116,7 @@ def make_engine(
     if options.target != "cpu":
         raise EngineError(
             f"trtbuild engine cannot build for target {options.target!r} yet",
-            hint="Make the checkpoint with `trtbuild checkpoint --target tensorrt` and run trtllm-build on the GPU host.",
+            hint="Make the checkpoint with `trtbuild checkpoint --target tensorrt`; run trtllm-build on the GPU host.",
         )
     log_dir = Path(tempfile.mkdtemp(prefix="trtbuild-engine-"))
     with staged_dir(out, force=force) as folder:

@@ -93,7 +93,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     check_tokenizer(folder)
     try:
         hf = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # transformers raises whatever the files provoke
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
         raise EngineError(f"cannot read the tokenizer in {folder}: {type(error).__name__}: {error}") from error
     return Tokenizer(hf, read_json(folder / "generation_config.json"))
 

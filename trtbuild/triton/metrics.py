@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from trtbuild.errors import TrtbuildError
+
 _FAMILIES: dict[str, tuple[str, str, dict[str, str]]] = {
     "nv_trt_llm_request_metrics": (
         "TRT LLM request metrics",
@@ -57,7 +59,7 @@ class MetricsReporter:
         while not self._stopping.wait(self._period):
             try:
                 counters = self._stats()
-            except Exception:  # the ranks are gone or going; whoever waits for them reports it
+            except TrtbuildError:  # the ranks are gone or going; whoever waits for them reports it
                 return
             for counter, gauge in self._gauges:
                 if counter in counters:
