@@ -16,9 +16,16 @@ run trtbuild engine "$model" -o "$out/engine" --quant int8
 run trtbuild repo "$out/engine" -o "$out/repo" --tokenizer "$model"
 
 printf '\n$ trtbuild serve %s &\n' "$out/repo"
-trtbuild serve "$out/repo" --grpc-port "$port" --http-port $((port + 1)) --metrics-port $((port + 2)) --log-dir "$out/logs" &
+# serve prints one line on stdout when the server is ready, and ends with the reason when it cannot be.
+exec 3< <(exec trtbuild serve "$out/repo" --grpc-port "$port" --http-port $((port + 1)) --metrics-port $((port + 2)) \
+  --log-dir "$out/logs")
 server=$!
-trap 'kill $server 2>/dev/null; wait $server 2>/dev/null || true' EXIT
-run trtbuild generate "The capital of France is" --url "127.0.0.1:$port" --max-tokens 24 --wait 120
-printf '\n$ echo "Name three rivers in Germany." | trtbuild chat\n'
-echo "Name three rivers in Germany." | trtbuild chat --url "127.0.0.1:$port" --tokenizer "$model" --max-tokens 60
+trap 'kill $server 2>/dev/null || true; tail --pid=$server -f /dev/null' EXIT
+read -r -u 3 ready
+printf '%s\n' "$ready"
+
+run trtbuild generate "The capital of France is" --url "127.0.0.1:$port" --max-tokens 24
+question="Name three rivers in Germany."
+printf '\n$ echo "%s" | trtbuild chat\n' "$question"
+echo "$question" | trtbuild chat --url "127.0.0.1:$port" --tokenizer "$model" --max-tokens 60
+echo
