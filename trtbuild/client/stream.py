@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import uuid
@@ -42,11 +43,11 @@ def generate_stream(
         RequestError: the server refuses this request. ServerError: it is away, not ready, stalls or cuts off.
     """
     tensors = request_tensors(generation)
-    connection = _Connection(url, connect_timeout_s)
+    connection = _Connection(url, model, connect_timeout_s)
     done = False
     try:
-        connection.check(model)
-        connection.send(model, tensors, request_id or uuid.uuid4().hex, _parameters(generation))
+        connection.send(tensors, request_id or uuid.uuid4().hex, _parameters(generation))
+        connection.await_first(stall_timeout_s)
         while not done:
             chunk = connection.next(stall_timeout_s)
             done = chunk.final
@@ -64,24 +65,38 @@ def _parameters(generation: Generation) -> dict[str, Any]:
 class _Connection:
     """A gRPC stream with its answers in a queue."""
 
-    def __init__(self, url: str, timeout_s: float) -> None:
+    def __init__(self, url: str, model: str, timeout_s: float) -> None:
         try:
             import tritonclient.grpc as grpcclient
         except ImportError as error:
             raise ServerError("tritonclient is not installed", hint="pip install 'trtbuild[client]'") from error
         self._url = url
+        self._model = model
         self._timeout_s = timeout_s
         self._answers: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
         self._grpc = grpcclient
         self._client = grpcclient.InferenceServerClient(url)
         self._streaming = False
+        self._answered = False
 
-    def check(self, model: str) -> None:
-        """One small question, so that a server that is away is told apart from a slow one."""
+    def await_first(self, stall_timeout_s: float) -> None:
+        """Return when the first answer is there; a server that is silent for too long is asked whether it lives.
+
+        Asking first would cost every request a round trip.
+        """
+        try:
+            answer = self._answers.get(timeout=min(self._timeout_s, stall_timeout_s))
+        except queue.Empty:
+            self._check()
+        else:
+            self._answers.put(answer)
+
+    def _check(self) -> None:
+        """One small question, so that a server that is away or hangs is told apart from a slow one."""
         from tritonclient.utils import InferenceServerException
 
         try:
-            ready = self._client.is_model_ready(model, client_timeout=self._timeout_s)
+            ready = self._client.is_model_ready(self._model, client_timeout=self._timeout_s)
         except InferenceServerException as error:
             status, text = _status(error), _reason(error)
             if status == "DEADLINE_EXCEEDED":
@@ -89,17 +104,14 @@ class _Connection:
                     f"the server at {self._url} does not answer (waited {self._timeout_s:g} s)",
                     hint="It hangs, or something else listens there.",
                 ) from error
-            raise ServerError(
-                f"no server at {self._url}: {text}",
-                hint="Start one with `trtbuild serve`, or pass --url HOST:PORT (gRPC).",
-            ) from error
+            raise self._away(text) from error
         if not ready:
             raise ServerError(
-                f"the server at {self._url} has no model {model!r} ready", hint="See its log, and --model."
+                f"the server at {self._url} has no model {self._model!r} ready", hint="See its log, and --model."
             )
 
     def send(
-        self, model: str, tensors: list[tuple[str, str, list[list[Any]]]], request_id: str, parameters: dict[str, Any]
+        self, tensors: list[tuple[str, str, list[list[Any]]]], request_id: str, parameters: dict[str, Any]
     ) -> None:
         import numpy as np
         from tritonclient.utils import InferenceServerException, triton_to_np_dtype
@@ -115,7 +127,7 @@ class _Connection:
             self._client.start_stream(lambda result, error: self._answers.put((result, error)))
             self._streaming = True
             self._client.async_stream_infer(
-                model,
+                self._model,
                 inputs,
                 outputs=outputs,
                 request_id=request_id,
@@ -123,6 +135,9 @@ class _Connection:
                 parameters=parameters,
             )
         except InferenceServerException as error:
+            # A stream that broke at once says so here only in general; the reason is among the answers.
+            with contextlib.suppress(queue.Empty):
+                raise self._failure(self._answers.get_nowait()[1]) from error
             raise ServerError(f"cannot send to {self._url}: {_reason(error)}") from error
 
     def next(self, timeout_s: float) -> Chunk:
@@ -136,6 +151,7 @@ class _Connection:
             ) from None
         if error is not None:
             raise self._failure(error)
+        self._answered = True
         texts, counts = result.as_numpy("text_output"), result.as_numpy("num_output_tokens")
         return Chunk(
             text="" if texts is None else b"".join(texts.reshape(-1).tolist()).decode("utf-8", "replace"),
@@ -145,6 +161,8 @@ class _Connection:
 
     def _failure(self, error: Any) -> TrtbuildError:
         text = _reason(error)
+        if _status(error) == "UNAVAILABLE" and not self._answered:
+            return self._away(text)
         if _status(error) in _LOST:
             return ServerError(
                 f"the server at {self._url} cut the answer off: {text}", hint="See the output of `trtbuild serve`."
@@ -153,7 +171,13 @@ class _Connection:
             return ServerError(
                 f"the server could not finish the answer: {text}", hint="See the output of `trtbuild serve`."
             )
+        if not self._answered:
+            self._check()
         return RequestError(f"the server refused the request: {text}")
+
+    def _away(self, text: str) -> ServerError:
+        hint = "Start one with `trtbuild serve`, or pass --url HOST:PORT (gRPC)."
+        return ServerError(f"no server at {self._url}: {text}", hint=hint)
 
     def close(self, *, cancel: bool) -> None:
         """End the stream; with `cancel` also the request on the server. Never waits for a server that hangs."""

@@ -35,6 +35,7 @@ class Leader:
     def run(self) -> None:
         threading.Thread(target=self._read, daemon=True).start()
         generator = self._generator
+        generator.generate([Request("warm-up", (0,), 1)])  # the first request of a user shall not wait for page faults
         ready = {"vocab_size": generator.vocab_size, "max_seq_len": generator.scheduler.max_seq_len}
         self._send([{"ready": {**ready, **generator.stats()}}])
         while True:

@@ -63,14 +63,14 @@ class BlockPool:
 
     def __init__(self, num_blocks: int) -> None:
         self.total = num_blocks
-        self._free = deque(range(num_blocks))
+        self._free = list(range(num_blocks - 1, -1, -1))  # the last one given back is the first to be taken: it is warm
 
     @property
     def free(self) -> int:
         return len(self._free)
 
     def take(self, count: int) -> list[int]:
-        return [self._free.popleft() for _ in range(count)]
+        return [self._free.pop() for _ in range(count)]
 
     def give_back(self, blocks: list[int]) -> None:
         self._free.extend(blocks)
