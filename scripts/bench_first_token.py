@@ -35,6 +35,7 @@ from trtbuild.serve.launch import Server
 from trtbuild.spec import ConvertOptions
 
 KV_TOKENS = 8192
+PAUSE_S = 0.1  # a way must not pay for what the one before it still tidies up
 
 
 def main() -> None:
@@ -64,9 +65,15 @@ def measure(model: Path, engine: Path, repository: Path, runs: int) -> dict[str,
     with RankGroup(engine, max_tokens_in_paged_kv_cache=KV_TOKENS) as group, Server(repository, ports) as server:
         server.wait_ready()
         for turn in range(runs + 2):
-            times = [in_process(generator, prompt), behind_socket(group, prompt), through_triton(ports.ports["grpc"])]
-            if turn >= 2:  # the first two warm up
-                for way, seconds in zip(samples, times, strict=True):
+            ways = {
+                "in process": lambda: in_process(generator, prompt),
+                "behind its socket": lambda: behind_socket(group, prompt),
+                "through Triton": lambda: through_triton(ports.ports["grpc"]),
+            }
+            for way, run in ways.items():
+                time.sleep(PAUSE_S)
+                seconds = run()
+                if turn >= 2:  # the first two warm up
                     samples[way].append(seconds * 1e3)
     return samples
 

@@ -83,9 +83,9 @@ class Running:
         return f"127.0.0.1:{self.grpc}"
 
     def gauge(self, name: str) -> int:
-        """A value of the KV cache block metrics, by its label."""
+        """A value of the KV cache block (or iteration) metrics, by its label."""
         page = urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=5).read().decode()
-        found = re.search(rf'nv_trt_llm_kv_cache_block_metrics{{.*="{name}".*}} (\d+)', page)
+        found = re.search(rf'nv_trt_llm_(?:kv_cache_block|general)_metrics{{.*="{name}".*}} (\d+)', page)
         assert found, page
         return int(found[1])
 

@@ -69,7 +69,7 @@ def test_sixteen_streams_while_one_cancels_and_one_disconnects(server: Running) 
         thread.join(120)
     assert [results[p][0] for p in PROMPTS] == expected
     assert server.wait_for_gauge("used", 0) == 0
-    assert server.gauge("free") == server.gauge("max")
+    assert server.wait_for_gauge("free", server.gauge("max")) == server.gauge("max")
 
 
 def test_a_client_of_the_ensemble_that_leaves_frees_its_blocks(server: Running) -> None:
