@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engines import demo_folder
 from tests.tiny import ROOT, make_llama
 
 VOCAB = 49152  # of the demo model's tokenizer
@@ -26,11 +26,7 @@ LONGEST = 1024
 
 def demo_tokenizer() -> Path:
     """The demo model's folder: a real tokenizer with emoji, CJK and single bytes."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "trtbuild/models/SmolLM2-135M-Instruct"
-    folder = Path(os.environ.get("TRTBUILD_DEMO_MODEL") or default)
-    if not (folder / "tokenizer.json").is_file():
-        pytest.skip(f"the demo model is not in {folder} (run scripts/demo_model.py)")
-    return folder
+    return demo_folder()
 
 
 def build_engine(folder: Path, tp: int, pp: int) -> Path:
@@ -48,8 +44,6 @@ def build_repository(folder: Path, tp: int = 1, pp: int = 1) -> Path:
     from trtbuild.repo.options import RepositoryOptions
     from trtbuild.repo.write import write_repository
 
-    if shutil.which("mpirun") is None and not (Path(sys.executable).parent / "mpirun").exists():
-        pytest.skip("mpirun is not installed")
     engine = build_engine(folder, tp, pp)
     write_repository(
         engine, folder / "repo", demo_tokenizer(), RepositoryOptions(max_tokens_in_paged_kv_cache=16 * LONGEST)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.engines import demo_folder
 from tests.npm_tokenizers import npm_tokenizer
 from trtbuild.text.detokenize import IncrementalDecoder
 from trtbuild.text.tokenizer import Tokenizer, load_tokenizer
@@ -31,17 +30,7 @@ TEXTS = [
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     if request.param != "demo":
         return load_tokenizer(npm_tokenizer(request.param))
-    return load_tokenizer(_demo_tokenizer(request))
-
-
-def _demo_tokenizer(request: pytest.FixtureRequest) -> Path:
-    found = os.environ.get("TRTBUILD_DEMO_MODEL")
-    if found:
-        return Path(found)
-    try:
-        return Path(request.getfixturevalue("demo_model"))
-    except pytest.FixtureLookupError:
-        pytest.skip("the demo model is not here (TRTBUILD_DEMO_MODEL)")
+    return load_tokenizer(demo_folder())
 
 
 def stream(tokenizer: Tokenizer, ids: list[int], cuts: random.Random | None, skip: bool) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.serve_fixture import LONGEST, Running, build_repository, demo_tokenizer, running
+from tests.tiny import ROOT
 from trtbuild.client import Generation, generate_stream
 from trtbuild.errors import RequestError, ServerError
 from trtbuild.runtime.request import Output, Request
@@ -70,6 +75,24 @@ def test_sixteen_streams_while_one_cancels_and_one_disconnects(server: Running) 
     assert [results[p][0] for p in PROMPTS] == expected
     assert server.wait_for_gauge("used", 0) == 0
     assert server.wait_for_gauge("free", server.gauge("max")) == server.gauge("max")
+
+
+def test_ctrl_c_cancels_on_the_server(server: Running) -> None:
+    program = "from trtbuild.cli.app import main; main()"
+    options = ["--url", server.url, "--max-tokens", str(LONGEST)]
+    command = [sys.executable, "-c", program, "generate", "Once upon a time", *options]
+    before = server.gauge("iteration_counter")
+    process = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    _text, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"Traceback" not in said
+    assert server.wait_for_gauge("used", 0) == 0
+    assert server.gauge("iteration_counter") - before < LONGEST - 100, "it was generated to the end"
 
 
 def test_a_client_of_the_ensemble_that_leaves_frees_its_blocks(server: Running) -> None:
