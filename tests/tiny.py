@@ -68,7 +68,8 @@ def trtbuild(
     *arguments: object, env: Mapping[str, str] | None = None, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run the real program in a process of its own."""
-    command = [sys.executable, "-c", "from trtbuild.cli.app import main; main()", *(str(a) for a in arguments)]
+    program = "import sys; sys.argv[0] = 'trtbuild'; from trtbuild.cli.app import main; main()"
+    command = [sys.executable, "-c", program, *(str(a) for a in arguments)]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     full = {**os.environ, "PYTHONPATH": path, "COLUMNS": "200", **(env or {})}
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=full, **options)
