@@ -193,8 +193,36 @@ def test_output_that_exists(llama_folder: Path, tmp_path: Path) -> None:
     fails(4, "exists and is not empty", "--force", model=llama_folder, out=out)
     assert (out / "precious").read_text() == "x"
     done = trtbuild("checkpoint", llama_folder, "-o", out, "--force")
+    assert done.returncode == 4
+    assert "was not made by trtbuild" in done.stderr
+    assert (out / "precious").read_text() == "x"
+
+
+def test_force_replaces_what_trtbuild_made(llama_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert trtbuild("checkpoint", llama_folder, "-o", out).returncode == 0
+    (out / "later").write_text("x")
+    done = trtbuild("checkpoint", llama_folder, "-o", out, "--force", "--tp", "2")
     assert done.returncode == 0, done.stderr
-    assert not (out / "precious").exists()
+    assert sorted(p.name for p in out.iterdir()) == [
+        "config.json",
+        "rank0.safetensors",
+        "rank1.safetensors",
+        "trtbuild.json",
+    ]
+
+
+def test_force_never_replaces_the_input(llama_copy: Path, tmp_path: Path) -> None:
+    before = sorted(p.name for p in llama_copy.iterdir())
+    for out in (llama_copy, tmp_path):
+        assert trtbuild("checkpoint", llama_copy, "-o", out, "--force").returncode == 4
+    assert sorted(p.name for p in llama_copy.iterdir()) == before
+    checkpoint = tmp_path / "checkpoint"
+    assert trtbuild("checkpoint", llama_copy, "-o", checkpoint).returncode == 0
+    done = trtbuild("engine", checkpoint, "-o", checkpoint, "--force")
+    assert done.returncode == 4
+    assert "holds the input" in done.stderr
+    assert (checkpoint / "rank0.safetensors").exists()
 
 
 def test_output_under_a_file(llama_folder: Path, tmp_path: Path) -> None:

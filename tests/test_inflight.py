@@ -95,6 +95,7 @@ def test_more_requests_than_the_cache_holds(engines: Engines) -> None:
         (Request("a", (1, 2), -3), "max_tokens -3"),
         (Request("a", (1, 512), 5), "outside the vocabulary"),
         (Request("a", (-1,), 5), "outside the vocabulary"),
+        (Request("a", (1,), 5, end_id=10**6), "end_id 1000000"),
         (Request("a", (1,), 5, sampling=SamplingParams(stop_words=((),))), "stop or bad word"),
         (Request("a", (1,), 5, sampling=SamplingParams(bad_words=((900,),))), "stop or bad word"),
     ],
@@ -151,3 +152,27 @@ def test_bad_words_never_appear(generator: Generator) -> None:
     tokens = tokens_of(generator.generate([greedy("a", (9, 8, 7), 60, bad_words=((single,), pair))])["a"])
     assert single not in tokens
     assert pair not in set(pairwise(tokens))
+
+
+def test_silu_over_its_whole_range(engines: Engines) -> None:
+    """The exponential must neither overflow into the sign nor underflow into NaN."""
+    import torch
+
+    from trtbuild.runtime.executor import Batch
+    from trtbuild.runtime.program import Buffer, Kind
+
+    generator = Generator(engines.engine(engines.tiny()), RuntimeOptions(executor="native"))
+    model = generator.model
+    op = next(op for op in model.program.ops if op.kind is Kind.ACT_MUL)
+    x = torch.linspace(-300, 300, 16 * op.n).view(16, op.n)
+    model.buffers[Buffer.FC_GATE][:16] = torch.cat([x, torch.ones_like(x)], dim=1)
+    ints = torch.zeros(16, dtype=torch.int32)
+    model.executor.run((op,), Batch(ints, ints, ints, torch.zeros(1, 1, dtype=torch.int32), ints[:0]))
+    assert torch.allclose(model.buffers[Buffer.MLP][:16], torch.nn.functional.silu(x), rtol=1e-5, atol=1e-30)
+
+
+def test_score_refuses_what_does_not_fit(generator: Generator) -> None:
+    for tokens in ([], [1] * 600, [512]):
+        with pytest.raises(RequestError):
+            generator.score(tokens)
+    assert generator.stats()["kv_blocks_used"] == 0

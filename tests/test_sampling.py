@@ -93,9 +93,15 @@ def test_same_seed_same_tokens_other_seed_others() -> None:
     assert tokens(4) != tokens(5)
 
 
-def test_not_finite_logits_are_an_error() -> None:
+@pytest.mark.parametrize("params", [{}, {"top_p": 0.9}, {"min_p": 0.1}, {"top_k": 5}])
+def test_not_finite_logits_are_an_error(params: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="finite"):
-        sampler().sample(np.full(VOCAB, np.nan, np.float32), list(PROMPT))
+        sampler(**params).sample(np.full(VOCAB, np.nan, np.float32), list(PROMPT))
+
+
+def test_a_temperature_that_overflows_is_an_error() -> None:
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match="finite"):
+        sampler(temperature=1e-40, top_p=0.9).sample(logits(), list(PROMPT))
 
 
 @pytest.mark.parametrize(
@@ -109,6 +115,7 @@ def test_not_finite_logits_are_an_error() -> None:
         {"repetition_penalty": 0.0},
         {"presence_penalty": float("inf")},
         {"min_tokens": -1},
+        {"seed": -1},
     ],
 )
 def test_values_out_of_range(params: dict[str, float]) -> None:

@@ -16,6 +16,8 @@ from pathlib import Path
 from trtbuild.errors import ToolError
 
 _PR_SET_PDEATHSIG = 1
+_GRACE_S = 10.0
+_LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec nothing may be loaded
 _WHO_FAILED = (
     # Open MPI 5 (prterun) and 4 (orterun): a signal, or an exit code
     re.compile(r"process rank (\d+) .*?exited on\s+(signal \d+(?: \([^)]*\))?)", re.S),
@@ -57,7 +59,7 @@ def rank_environment(world_size: int) -> dict[str, str]:
 
 def die_with_parent() -> None:
     """For preexec_fn: the kernel ends this process when the one that started it is gone, however it went."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def start_ranks(argv: Sequence[str], world_size: int, *, log: Path) -> subprocess.Popen[bytes]:
@@ -131,7 +133,11 @@ def job_failure(
     process: subprocess.Popen[bytes], directory: Path, launcher_log: Path, what: str, world_size: int
 ) -> ToolError:
     """The error for a job that ended too early: names the rank that died first, and shows its last lines."""
-    code = process.wait()
+    try:
+        code = process.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:  # the connection broke, but mpirun lingers
+        stop_ranks(process)
+        code = process.returncode
     said = launcher_log.read_text(errors="replace") if launcher_log.exists() else ""
     rank, how = _who_failed(said, code, world_size)
     if rank is None:

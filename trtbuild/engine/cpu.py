@@ -18,9 +18,11 @@ from trtbuild.engine.options import BuildOptions
 from trtbuild.errors import CheckpointError, PlanError
 from trtbuild.mapping import Mapping
 from trtbuild.progress import Progress, silent
+from trtbuild.quantize.methods import METHODS
 from trtbuild.spec import ConvertOptions
 
 _POLL_S = 0.05
+_QUANT_NAMES = {method.quant_algo: method.name for method in METHODS.values()}
 LAUNCHER_LOG = "mpirun.log"
 KERNELS = "kernels.json"  # what was measured; its figures differ from build to build, so nothing is derived from them
 
@@ -70,6 +72,9 @@ def require_same_options(config: dict[str, Any], options: ConvertOptions) -> Non
         "tp": (options.tp_size, default.tp_size, config["mapping"]["tp_size"]),
         "pp": (options.pp_size, default.pp_size, config["mapping"]["pp_size"]),
         "dtype": (options.dtype, default.dtype, config["dtype"]),
+        "quant": (options.quant, default.quant, _QUANT_NAMES.get((config.get("quantization") or {}).get("quant_algo"))),
+        "use-parallel-embedding": (options.use_parallel_embedding, False, config.get("use_parallel_embedding", False)),
+        "embedding-sharding-dim": (options.embedding_sharding_dim, 0, config.get("embedding_sharding_dim", 0)),
     }
     problems = [
         f"--{name} {asked} was asked for, but the checkpoint was made with {has}"

@@ -13,7 +13,7 @@ from trtbuild.manifest import sha256_file, tool_versions, write_manifest
 from trtbuild.repo.info import EngineFacts, read_engine_facts
 from trtbuild.repo.options import RepositoryOptions, check_options, template_values
 from trtbuild.repo.render import MODELS, render_configs, templates_dir
-from trtbuild.staging import check_output, staged_dir
+from trtbuild.staging import check_not_input, check_output, staged_dir
 from trtbuild.text.tokenizer import TOKENIZER_FILES, check_tokenizer
 
 TOKENIZER_FOLDER = "preprocessing/tokenizer"
@@ -29,6 +29,7 @@ def write_repository(
         EngineError: no engine or no tokenizer. PlanError: options that the engine cannot honour. OutputError.
     """
     check_output(out, force=force)
+    check_not_input(out, engine_dir)
     engine = read_engine_facts(engine_dir)
     check_tokenizer(tokenizer)
     check_options(options, engine, _vocabulary(tokenizer))

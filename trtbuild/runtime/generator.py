@@ -92,8 +92,17 @@ class Generator:
         return collected
 
     def score(self, tokens: list[int]) -> NDArray[Any]:
-        """Logits after every one of `tokens`, float32 [len(tokens), vocab_size], on blocks that are free now."""
-        blocks = self.scheduler.pool.take(-(-len(tokens) // self.scheduler.block_tokens))
+        """Logits after every one of `tokens`, float32 [len(tokens), vocab_size], on blocks that are free now.
+
+        Raises:
+            RequestError: no tokens, more than the context or the free blocks hold, or ids outside the vocabulary.
+        """
+        needed, free = -(-len(tokens) // self.scheduler.block_tokens), self.scheduler.pool.free
+        if not 0 < len(tokens) <= self.scheduler.max_seq_len or needed > free:
+            raise RequestError(f"{len(tokens)} tokens cannot be scored at once: {needed} KV blocks needed, {free} free")
+        if not all(0 <= token < self.vocab_size for token in tokens):
+            raise RequestError(f"a token id is outside the vocabulary of {self.vocab_size}")
+        blocks = self.scheduler.pool.take(needed)
         sequence = Sequence(Request("", tuple(tokens), 1), len(tokens), list(tokens), blocks=blocks)
         pieces = []
         try:

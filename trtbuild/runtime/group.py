@@ -60,13 +60,14 @@ class RankGroup:
         self._asking = threading.Lock()
         self._answered = threading.Condition(self._lock)
         self._answer: dict[str, int] | None = None
+        self._refusal = ""
         self._closing = False
         self.failure: ToolError | None = None
         options = RuntimeOptions(max_batch_size, max_tokens_in_paged_kv_cache, executor)
         try:
             self._connection = self._start(options)
             self._lines = self._read_lines()
-            self.ready: dict[str, int] = next(self._lines)["ready"]
+            self.ready = self._first_line()
         except BaseException:
             self._end()
             raise
@@ -120,6 +121,8 @@ class RankGroup:
             self._answered.wait_for(lambda: self._answer is not None or self.failure is not None, _ANSWER_TIMEOUT_S)
             if self._answer is None:
                 raise self.failure or ToolError(f"the ranks did not answer within {_ANSWER_TIMEOUT_S:.0f} s")
+            if self._refusal:
+                raise RequestError(self._refusal)
             return self._answer
 
     def close(self) -> None:
@@ -167,8 +170,14 @@ class RankGroup:
         try:
             for line in self._connection.makefile("rb"):
                 yield json.loads(line)
-        except OSError:
+        except (OSError, ValueError):  # a line that a killed rank did not finish is the end as well
             return
+
+    def _first_line(self) -> dict[str, int]:
+        """What rank 0 says when all ranks are loaded."""
+        for document in self._lines:
+            return dict(document["ready"])
+        raise self._job_failure("starting the engine")
 
     def _dispatch(self) -> None:
         for document in self._lines:
@@ -176,7 +185,7 @@ class RankGroup:
                 self._deliver(Output.from_json(document["output"]))
             else:
                 with self._answered:
-                    self._answer = document["answer"]
+                    self._answer, self._refusal = document["answer"], document.get("refused", "")
                     self._answered.notify_all()
         with self._lock:
             if self._closing:
@@ -189,7 +198,11 @@ class RankGroup:
             if output.finish_reason:
                 self._callbacks.pop(output.request_id, None)
         if callback:
-            callback(output)
+            try:
+                callback(output)
+            except (RuntimeError, ValueError, OSError) as error:  # its receiver is broken; the others go on
+                print(f"output of request {output.request_id} could not be delivered: {error}", flush=True)
+                self.cancel(output.request_id)
 
     def _fail(self) -> None:
         failure = self._job_failure("serving")

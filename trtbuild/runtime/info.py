@@ -95,11 +95,12 @@ def kv_bytes_per_token(info: EngineInfo) -> int:
 
 def default_kv_blocks(info: EngineInfo, max_batch_size: int, max_tokens: int | None) -> int:
     """Blocks of the pool: what was asked for, else every sequence at full length, within a quarter of free memory."""
-    wanted = max_tokens if max_tokens is not None else max_batch_size * info.build["max_seq_len"]
-    if max_tokens is None:
-        budget = _available_memory() * _KV_SHARE_OF_FREE_MEMORY / info.mapping().world_size
-        wanted = min(wanted, int(budget) // kv_bytes_per_token(info))
-    return max(1, wanted // TOKENS_PER_BLOCK)
+    if max_tokens is not None:
+        return max(1, -(-max_tokens // TOKENS_PER_BLOCK))
+    budget = _available_memory() * _KV_SHARE_OF_FREE_MEMORY / info.mapping().world_size
+    affordable = int(budget) // kv_bytes_per_token(info) // TOKENS_PER_BLOCK
+    longest: int = info.build["max_seq_len"]
+    return max(1, min(max_batch_size * -(-longest // TOKENS_PER_BLOCK), affordable))
 
 
 def _available_memory() -> int:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from trtbuild.errors import EngineError
+from trtbuild.errors import EngineError, ToolError
 from trtbuild.runtime.comm import Comm
-from trtbuild.runtime.executor import EXECUTORS, Batch, State
+from trtbuild.runtime.executor import EXECUTORS, Batch, Executor, State
 from trtbuild.runtime.info import TOKENS_PER_BLOCK, EngineInfo, default_threads
 from trtbuild.runtime.program import Buffer, Kind, Op, Program, build_program
 from trtbuild.runtime.rope import rope_tables
@@ -58,7 +58,7 @@ class RankModel:
         values = torch.empty(*cache, TOKENS_PER_BLOCK, s.head_size)
         self._state = State(s, weights, buffers, keys, values, cos, sin, TOKENS_PER_BLOCK)
         threads = default_threads(comm.mapping.tp_size)
-        self._executor = EXECUTORS[executor or info.executor](self._state, threads)
+        self.executor = make_executor(executor or info.executor, self._state, threads)
         self._segments = _segments(self.program.ops)
 
     @property
@@ -66,11 +66,16 @@ class RankModel:
         """The memory-mapped tensors of this rank's engine."""
         return self._state.weights
 
+    @property
+    def buffers(self) -> dict[Buffer, torch.Tensor]:
+        """The activations of the last step."""
+        return self._state.buffers
+
     def forward(self, batch: Batch) -> None:
         """Run this rank's part of one step; rank 0 finds the logits with `logits`."""
         for ops in self._segments:
             if ops[0].kind < Kind.ALL_REDUCE:
-                self._executor.run(ops, batch)
+                self.executor.run(ops, batch)
             else:
                 self._communicate(ops[0], batch)
 
@@ -91,6 +96,15 @@ class RankModel:
     def _rows(self, buffer: Buffer, count: int) -> NDArray[Any]:
         view: NDArray[Any] = self._state.buffers[buffer][:count].numpy()
         return view
+
+
+def make_executor(name: str, state: State, threads: int) -> Executor:
+    """The executor that the engine chose, or the torch one, with a word in the log, where this machine lacks it."""
+    try:
+        return EXECUTORS[name](state, threads)
+    except ToolError as error:
+        print(f"warning: the {name} executor is not available here, using torch (slower): {error.message}", flush=True)
+        return EXECUTORS["torch"](state, threads)
 
 
 def _segments(ops: tuple[Op, ...]) -> list[tuple[Op, ...]]:

@@ -180,6 +180,16 @@ def _check(config: dict[str, Any]) -> None:
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind not in SCALING_TYPES:
         wrong.append(f"rotary_scaling {kind!r} (supported: {', '.join(SCALING_TYPES)})")
+    quantization = config.get("quantization") or {}
+    only = {
+        "quantization.quant_algo": (quantization.get("quant_algo"), (None, "W8A16")),
+        "quantization.kv_cache_quant_algo": (quantization.get("kv_cache_quant_algo"), (None,)),
+        "qk_layernorm": (config.get("qk_layernorm", False), (False,)),
+        "mapping.cp_size": (config.get("mapping", {}).get("cp_size", 1), (1,)),
+    }
+    wrong += [
+        f"{name} {value!r} (supported: {choice})" for name, (value, choice) in only.items() if value not in choice
+    ]
     if wrong:
         raise EngineError(f"the cpu runtime cannot execute {config['architecture']} with {'; '.join(wrong)}")
 

@@ -61,7 +61,10 @@ class Leader:
             output = self._generator.cancel(command["cancel"])
             return [{"output": output.to_json()}] if output else []
         if "score" in command:
-            np.save(command["path"], self._generator.score(command["score"]))
+            try:
+                np.save(command["path"], self._generator.score(command["score"]))
+            except RequestError as error:
+                return [{"answer": {}, "refused": error.message}]
         return [{"answer": self._generator.stats()}]
 
     def _read(self) -> None:

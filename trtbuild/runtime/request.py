@@ -52,6 +52,7 @@ class SamplingParams:
                     not math.isfinite(self.frequency_penalty),
                     f"frequency_penalty {self.frequency_penalty} must be finite",
                 ),
+                (self.seed < 0, f"seed {self.seed} must be 0 or more"),
                 (self.min_tokens < 0, f"min_tokens {self.min_tokens} must be 0 or more"),
             )
             if wrong

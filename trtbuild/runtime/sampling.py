@@ -37,9 +37,9 @@ class Sampler:
         `tokens` are prompt and generated tokens so far. Raises ValueError when every token is forbidden or not finite.
         """
         row = self._processed(logits, tokens)
-        token = int(row.argmax()) if self._greedy else self._draw(row)
-        if not np.isfinite(row[token]):
+        if not np.isfinite(row.max()):
             raise ValueError("no token has a finite logit: the weights are damaged, or all tokens are forbidden")
+        token = int(row.argmax()) if self._greedy else self._draw(row)
         if self._penalizes:
             self._counts[token] += 1
         return token, _log_prob(logits, token) if self._params.return_log_probs else None

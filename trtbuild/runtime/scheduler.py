@@ -51,6 +51,8 @@ def check_request(request: Request, vocab_size: int, max_seq_len: int) -> None:
         raise RequestError(f"prompt length {length} leaves no room in the maximum sequence length {max_seq_len}")
     if request.max_new_tokens < 1:
         raise RequestError(f"max_tokens {request.max_new_tokens} must be at least 1")
+    if request.end_id >= vocab_size:
+        raise RequestError(f"end_id {request.end_id} is outside the vocabulary of {vocab_size}")
     if wrong := [token for token in request.prompt_ids if not 0 <= token < vocab_size]:
         raise RequestError(f"token id {wrong[0]} is outside the vocabulary of {vocab_size}")
     for word in (*request.sampling.stop_words, *request.sampling.bad_words):

@@ -15,6 +15,7 @@ from types import TracebackType
 
 from trtbuild.errors import EngineError, ToolError
 from trtbuild.manifest import read_manifest
+from trtbuild.mpi import find_mpirun
 from trtbuild.serve.command import (
     SERVER_ENV,
     ServeOptions,
@@ -26,6 +27,7 @@ from trtbuild.serve.command import (
 from trtbuild.serve.install import find_triton
 from trtbuild.serve.processes import die_with_parent, end_marked, marked_processes, remove_shared_memory
 from trtbuild.serve.ready import check_ports_free, is_ready, read_failure, wait_ready
+from trtbuild.staging import write_error
 
 SERVER_LOG = "tritonserver.log"
 
@@ -42,7 +44,11 @@ class Server:
         self.options = options
         self._run_dir = Path(tempfile.mkdtemp(prefix="trtbuild-serve-"))
         self.log_dir = (log_dir or self._run_dir).resolve()
-        self.log_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self.log_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            shutil.rmtree(self._run_dir, ignore_errors=True)
+            raise write_error(self.log_dir, error) from error
         self._mark = str(self._run_dir)
         self._shm_prefix = f"{self._run_dir.name}_"
         (self.log_dir / "failure.json").unlink(missing_ok=True)
@@ -130,6 +136,7 @@ class Server:
         if target == "cpu":
             argv = server_argv(install, repository, self.options, self._shm_prefix)
         else:
+            find_mpirun()  # a clear error before anything starts
             argv = mpirun_argv(str(install.binary), repository, world_size, self.options, as_root=os.geteuid() == 0)
         package_parent = Path(__file__).resolve().parents[2]
         python_bin = Path(sys.prefix) / "bin"

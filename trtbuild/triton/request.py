@@ -160,12 +160,18 @@ def _sampling(tensors: Mapping[str, Any]) -> SamplingParams:
     return SamplingParams(
         **values,
         top_k=_number(tensors, "runtime_top_k", 0),
-        top_p=max(0.0, float(tensors["runtime_top_p"].reshape(-1)[0])) if "runtime_top_p" in tensors else 0.0,
+        top_p=_top_p(tensors["runtime_top_p"]) if "runtime_top_p" in tensors else 0.0,
         seed=_number(tensors, "seed", 0),
         stop_words=_words(tensors, "stop_words_list"),
         bad_words=_words(tensors, "bad_words_list"),
         return_log_probs=bool(tensors["return_log_probs"].reshape(-1)[0]) if "return_log_probs" in tensors else False,
     )
+
+
+def _top_p(values: Any) -> float:
+    """Upstream drops a top_p that is not above 0; NaN stays, to be refused."""
+    value = float(values.reshape(-1)[0])
+    return 0.0 if value < 0 else value
 
 
 def _words(tensors: Mapping[str, Any], name: str) -> tuple[tuple[int, ...], ...]:

@@ -47,7 +47,11 @@ class Serving:
         except ToolError as error:
             self._on_failure(error)
             raise
-        self._hangups = HangupListener(repository, self._on_hangup)
+        try:
+            self._hangups = HangupListener(repository, self._on_hangup)
+        except OSError:
+            self._group.close()
+            raise
         threading.Thread(target=self._poll_clients, daemon=True, name="clients").start()
 
     def execute(self, request_id: str, tensors: Mapping[str, Any], sender: Any) -> None:

@@ -131,6 +131,7 @@ INLINE int64_t weight_size(int type) { return type == F32 ? 4 : type == INT8 ? 1
 /* e^x to about 1e-7 relative: 2^n by the exponent bits, the rest by a polynomial (Cephes coefficients). */
 INLINE v8 exp8(v8 x) {
     x = max8(x, splat(-87.0f));
+    x = -max8(-x, splat(-88.0f)); /* above, the exponent would run into the sign */
     v8 z = x * splat(1.44269504088896341f);
     v8i n = __builtin_convertvector(z + (v8)(((v8i)z & (int32_t)0x80000000) | 0x3f000000), v8i);
     v8 nf = __builtin_convertvector(n, v8);
@@ -463,13 +464,17 @@ static void run_one(const op_t *op, const batch_t *b, int thread) {
 }
 
 /* The entry: `count` operations in order, all threads on each. */
-void trtbuild_run(const op_t *ops, int32_t count, const batch_t *b) {
-#pragma omp parallel num_threads(b->num_threads)
+void trtbuild_run(const op_t *ops, int32_t count, const batch_t *asked) {
+#pragma omp parallel num_threads(asked->num_threads)
     {
+        batch_t own = *asked, *b = &own;
+        /* OpenMP may give fewer threads than asked for; work is shared among those that are there. */
 #ifdef _OPENMP
         int thread = omp_get_thread_num();
+        own.num_threads = omp_get_num_threads();
 #else
         int thread = 0;
+        own.num_threads = 1;
 #endif
         for (int32_t i = 0; i < count; i++) {
             run_one(ops + i, b, thread);

@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -58,17 +59,20 @@ class BatchStruct(ctypes.Structure):
     )
 
 
-def compiler() -> str | None:
+def compiler() -> list[str] | None:
     """The C compiler: $CC, else cc, gcc or clang on PATH."""
-    chosen = os.environ.get("CC")
-    return shutil.which(chosen) if chosen else next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    if chosen := shlex.split(os.environ.get("CC", "")):
+        return chosen if shutil.which(chosen[0]) else None
+    return next(([name] for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
 
 
-def cpu_name() -> str:
-    """Model and vector extensions of this CPU: what a compiled library is good for."""
+def cpu_name(*, every_flag: bool = False) -> str:
+    """Model of this CPU and its telling vector extensions, or every flag: what a compiled library is good for."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = set(fields.get("flags", "").split()) & {"avx", "avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_int8"}
+    flags = set(fields.get("flags", "").split())
+    if not every_flag:
+        flags &= {"avx", "avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_int8"}
     return " ".join([platform.machine(), fields.get("model name", ""), *sorted(flags)]).strip()
 
 
@@ -96,14 +100,16 @@ def _compiled() -> Path:
     cc = compiler()
     if cc is None:
         raise ToolError("no C compiler found for the native kernels", hint="Install gcc or clang, or set CC.")
-    key = hashlib.sha256("\0".join([SOURCE.read_text(), *FLAGS, cc, cpu_name()]).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\0".join([SOURCE.read_text(), *FLAGS, *cc, cpu_name(every_flag=True)]).encode()).hexdigest()[
+        :16
+    ]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trtbuild" / "native"
     target = cache / f"kernels-{key}.so"
     if not target.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             output = Path(scratch) / target.name
-            command = [cc, *FLAGS, str(SOURCE), "-o", str(output), "-lm"]
+            command = [*cc, *FLAGS, str(SOURCE), "-o", str(output), "-lm"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise ToolError(
