@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.disks import disk_of
 from tests.tiny import ROOT, edit_config, edit_weights, make_llama, trtbuild
 from trtbuild import pipeline
 from trtbuild.errors import OutputError
@@ -239,13 +240,8 @@ def test_output_that_cannot_be_made(llama_folder: Path) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 kB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True)
-    if mount.returncode != 0:
-        pytest.skip("needs the right to mount")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with disk_of(tmp_path / "small", 256) as folder:
+        yield folder
 
 
 def test_disk_without_room_is_refused_before_reading(llama_folder: Path, small_disk: Path) -> None:

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.disks import disk_of
 from tests.engines import Engines, greedy, run_all, tokens_of
 from tests.tiny import ROOT, trtbuild
-from trtbuild import mpi
+from trtbuild import mpi, pipeline
 from trtbuild.engine.options import BuildOptions
-from trtbuild.errors import EngineError, ToolError
+from trtbuild.errors import EngineError, OutputError, ToolError
 from trtbuild.pipeline import make_engine
 from trtbuild.runtime.group import RankGroup
 from trtbuild.runtime.request import Output
@@ -124,6 +125,19 @@ def test_killed_in_the_middle_then_run_again(llama_folder: Path, tmp_path: Path)
         "trtbuild.json",
     ]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_the_disk_is_full(llama_folder: Path, tmp_path: Path, checked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen before the ranks start; and when it fills up under them, a rank's error becomes the same message."""
+    checkpoint = pipeline.make_checkpoint(str(llama_folder), tmp_path / "checkpoint", ConvertOptions())
+    size = (checkpoint / "rank0.safetensors").stat().st_size
+    if not checked:
+        monkeypatch.setattr(pipeline, "check_disk", lambda *_: None)
+    with disk_of(tmp_path / "small", size // 2048) as folder:
+        with pytest.raises(OutputError, match="the disk is full"):
+            make_engine(str(checkpoint), folder / "out", ConvertOptions(), BuildOptions())
+        assert list(folder.iterdir()) == []
 
 
 def test_an_output_that_exists_is_kept(llama_folder: Path, tmp_path: Path) -> None:

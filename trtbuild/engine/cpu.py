@@ -7,7 +7,9 @@ weights as int8 rows with one scale each, in the row order that the kernels stre
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -20,6 +22,7 @@ from trtbuild.mapping import Mapping
 from trtbuild.progress import Progress, silent
 from trtbuild.quantize.methods import METHODS
 from trtbuild.spec import ConvertOptions
+from trtbuild.staging import write_error
 
 _POLL_S = 0.05
 _QUANT_NAMES = {method.quant_algo: method.name for method in METHODS.values()}
@@ -97,6 +100,7 @@ def build_engine(
     Raises:
         CheckpointError, PlanError, EngineError: it cannot be built; said before a process is started.
         ToolError: mpirun is missing or a rank died; names the rank and shows its last lines.
+        OutputError: the disk is full.
     """
     from trtbuild.runtime.program import build_program
 
@@ -113,7 +117,10 @@ def build_engine(
             progress(built, mapping.world_size, f"{built}/{mapping.world_size} ranks")
             time.sleep(_POLL_S)
         if process.returncode:
-            raise mpi.job_failure(process, log_dir, launcher_log, "engine build", mapping.world_size)
+            failure = mpi.job_failure(process, log_dir, launcher_log, "engine build", mapping.world_size)
+            if any(os.strerror(errno.ENOSPC) in line for line in failure.log_tail):
+                raise write_error(out, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from failure
+            raise failure
     finally:
         mpi.stop_ranks(process)
     chosen = json.loads((out / KERNELS).read_text())

@@ -88,6 +88,8 @@ class Serving:
                 self._cancel(stream)
                 self._forget(request_id, stream)
                 return
+        if stream.abandoned:  # the client left before there was anything to cancel
+            self._cancel(stream)
 
     def _stop(self, request_id: str, sender: Any) -> None:
         """Upstream's way to cancel: a second request with the same id and `stop`; an unknown id is no error."""

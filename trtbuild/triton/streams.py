@@ -63,6 +63,12 @@ class Stream:
             if self._open:
                 self._finish(self._pb.InferenceResponse(output_tensors=[], error=self._pb.TritonError(message)))
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits any more: the client left, or the answer ended in an error."""
+        with self._lock:
+            return self._client_gone or not self._open
+
     def client_left(self) -> bool:
         """True once, when the client has cancelled or is gone."""
         with self._lock:
