@@ -83,7 +83,11 @@ def test_ctrl_c_cancels_on_the_server(server: Running) -> None:
     command = [sys.executable, "-c", program, "generate", "Once upon a time", *options]
     before = server.gauge("iteration_counter")
     process = subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it in background jobs
     )
     assert process.stdout is not None
     assert process.stdout.read(1)
