@@ -14,7 +14,7 @@ from trtbuild.families import FAMILIES
 from trtbuild.quantize.methods import METHODS
 
 PACKAGE = ROOT / "trtbuild"
-BASE = {"errors", "mapping", "layout", "spec", "progress", "manifest", "staging", "mpi", "__init__"}
+BASE = {"errors", "mapping", "layout", "spec", "progress", "manifest", "staging", "mpi", "handover", "__init__"}
 # folder or module -> what of trtbuild it may import besides its own folder
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(BASE, BASE),

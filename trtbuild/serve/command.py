@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-RUN_DIR_ENV = "TRTBUILD_RUN_DIR"
-"""Names the directory of logs and of failure.json to the models."""
+from trtbuild.handover import RUN_DIR_ENV
+
 SERVER_ENV = "TRTBUILD_SERVER"
 """Marks every process of one server, ranks included, with a value that no other server has."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from trtbuild.errors import EngineError, ToolError
+from trtbuild.handover import FAILURE_FILE
 from trtbuild.manifest import read_manifest
 from trtbuild.mpi import find_mpirun
 from trtbuild.serve.command import (
@@ -51,7 +52,7 @@ class Server:
             raise write_error(self.log_dir, error) from error
         self._mark = str(self._run_dir)
         self._shm_prefix = f"{self._run_dir.name}_"
-        (self.log_dir / "failure.json").unlink(missing_ok=True)
+        (self.log_dir / FAILURE_FILE).unlink(missing_ok=True)
         try:
             self._process = self._start(repository.resolve(), source["target"], int(source["world_size"]))
         except BaseException:

@@ -10,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trtbuild.errors import ServerError, ToolError
-
-FAILURE_FILE = "failure.json"
+from trtbuild.handover import FAILURE_FILE
 
 
 def check_ports_free(host: str, ports: dict[str, int]) -> None:

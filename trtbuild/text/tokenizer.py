@@ -41,7 +41,6 @@ class Tokenizer:
         self.end_ids = _end_ids(hf, generation_config)
         pad = generation_config.get("pad_token_id", hf.pad_token_id)
         self.pad_id = int(pad) if isinstance(pad, int) else (self.end_ids[0] if self.end_ids else 0)
-        self.bos_id = hf.bos_token_id
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, the same as transformers gives."""

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from trtbuild.errors import ToolError, TrtbuildError
+from trtbuild.handover import FAILURE_FILE, RUN_DIR_ENV
 from trtbuild.runtime.group import RankGroup
 from trtbuild.runtime.request import Output
 from trtbuild.triton.hangup import HangupListener
 from trtbuild.triton.request import Limits, Parsed, parse_tensors
 from trtbuild.triton.streams import Stream
-
-RUN_DIR_ENV = "TRTBUILD_RUN_DIR"
-FAILURE_FILE = "failure.json"
 
 
 class Serving:
