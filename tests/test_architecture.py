@@ -22,7 +22,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quantize": BASE,
     "hub": BASE,
     "checkpoint": BASE | {"families"},
-    "plan": BASE | {"families", "quantize"},
+    "shard": BASE | {"families"},
+    "plan": BASE | {"families", "quantize", "shard"},
     "runtime": BASE,
     "engine": BASE | {"runtime", "quantize"},
     "text": BASE,
@@ -46,7 +47,18 @@ ONLY_IN = {
 HEAVY = {"torch", "numpy", "transformers", "tritonclient", "mpi4py", "huggingface_hub", "safetensors", "jinja2", "grpc"}
 # These modules are the heavy code itself, loaded only by processes that compute.
 HEAVY_MODULES = {"runtime", "engine/cpu_rank.py", "engine/kernels.py", "checkpoint/cut.py", "quantize/packing.py"}
-PURE = ["mapping", "layout", "spec", "plan", "progress", "errors", "families", "runtime/scheduler", "runtime/program"]
+PURE = [
+    "mapping",
+    "layout",
+    "spec",
+    "shard",
+    "plan",
+    "progress",
+    "errors",
+    "families",
+    "runtime/scheduler",
+    "runtime/program",
+]
 EFFECTS = {"os", "subprocess", "socket", "shutil", "tempfile", "time", "urllib", "threading", "random"}
 SOURCES = sorted(PACKAGE.rglob("*.py")) + sorted((ROOT / "model_repo_templates").rglob("*.py"))
 

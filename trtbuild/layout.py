@@ -21,12 +21,23 @@ class Axis(Enum):
     KV = "key/value heads"
     INTER = "intermediate features"
     VOCAB = "tokens of the vocabulary"
+    HEADS = "heads (one row each)"
+    HEAD_SIZE = "channels of a head"
+    POSITIONS = "positions"
+    EXPERTS = "experts"
+    EXPERT_INTER = "intermediate features of an expert"
+    SHARED_INTER = "intermediate features of the shared expert"
+    BUCKETS = "relative position buckets"
+    TYPES = "token types"
+    LABELS = "labels"
+    ONE = "one row"
 
 
 class Split(Enum):
     """How the ranks of a tensor-parallel group share a tensor."""
 
     COPY = "whole on every rank"
+    FIRST_RANK = "whole on the first rank, zeros on the others: summed once by the all-reduce"
     COLUMN = "by rows of the weight (its outputs); each stacked part separately"
     ROW = "by columns of the weight (its inputs); a bias stays whole and is added once after the all-reduce"
     VOCAB = "by rows, zero-padded to a multiple of tp"
@@ -84,21 +95,34 @@ class TensorInfo:
         return self.stop - self.start
 
 
+Window = tuple[int, int]
+"""[start, stop) of elements."""
+
+
 @dataclass(frozen=True)
 class Piece:
-    """The window [start, stop) along dim `axis` of one source tensor."""
+    """A window of one source tensor: rows (outputs) in the given order, and columns (inputs; None = all of them).
+
+    `transposed`: the source lies as [in, out] (GPT-2's Conv1D), so `rows` count along its dim 1.
+    An empty `source` stands for that many rows of zeros.
+    """
 
     source: str
-    axis: int
-    start: int
-    stop: int
+    rows: tuple[Window, ...]
+    cols: Window | None = None
+    transposed: bool = False
+
+    @property
+    def num_rows(self) -> int:
+        return sum(stop - start for start, stop in self.rows)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One tensor of one rank file: `pieces` stacked along dim 0, zero rows added up to `shape`, in `dtype`.
+    """One tensor of one rank file: the rows of `pieces` stacked, zero rows added up to `shape`, in `dtype`.
 
-    `group` names the fuse group: jobs of all ranks with the same group read the same source tensors.
+    A tensor of three dims (experts) is stacked as if its first two were one. `add` is added in float32 before the
+    cast. `group` names the fuse group: jobs of all ranks with the same group read the same source tensors.
     """
 
     name: str
@@ -106,10 +130,16 @@ class Job:
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
     group: str
+    add: float = 0.0
 
     @property
     def elements(self) -> int:
         return prod(self.shape)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the stack: all dims but the last, or the elements of a vector."""
+        return prod(self.shape[:-1]) if len(self.shape) > 1 else self.shape[0]
 
     @property
     def nbytes(self) -> int:

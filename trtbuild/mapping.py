@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping as Dict
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -12,6 +14,13 @@ class Mapping:
     tp_size: int = 1
     pp_size: int = 1
     rank: int = 0
+    moe_ep_size: int = 1
+    """Tensor-parallel ranks that share the experts; the rest of tp_size cuts each expert."""
+
+    @classmethod
+    def of_config(cls, sizes: Dict[str, Any], rank: int = 0) -> Mapping:
+        """From the `mapping` of a checkpoint's config.json."""
+        return cls(sizes["tp_size"], sizes["pp_size"], rank, max(1, sizes.get("moe_ep_size") or 1))
 
     @property
     def world_size(self) -> int:
@@ -33,6 +42,23 @@ class Mapping:
     def is_last_stage(self) -> bool:
         return self.pp_rank == self.pp_size - 1
 
+    @property
+    def moe_tp_size(self) -> int:
+        return self.tp_size // self.moe_ep_size
+
+    @property
+    def moe_tp_rank(self) -> int:
+        return self.tp_rank // self.moe_ep_size
+
+    @property
+    def moe_ep_rank(self) -> int:
+        return self.tp_rank % self.moe_ep_size
+
+    def experts(self, num_experts: int) -> range:
+        """Global indices of the experts that this rank holds."""
+        each = num_experts // self.moe_ep_size
+        return range(self.moe_ep_rank * each, (self.moe_ep_rank + 1) * each)
+
     def layers(self, num_layers: int) -> range:
         """Global indices of this stage's layers: the first `num_layers % pp_size` stages hold one more.
 
@@ -47,4 +73,4 @@ class Mapping:
         return -(-num_kv_heads // self.tp_size)
 
     def at(self, rank: int) -> Mapping:
-        return Mapping(self.tp_size, self.pp_size, rank)
+        return Mapping(self.tp_size, self.pp_size, rank, self.moe_ep_size)

@@ -79,7 +79,7 @@ def make_checkpoint(
     check_not_input(out, source.path)
     plan, index = _plan_folder(source.path, options)
     plan.require()
-    config = trtllm_config(plan.family, plan.spec, options, plan.quant_algo)
+    config = trtllm_config(plan.family, plan.spec, plan.options, plan.quant_algo)
     with staged_dir(out, force=force) as folder:
         check_disk(out, folder, plan.checkpoint_bytes)
         digests = convert(plan.ranks, index, config, folder, progress)
@@ -87,7 +87,7 @@ def make_checkpoint(
             folder,
             kind="checkpoint",
             source=_describe(source, index),
-            options={**asdict(options), "dtype": plan.dtype},
+            options={**asdict(plan.options), "dtype": plan.dtype},
             versions=tool_versions("torch"),
             files=digests,
         )

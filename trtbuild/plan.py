@@ -6,17 +6,16 @@ dull loop over `Plan.ranks`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from collections.abc import Mapping as Dict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import prod
 
 from trtbuild.errors import PlanError
-from trtbuild.families.rules import Family, Rule, Source
-from trtbuild.layout import DTYPE_BYTES, DTYPES, READABLE, Axis, Job, Piece, RankJobs, Split, Stage, TensorInfo
-from trtbuild.mapping import Mapping
+from trtbuild.families.rules import Family, Rule
+from trtbuild.layout import DTYPE_BYTES, DTYPES, READABLE, Axis, RankJobs, Split, Stage, TensorInfo
 from trtbuild.quantize.methods import METHODS
+from trtbuild.shard import cut_axes, rank_mapping, rules_of, shard, shares, source_shape, sources_of, window
 from trtbuild.spec import TARGETS, ConvertOptions, ModelSpec, resolved_dtype
 
 _SHOWN = 8  # names listed before "and N more"
@@ -57,6 +56,7 @@ class Plan:
 
 def make_plan(family: Family, spec: ModelSpec, options: ConvertOptions, index: Dict[str, TensorInfo]) -> Plan:
     """Decide everything about a conversion; `index` holds the source tensors by name (headers only)."""
+    options = _as_the_class_has_it(family, options)
     problems = _option_problems(options)
     dtype = resolved_dtype(spec, options)
     if not problems:
@@ -66,11 +66,7 @@ def make_plan(family: Family, spec: ModelSpec, options: ConvertOptions, index: D
     sources, missing = _coverage(family, spec, index)
     problems += rough + missing
     complete = laid_out and not missing
-    ranks = (
-        tuple(_rank(family, spec, options, dtype, sources, rank) for rank in range(options.world_size))
-        if complete
-        else ()
-    )
+    ranks = shard(family, spec, options, dtype, sources) if complete else ()
     used = {name for name in sources.values() if name in index}
     return Plan(
         family=family,
@@ -91,7 +87,7 @@ def _memory(ranks: tuple[RankJobs, ...], index: Dict[str, TensorInfo]) -> int:
     groups: dict[str, tuple[set[str], int, int]] = {}
     for job in (job for rank in ranks for job in rank.jobs):
         names, largest, _ = groups.get(job.group, (set(), 0, 0))
-        names |= {piece.source for piece in job.pieces}
+        names |= {piece.source for piece in job.pieces if piece.source}
         groups[job.group] = (names, max(largest, job.nbytes), DTYPE_BYTES[job.dtype])
     peaks = [
         largest + max(index[name].nbytes for name in names) + sum(prod(index[name].shape) * size for name in names)
@@ -100,11 +96,21 @@ def _memory(ranks: tuple[RankJobs, ...], index: Dict[str, TensorInfo]) -> int:
     return _PROCESS_BYTES + max(peaks) if peaks else 0
 
 
+def _as_the_class_has_it(family: Family, options: ConvertOptions) -> ConvertOptions:
+    """Some model classes overrule the option: GemmaConfig shards its table whenever tp > 1 (checkpoint format 1.6)."""
+    return replace(options, use_parallel_embedding=options.tp_size > 1) if family.parallel_embedding else options
+
+
 def _option_problems(options: ConvertOptions) -> list[str]:
     found = [
         f"{name} must be at least 1, not {size}"
-        for name, size in (("tp", options.tp_size), ("pp", options.pp_size))
-        if size < 1
+        for name, size in (
+            ("tp", options.tp_size),
+            ("pp", options.pp_size),
+            ("moe_tp", options.moe_tp_size),
+            ("moe_ep", options.moe_ep_size),
+        )
+        if size is not None and size < 1
     ]
     if options.quant not in METHODS:
         found.append(f"unknown quantization {options.quant!r}; supported: {', '.join(METHODS)}")
@@ -120,43 +126,71 @@ def _option_problems(options: ConvertOptions) -> list[str]:
 
 
 def _layout_problems(family: Family, spec: ModelSpec, options: ConvertOptions) -> list[str]:
-    """Axes that tp cannot divide, with the values of tp that work; stages that pp leaves empty."""
-    found = []
+    """Axes that the ranks cannot share, with the values of tp that work; stages that pp leaves empty."""
     tp, pp = options.tp_size, options.pp_size
-    uncut = _uncut(family, spec, options, tp)
+    moe_tp, moe_ep = options.moe_sizes
+    asked = options.moe_tp_size is not None or options.moe_ep_size is not None
+    if asked and not spec.num_experts:
+        return [f"moe_tp and moe_ep share experts among ranks, but {spec.architecture} has none"]
+    if moe_tp * moe_ep != tp:
+        return [f"moe_tp {moe_tp} x moe_ep {moe_ep} is not tp {tp}"]
+    found = []
+    uncut = _uncut(family, spec, options)
     if uncut:
-        works = [str(t) for t in range(1, spec.num_heads + 1) if not _uncut(family, spec, options, t)]
+        works = [str(t) for t in range(1, spec.num_heads + 1) if not _uncut(family, spec, _other_tp(options, t))]
         hint = f"tp {', '.join(works[:-1])} or {works[-1]} works" if len(works) > 1 else "only tp 1 works"
-        found += [f"tp {tp} does not divide {units} {axis.value}; {hint}" for axis, units in uncut]
+        found += [f"{name} {count} does not divide {units} {axis.value}; {hint}" for name, count, axis, units in uncut]
     if pp > spec.num_layers:
         found.append(f"pp {pp} is more than the {spec.num_layers} layers; at most pp {spec.num_layers} works")
     if pp > 1 and not family.pipeline:
         found.append(f"TensorRT-LLM cannot cut {spec.architecture} into pipeline stages; use pp 1")
+    if tp > 1 and not family.tensor:
+        found.append(f"TensorRT-LLM cannot cut {spec.architecture} into tensor-parallel ranks; use tp 1")
+    if family.parallel_embedding and tp > 1:
+        found += _forced_embedding_problems(spec, options)
     return found
 
 
-def _uncut(family: Family, spec: ModelSpec, options: ConvertOptions, tp: int) -> list[tuple[Axis, int]]:
-    """(axis, units) of each axis that `tp` ranks cannot share; kv heads may also be repeated evenly."""
-    axes: dict[Axis, None] = {}
-    for rule in family.rules:
-        for source in rule.sources:
-            axes |= dict.fromkeys(_cut_axes(rule, source, options))
+def _other_tp(options: ConvertOptions, tp: int) -> ConvertOptions:
+    """The options with another tp; how experts are shared follows only where it was left open."""
+    return replace(options, tp_size=tp)
+
+
+def _forced_embedding_problems(spec: ModelSpec, options: ConvertOptions) -> list[str]:
+    found = []
+    if options.embedding_sharding_dim:
+        found.append(f"{spec.architecture} shards its vocabulary table by rows: embedding_sharding_dim must be 0")
+    if spec.vocab_size % options.tp_size:
+        found.append(
+            f"tp {options.tp_size} does not divide {spec.vocab_size} tokens of the vocabulary, "
+            f"which {spec.architecture} shards without padding"
+        )
+    return found
+
+
+def _uncut(family: Family, spec: ModelSpec, options: ConvertOptions) -> list[tuple[str, int, Axis, int]]:
+    """(tp or moe_tp or moe_ep, its size, axis, units) of each axis that the ranks cannot share.
+
+    Kv heads may also be repeated evenly (grouped-query attention).
+    """
+    moe_tp, moe_ep = options.moe_sizes
+    if moe_tp * moe_ep != options.tp_size:
+        return [("moe_tp x moe_ep", moe_tp * moe_ep, Axis.EXPERTS, spec.num_experts)]
+    mapping = rank_mapping(options)
+    cuts: dict[tuple[str, int, Axis], None] = {}
+    for rule in rules_of(family, spec):
+        count, _ = shares(rule, mapping)
+        name = "moe_tp" if rule.experts and moe_ep > 1 else "tp"
+        cuts |= dict.fromkeys((name, count, axis) for axis in cut_axes(rule, options))
+        if rule.experts:
+            cuts["moe_ep", mapping.moe_ep_size, Axis.EXPERTS] = None
     result = []
-    for axis in axes:
+    for name, count, axis in cuts:
         units, _ = spec.axis(axis)
-        repeated = axis is Axis.KV and tp % units == 0
-        if units % tp and not repeated:
-            result.append((axis, units))
+        repeated = axis is Axis.KV and count % units == 0
+        if units % count and not repeated:
+            result.append((name, count, axis, units))
     return result
-
-
-def _cut_axes(rule: Rule, source: Source, options: ConvertOptions) -> tuple[Axis, ...]:
-    if rule.split is Split.COLUMN:
-        return source.rows
-    across = rule.split is Split.ROW or (
-        rule.split is Split.EMBED and options.use_parallel_embedding and options.embedding_sharding_dim == 1
-    )
-    return (source.cols,) if across and source.cols else ()
 
 
 def _quant_problems(
@@ -168,12 +202,10 @@ def _quant_problems(
     if dtype not in method.dtypes:
         found.append(f"{method.name} in TensorRT-LLM needs dtype {' or '.join(method.dtypes)}, not {dtype}")
     multiple = method.dim_multiple * options.tp_size
-    for rule in family.rules if multiple else ():
+    for rule in rules_of(family, spec) if multiple else ():
         if rule.stage is not Stage.LAYER or rule.split not in (Split.COLUMN, Split.ROW) or not rule.sources[0].cols:
             continue
-        rows = sum(_share(spec, axis, options.tp_size) for source in rule.sources for axis in source.rows)
-        out = rows * options.tp_size if rule.split is Split.COLUMN else spec.size(rule.sources[0].rows[0])
-        shape = (out, spec.size(rule.sources[0].cols))
+        shape = (_out_features(rule, spec, options.tp_size), spec.size(rule.sources[0].cols))
         if any(size % multiple for size in shape):
             name = rule.target.replace("transformer.layers.{i}.", "").removesuffix(".weight")
             need = f"multiples of {method.dim_multiple} x tp = {multiple}"
@@ -181,28 +213,33 @@ def _quant_problems(
     return (found, []) if options.target == "tensorrt" else ([], found)
 
 
-def _share(spec: ModelSpec, axis: Axis, tp: int) -> int:
-    """Elements of an axis that one rank holds; kv heads fewer than ranks are repeated."""
-    units, unit = spec.axis(axis)
-    return max(units // tp, 1) * unit
+def _out_features(rule: Rule, spec: ModelSpec, tp: int) -> int:
+    """Outputs of a linear over all ranks; kv heads fewer than ranks are repeated."""
+    axes = [axis for source in rule.sources for axis in source.rows]
+    if rule.split is not Split.COLUMN:
+        return sum(spec.size(axis) for axis in axes)
+    windows = [window(spec, axis, tp, 0) for axis in axes]
+    return tp * sum(stop - start for start, stop in windows)
 
 
 def _coverage(family: Family, spec: ModelSpec, index: Dict[str, TensorInfo]) -> tuple[dict[str, str], list[str]]:
     """(planned source -> name actually read, problems): missing, misshapen, unreadable and unexpected tensors."""
     names: dict[str, str] = {}
     missing, wrong = [], []
-    for source, layer in _sources(family, spec):
-        planned = source.name.format(i=layer)
-        name = planned
-        if planned not in index and source.fallback and spec.tied_embeddings:
-            name = source.fallback
+    for source, planned in sources_of(family, spec):
+        name = _found(family, planned, index)
+        if not name and source.fallback and spec.tied_embeddings:
+            name = _found(family, source.fallback, index)
+            planned_name = source.fallback
+        else:
+            planned_name = planned
+        if not name:
+            missing.append(planned_name)
+            continue
         names[planned] = name
-        shape = [sum(spec.size(axis) for axis in source.rows)] + ([spec.size(source.cols)] if source.cols else [])
-        info = index.get(name)
-        if info is None:
-            missing.append(name)
-        elif list(info.shape) != shape:
-            wrong.append(f"{name} has shape {list(info.shape)}, but the config says {shape}")
+        info, shape = index[name], source_shape(spec, source)
+        if info.shape != shape:
+            wrong.append(f"{name} has shape {list(info.shape)}, but the config says {list(shape)}")
         elif info.dtype not in READABLE:
             wrong.append(f"{name} has dtype {info.dtype}; supported: {', '.join(READABLE)}")
     used = set(names.values())
@@ -215,91 +252,13 @@ def _coverage(family: Family, spec: ModelSpec, index: Dict[str, TensorInfo]) -> 
     return names, found
 
 
+def _found(family: Family, name: str, index: Dict[str, TensorInfo]) -> str:
+    """The tensor of that name, or of the name with a prefix that some files have instead; empty where none is."""
+    others = (other + name.removeprefix(ours) for ours, other in family.prefixes if name.startswith(ours))
+    return next((candidate for candidate in (name, *others) if candidate in index), "")
+
+
 def _some(names: list[str]) -> str:
+    names = list(dict.fromkeys(names))
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
-
-
-def _sources(family: Family, spec: ModelSpec) -> Iterator[tuple[Source, int]]:
-    for rule in _rules(family, spec):
-        for layer in range(spec.num_layers if rule.stage is Stage.LAYER else 1):
-            for source in rule.sources:
-                yield source, layer
-
-
-def _rules(family: Family, spec: ModelSpec, stage: Stage | None = None) -> list[Rule]:
-    """Rules that apply to this model, in the family's order."""
-    return [r for r in family.rules if (not r.when or spec.flags[r.when]) and stage in (None, r.stage)]
-
-
-def _rank(
-    family: Family, spec: ModelSpec, options: ConvertOptions, dtype: str, sources: dict[str, str], rank: int
-) -> RankJobs:
-    """The jobs of one rank, first stage's tensors first; layers are numbered from 0 inside their stage."""
-    mapping = Mapping(options.tp_size, options.pp_size, rank)
-    layers = mapping.layers(spec.num_layers)
-    todo: list[tuple[Rule, int, int]] = []
-    if mapping.is_first_stage:
-        todo += [(rule, 0, 0) for rule in _rules(family, spec, Stage.FIRST)]
-    todo += [(rule, layer, local) for local, layer in enumerate(layers) for rule in _rules(family, spec, Stage.LAYER)]
-    if mapping.is_last_stage:
-        todo += [(rule, 0, 0) for rule in _rules(family, spec, Stage.LAST)]
-    jobs = tuple(_job(rule, spec, options, dtype, sources, mapping, layer, local) for rule, layer, local in todo)
-    return RankJobs(rank, mapping.tp_rank, mapping.pp_rank, layers, jobs)
-
-
-def _job(
-    rule: Rule,
-    spec: ModelSpec,
-    options: ConvertOptions,
-    dtype: str,
-    sources: dict[str, str],
-    mapping: Mapping,
-    layer: int,
-    local: int,
-) -> Job:
-    """One output tensor of one rank: its windows of the sources, and the shape that they make."""
-    pieces: list[Piece] = []
-    rows, cols = 0, 0
-    for source in rule.sources:
-        name = sources[source.name.format(i=layer)]
-        for piece in _pieces(rule, source, spec, options, mapping, name):
-            pieces.append(piece)
-            whole = sum(spec.size(axis) for axis in source.rows)
-            rows += piece.stop - piece.start if piece.axis == 0 else whole
-            cols = piece.stop - piece.start if piece.axis == 1 else spec.size(source.cols) if source.cols else 0
-    if _by_vocab(rule, options):
-        rows = -(-spec.vocab_size // mapping.tp_size)
-    shape = (rows, cols) if rule.sources[0].cols else (rows,)
-    return Job(rule.target.format(i=local), DTYPES[dtype], shape, tuple(pieces), rule.target.format(i=layer))
-
-
-def _by_vocab(rule: Rule, options: ConvertOptions) -> bool:
-    rows_cut = options.use_parallel_embedding and options.embedding_sharding_dim == 0
-    return rule.split is Split.VOCAB or (rule.split is Split.EMBED and rows_cut)
-
-
-def _pieces(
-    rule: Rule, source: Source, spec: ModelSpec, options: ConvertOptions, mapping: Mapping, name: str
-) -> Iterator[Piece]:
-    tp, rank = mapping.tp_size, mapping.tp_rank
-    if rule.split is Split.COLUMN:
-        offset = 0
-        for axis in source.rows:
-            start, stop = _window(spec, axis, tp, rank)
-            yield Piece(name, 0, offset + start, offset + stop)
-            offset += spec.size(axis)
-    elif _by_vocab(rule, options):
-        each = -(-spec.vocab_size // tp)
-        yield Piece(name, 0, min(rank * each, spec.vocab_size), min((rank + 1) * each, spec.vocab_size))
-    elif across := _cut_axes(rule, source, options):
-        yield Piece(name, 1, *_window(spec, across[0], tp, rank))
-    else:
-        yield Piece(name, 0, 0, sum(spec.size(axis) for axis in source.rows))
-
-
-def _window(spec: ModelSpec, axis: Axis, tp: int, rank: int) -> tuple[int, int]:
-    """[start, stop) of a rank's share; with fewer units (kv heads) than ranks, neighbours share one."""
-    units, unit = spec.axis(axis)
-    start = rank * units // tp
-    return start * unit, start * unit + _share(spec, axis, tp)

@@ -16,34 +16,78 @@ TARGETS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A decoder-only model, global sizes (never per rank)."""
+    """A model in the terms of TensorRT-LLM, global sizes (never per rank).
 
-    architecture: str
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_size: int
-    intermediate_size: int
-    vocab_size: int
-    max_position_embeddings: int
-    norm_epsilon: float
-    hidden_act: str
-    rotary_base: float
-    rotary_scaling: Dict[str, Any] | None
-    tied_embeddings: bool
-    source_dtype: str
-    flags: Dict[str, bool]
-    """Switches that a family's rules and config refer to by name, for example `attn_bias`."""
+    `config` holds the model's part of a checkpoint's config.json (checkpoint format 1.2 and 1.6): everything but
+    dtypes, mapping and quantization. So a Hugging Face model and a ready checkpoint give the same kind of spec.
+    """
+
+    config: Dict[str, Any]
+    source_dtype: str = "float16"
+
+    @property
+    def architecture(self) -> str:
+        return str(self.config["architecture"])
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.config["hidden_size"])
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.config["num_hidden_layers"])
+
+    @property
+    def num_heads(self) -> int:
+        return int(self.config["num_attention_heads"])
+
+    @property
+    def num_kv_heads(self) -> int:
+        return int(self.config.get("num_key_value_heads") or self.num_heads)
+
+    @property
+    def head_size(self) -> int:
+        return int(self.config.get("head_size") or self.hidden_size // self.num_heads)
+
+    @property
+    def intermediate_size(self) -> int:
+        return int(self.config.get("intermediate_size") or 4 * self.hidden_size)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.config["vocab_size"])
+
+    @property
+    def tied_embeddings(self) -> bool:
+        return bool(self.config.get("tie_word_embeddings"))
+
+    @property
+    def num_experts(self) -> int:
+        return int((self.config.get("moe") or {}).get("num_experts", 0))
+
+    def holds(self, when: str) -> bool:
+        """Whether every word of `when` is a true config field; "!field" asks for a false or absent one."""
+        return all(bool(self.config.get(word.lstrip("!"))) != word.startswith("!") for word in when.split())
 
     def axis(self, axis: Axis) -> tuple[int, int]:
         """(units, elements per unit) of an axis; a cut never divides a unit, which is a head for attention."""
+        field = self.config.get
         sizes = {
             Axis.HIDDEN: (self.hidden_size, 1),
             Axis.Q: (self.num_heads, self.head_size),
             Axis.KV: (self.num_kv_heads, self.head_size),
             Axis.INTER: (self.intermediate_size, 1),
             Axis.VOCAB: (self.vocab_size, 1),
+            Axis.HEADS: (self.num_heads, 1),
+            Axis.HEAD_SIZE: (self.head_size, 1),
+            Axis.POSITIONS: (int(field("max_position_embeddings") or 0), 1),
+            Axis.EXPERTS: (self.num_experts, 1),
+            Axis.EXPERT_INTER: (int(field("moe_intermediate_size") or self.intermediate_size), 1),
+            Axis.SHARED_INTER: (int(field("moe_shared_expert_intermediate_size") or 0), 1),
+            Axis.BUCKETS: (int(field("num_buckets") or 0), 1),
+            Axis.TYPES: (int(field("type_vocab_size") or 0), 1),
+            Axis.LABELS: (int(field("num_labels") or 0), 1),
+            Axis.ONE: (1, 1),
         }
         return sizes[axis]
 
@@ -55,7 +99,11 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What the user asks of a conversion. `dtype` "auto" follows upstream: float32 becomes float16."""
+    """What the user asks of a conversion. `dtype` "auto" follows upstream: float32 becomes float16.
+
+    `moe_tp_size` x `moe_ep_size` = tp_size says how experts are shared; None leaves the other one to decide, and all
+    of tp_size to cutting each expert where both are None.
+    """
 
     tp_size: int = 1
     pp_size: int = 1
@@ -64,10 +112,22 @@ class ConvertOptions:
     target: str = "cpu"
     use_parallel_embedding: bool = False
     embedding_sharding_dim: int = 0
+    use_embedding_sharing: bool = False
+    moe_tp_size: int | None = None
+    moe_ep_size: int | None = None
 
     @property
     def world_size(self) -> int:
         return self.tp_size * self.pp_size
+
+    @property
+    def moe_sizes(self) -> tuple[int, int]:
+        """(moe_tp_size, moe_ep_size) as resolved; their product is tp_size where the plan found no problem."""
+        if self.moe_ep_size is not None:
+            return self.moe_tp_size or self.tp_size // self.moe_ep_size, self.moe_ep_size
+        if self.moe_tp_size is not None:
+            return self.moe_tp_size, self.tp_size // self.moe_tp_size
+        return self.tp_size, 1
 
 
 def resolved_dtype(spec: ModelSpec, options: ConvertOptions) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trtbuild.errors import CheckpointError, UnsupportedModel
-from trtbuild.families import architectures, family_of
+from trtbuild.families import architectures, families_of
 from trtbuild.families.rules import REQUIRED, Family, Key
 from trtbuild.layout import DTYPES
 from trtbuild.spec import ConvertOptions, ModelSpec, resolved_dtype
@@ -38,56 +38,62 @@ def load_config(folder: Path) -> dict[str, Any]:
 
 
 def read_spec(config: Dict[str, Any]) -> tuple[Family, ModelSpec]:
-    """The family and the spec of a Hugging Face config.
+    """The family and the spec of a Hugging Face config of a decoder-only or encoder-only model.
 
     Raises:
         UnsupportedModel: an unknown architecture, or values that cannot be honoured (all of them in one message).
     """
-    family = _find_family(config)
+    return read_specs(config)[0]
+
+
+def read_specs(config: Dict[str, Any]) -> list[tuple[Family, ModelSpec]]:
+    """One (family, spec) for each checkpoint folder that a model becomes: two for an encoder-decoder model.
+
+    Raises:
+        UnsupportedModel: as `read_spec`.
+    """
+    name, families = _find_families(config)
+    flat = flattened(config)
     problems: list[str] = []
-    values = {field: _value(config, key, problems) for field, key in family.keys.items()}
-    problems += _demands(family, config)
-    base, scaling = _rope(family, config, values.get("rotary_base"), problems)
-    _derive(config, values, problems)
-    act = values["hidden_act"]
-    if act not in family.activations:
-        problems.append(f"hidden_act is {act!r}; supported: {', '.join(sorted(family.activations))}")
-    dtype = _dtype(config, problems)
+    specs = [(family, _spec(family, family.architectures[name], flat, problems)) for family in families]
     if problems:
+        problems = list(dict.fromkeys(problems))
         lines = "\n".join(f"  - {problem}" for problem in problems)
         head = "a value" if len(problems) == 1 else f"{len(problems)} values"
         raise UnsupportedModel(f"config.json has {head} that cannot be honoured:\n{lines}")
-    names = set(ModelSpec.__dataclass_fields__)
-    flags = {field: value for field, value in values.items() if field not in names}
-    fields = {field: value for field, value in values.items() if field in names}
-    fields |= {"hidden_act": family.activations[act], "rotary_base": base, "rotary_scaling": scaling}
-    architecture = family.architectures[config["architectures"][0]]
-    return family, ModelSpec(architecture=architecture, source_dtype=dtype, flags=flags, **fields)
+    return specs
+
+
+def _spec(family: Family, architecture: str, config: Dict[str, Any], problems: list[str]) -> ModelSpec:
+    fields: dict[str, Any] = {"architecture": architecture}
+    fields |= {field: _value(config, key, problems) for field, key in family.keys.items()}
+    problems += _demands(family, config)
+    if "rotary_scaling" not in fields and family.rope_types:
+        fields["rotary_scaling"] = _rope_scaling(family, config, problems)
+    _fill_heads(fields, problems)
+    act = fields["hidden_act"]
+    if act not in family.activations:
+        problems.append(f"hidden_act is {act!r}; supported: {', '.join(sorted(family.activations))}")
+    fields["hidden_act"] = family.activations.get(act, act)
+    fields |= family.constants
+    if family.derive is not None and not problems:
+        updates, found = family.derive(config, fields)
+        fields |= updates
+        problems += found
+    return ModelSpec(fields, _dtype(config, problems))
 
 
 def trtllm_config(family: Family, spec: ModelSpec, options: ConvertOptions, quant_algo: str | None) -> dict[str, Any]:
     """The config.json of a TensorRT-LLM checkpoint: global sizes, no per-rank values, no unknown nested keys."""
-    extra = {key: _attribute(spec, name) for key, name in family.config_fields.items()}
+    moe_tp, moe_ep = options.moe_sizes
     return {
-        "architecture": spec.architecture,
+        **spec.config,
         "dtype": resolved_dtype(spec, options),
         "logits_dtype": "float32",
-        "vocab_size": spec.vocab_size,
-        "hidden_size": spec.hidden_size,
-        "num_hidden_layers": spec.num_layers,
-        "num_attention_heads": spec.num_heads,
-        "num_key_value_heads": spec.num_kv_heads,
-        "head_size": spec.head_size,
-        "intermediate_size": spec.intermediate_size,
-        "hidden_act": spec.hidden_act,
-        "norm_epsilon": spec.norm_epsilon,
-        "position_embedding_type": family.position_embedding_type,
-        "max_position_embeddings": spec.max_position_embeddings,
-        "qk_layernorm": False,
-        **extra,
-        **dict(family.config_constants),
         "use_parallel_embedding": options.use_parallel_embedding,
         "embedding_sharding_dim": options.embedding_sharding_dim,
+        # What 0.x wrote beside a missing lm_head; 1.x ignores it, and our checkpoints always hold lm_head.
+        "share_embedding_table": spec.tied_embeddings and (options.use_embedding_sharing or family.parallel_embedding),
         # Both dicts are splatted into constructors there: a key more is a TypeError.
         "mapping": {
             "world_size": options.world_size,
@@ -95,6 +101,8 @@ def trtllm_config(family: Family, spec: ModelSpec, options: ConvertOptions, quan
             "cp_size": 1,
             "tp_size": options.tp_size,
             "pp_size": options.pp_size,
+            "moe_tp_size": moe_tp,
+            "moe_ep_size": moe_ep,
         },
         "quantization": {
             "quant_algo": quant_algo,
@@ -110,21 +118,39 @@ def trtllm_config(family: Family, spec: ModelSpec, options: ConvertOptions, quan
     }
 
 
-def _attribute(spec: ModelSpec, name: str) -> Any:
-    value = spec.flags[name] if name in spec.flags else getattr(spec, name)
-    return dict(value) if isinstance(value, Dict) else value
+def flattened(config: Dict[str, Any]) -> dict[str, Any]:
+    """A config in the older of its two spellings: `rope_parameters` of transformers 5 taken apart.
+
+    They become rope_theta, rope_scaling and partial_rotary_factor; where layers differ (Gemma 3), the full attention's,
+    and the local layers' theta as rope_local_base_freq. A `text_config` (multi-modal models) takes the place of the
+    whole; a rope_scaling of type default is dropped.
+    """
+    inner = config.get("text_config")
+    flat = {**config, **inner} if isinstance(inner, Dict) else dict(config)
+    if isinstance(flat.get("rope_parameters"), Dict) and flat["rope_parameters"]:
+        rope = dict(flat["rope_parameters"])
+        local = rope.pop("sliding_attention", None)
+        if isinstance(local, Dict):
+            flat.setdefault("rope_local_base_freq", local.get("rope_theta"))
+        rope = dict(rope.pop("full_attention", rope))
+        flat |= {key: rope.pop(key) for key in ("rope_theta", "partial_rotary_factor") if rope.get(key) is not None}
+        flat["rope_scaling"] = rope
+    scaling = flat.get("rope_scaling")
+    if isinstance(scaling, Dict) and (scaling.get("rope_type") or scaling.get("type") or "default") == "default":
+        flat["rope_scaling"] = None
+    return flat
 
 
-def _find_family(config: Dict[str, Any]) -> Family:
+def _find_families(config: Dict[str, Any]) -> tuple[str, tuple[Family, ...]]:
     named = config.get("architectures")
     name = named[0] if isinstance(named, list) and named else None
     if not isinstance(name, str):
         raise UnsupportedModel("config.json names no architecture (key 'architectures')")
-    family = family_of(name)
-    if family is None:
+    families = families_of(name)
+    if not families:
         hint = f"Supported: {', '.join(architectures())} (see `trtbuild show families`)."
         raise UnsupportedModel(f"architecture {name} is not supported", hint=hint)
-    return family
+    return name, families
 
 
 def _value(config: Dict[str, Any], key: Key, problems: list[str]) -> Any:
@@ -139,8 +165,9 @@ def _value(config: Dict[str, Any], key: Key, problems: list[str]) -> Any:
     if key.kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     right_kind = type(value) is key.kind
-    if not right_kind or (key.kind in (int, float) and not value > 0):
+    if not right_kind or (key.kind in (int, float) and not (value > 0 or (key.zero and value == 0))):
         wanted = {int: "a positive integer", float: "a positive number", bool: "true or false", str: "a string"}
+        wanted |= {list: "a list", dict: "an object"}
         problems.append(f"{name} is {value!r}; it must be {wanted[key.kind]}")
         return None if key.default is REQUIRED else key.default
     return value
@@ -152,7 +179,8 @@ def _demands(family: Family, config: Dict[str, Any]) -> list[str]:
         value = config.get(expect.name)
         if value is not None and value not in expect.allowed:
             allowed = ", ".join(repr(item) for item in expect.allowed)
-            found.append(f"{expect.name} is {value!r}; supported: {allowed}")
+            why = f" ({expect.why})" if expect.why else ""
+            found.append(f"{expect.name} is {value!r}; supported: {allowed}{why}")
     for refuse in family.refuses:
         value = config.get(refuse.name)
         if value:
@@ -165,52 +193,40 @@ def _demands(family: Family, config: Dict[str, Any]) -> list[str]:
     return found
 
 
-def _rope(
-    family: Family, config: Dict[str, Any], base: float | None, problems: list[str]
-) -> tuple[float | None, dict[str, Any] | None]:
-    """(theta, scaling) from `rope_theta` + `rope_scaling`, or from `rope_parameters` of transformers 5."""
-    both = [config[name] for name in ("rope_parameters", "rope_scaling") if config.get(name)]
-    if any(not isinstance(rope, dict) for rope in both):
+def _rope_scaling(family: Family, config: Dict[str, Any], problems: list[str]) -> dict[str, Any] | None:
+    """`rotary_scaling`: the source's rope_scaling word for word, where its type is one that the family takes."""
+    rope = config.get("rope_scaling")
+    if not rope:
+        return None
+    if not isinstance(rope, Dict):
         problems.append("rope_parameters or rope_scaling is not an object")
-        return base, None
-    if not both:
-        return base, None
-    rope = dict(both[0])
-    theta = rope.pop("rope_theta", None)
-    if theta is not None:
-        base = _value({"rope_theta": theta}, Key(("rope_theta",), float, base), problems)
-    if (partial := rope.pop("partial_rotary_factor", None)) is not None:
-        problems += _demands(family, {"partial_rotary_factor": partial})
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "default":
-        return base, None
+        return None
+    kind = rope.get("rope_type") or rope.get("type")
     if kind not in family.rope_types:
         supported = ", ".join(("default", *family.rope_types))
         problems.append(f"rope_scaling type is {kind!r}; supported: {supported}")
-        return base, None
+        return None
     for name in _ROPE_FIELDS[kind]:
         wrong: list[str] = []
         _value(rope, Key((name,), float), wrong)
         problems += [f"rope_scaling: {problem}" for problem in wrong]
-    return base, rope
+    return dict(rope)
 
 
-def _derive(config: Dict[str, Any], values: dict[str, Any], problems: list[str]) -> None:
+def _fill_heads(fields: dict[str, Any], problems: list[str]) -> None:
     """Fill in what Hugging Face leaves out: kv heads = heads, head size = hidden / heads."""
-    heads, hidden = values.get("num_heads"), values.get("hidden_size")
+    heads, hidden = fields.get("num_attention_heads"), fields.get("hidden_size")
     if not heads or not hidden:
         return
-    values["num_kv_heads"] = values.get("num_kv_heads") or heads
-    if heads % values["num_kv_heads"]:
-        problems.append(
-            f"num_attention_heads {heads} is not a multiple of num_key_value_heads {values['num_kv_heads']}"
-        )
-    if not values.get("head_size"):
+    fields["num_key_value_heads"] = kv_heads = fields.get("num_key_value_heads") or heads
+    if heads % kv_heads:
+        problems.append(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+    if not fields.get("head_size"):
         if hidden % heads:
             problems.append(
                 f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}, and head_dim is absent"
             )
-        values["head_size"] = hidden // heads
+        fields["head_size"] = hidden // heads
 
 
 def _dtype(config: Dict[str, Any], problems: list[str]) -> str:

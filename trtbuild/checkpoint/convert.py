@@ -46,11 +46,11 @@ def convert(
             writers.append(RankWriter(folder / name, rank.jobs))
         for group, jobs in groups.items():
             progress(done, total, group)
-            code = jobs[0][1].dtype
-            names_read = dict.fromkeys(piece.source for _, job in jobs for piece in job.pieces)
+            code = "F32" if jobs[0][1].add else jobs[0][1].dtype
+            names_read = dict.fromkeys(piece.source for _, job in jobs for piece in job.pieces if piece.source)
             tensors = {name: load(index[name], code) for name in names_read}
             for position, job in jobs:
-                writers[position].write(job, cut(tensors, job))
+                writers[position].write(job, finished(cut(tensors, job), job))
                 done += job.nbytes
             del tensors  # before the next group is read, so that only one is held
         progress(done, total, "")
@@ -60,6 +60,18 @@ def convert(
             writer.abandon()
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return digests
+
+
+def finished(tensor: torch.Tensor, job: Job) -> torch.Tensor:
+    """What is done to a cut tensor: `job.add` added in float32, then the cast to `job.dtype`."""
+    return (tensor + job.add).to(torch_dtype(job.dtype)) if job.add else tensor
+
+
+def torch_dtype(code: str) -> torch.dtype:
+    """The torch dtype of a safetensors code."""
+    import torch
+
+    return {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[code]
 
 
 def load(info: TensorInfo, code: str) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping as Dict
 from typing import TYPE_CHECKING
 
-from trtbuild.layout import Job
+from trtbuild.layout import Job, Piece
 
 if TYPE_CHECKING:
     import torch
@@ -18,10 +18,22 @@ def cut(sources: Dict[str, torch.Tensor], job: Job) -> torch.Tensor:
     """
     import torch
 
-    parts = [sources[p.source].narrow(p.axis, p.start, p.stop - p.start) for p in job.pieces]
+    parts = [_piece(sources, piece, job) for piece in job.pieces]
     rows = sum(part.shape[0] for part in parts)
-    if rows < job.shape[0]:
-        parts.append(parts[0].new_zeros(job.shape[0] - rows, *job.shape[1:]))
-    result = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
-    assert tuple(result.shape) == job.shape, (job.name, tuple(result.shape), job.shape)
+    if rows < job.rows:
+        parts.append(parts[0].new_zeros(job.rows - rows, *job.shape[1:]))
+    result = (parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)).reshape(job.shape)
     return result
+
+
+def _piece(sources: Dict[str, torch.Tensor], piece: Piece, job: Job) -> torch.Tensor:
+    import torch
+
+    if not piece.source:
+        some = next(iter(sources.values()))
+        return some.new_zeros(piece.num_rows, *job.shape[-1:] if len(job.shape) > 1 else ())
+    source = sources[piece.source].T if piece.transposed else sources[piece.source]
+    if piece.cols is not None:
+        source = source[:, slice(*piece.cols)]
+    rows = [source[slice(*window)] for window in piece.rows]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)

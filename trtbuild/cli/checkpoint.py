@@ -5,8 +5,11 @@ from __future__ import annotations
 from trtbuild.cli.options import (
     DtypeOpt,
     EmbeddingDimOpt,
+    EmbeddingSharingOpt,
     ForceOpt,
     ModelArg,
+    MoeEpOpt,
+    MoeTpOpt,
     OutputOpt,
     ParallelEmbeddingOpt,
     PpOpt,
@@ -32,13 +35,18 @@ def command(
     target: TargetOpt = "cpu",
     parallel_embedding: ParallelEmbeddingOpt = False,
     embedding_dim: EmbeddingDimOpt = 0,
+    embedding_sharing: EmbeddingSharingOpt = False,
+    moe_tp: MoeTpOpt = None,
+    moe_ep: MoeEpOpt = None,
     revision: RevisionOpt = None,
     force: ForceOpt = False,
 ) -> None:
     """Convert a model to a TensorRT-LLM checkpoint: config.json and rankN.safetensors."""
     from trtbuild import pipeline
 
-    options = convert_options(tp, pp, dtype, quant, target, parallel_embedding, embedding_dim)
+    options = convert_options(
+        tp, pp, dtype, quant, target, parallel_embedding, embedding_dim, embedding_sharing, moe_tp, moe_ep
+    )
     with progress_bar("checkpoint") as progress:
         made = pipeline.make_checkpoint(model, output, options, revision=revision, progress=progress, force=force)
     ranks = "1 rank" if options.world_size == 1 else f"{options.world_size} ranks"

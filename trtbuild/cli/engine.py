@@ -9,8 +9,11 @@ import typer
 from trtbuild.cli.options import (
     DtypeOpt,
     EmbeddingDimOpt,
+    EmbeddingSharingOpt,
     ForceOpt,
     ModelArg,
+    MoeEpOpt,
+    MoeTpOpt,
     OutputOpt,
     ParallelEmbeddingOpt,
     PpOpt,
@@ -46,6 +49,9 @@ def command(
     ] = BuildOptions.max_num_tokens,
     parallel_embedding: ParallelEmbeddingOpt = False,
     embedding_dim: EmbeddingDimOpt = 0,
+    embedding_sharing: EmbeddingSharingOpt = False,
+    moe_tp: MoeTpOpt = None,
+    moe_ep: MoeEpOpt = None,
     revision: RevisionOpt = None,
     force: ForceOpt = False,
 ) -> None:
@@ -55,7 +61,9 @@ def command(
     """
     from trtbuild import pipeline
 
-    options = convert_options(tp, pp, dtype, quant, target, parallel_embedding, embedding_dim)
+    options = convert_options(
+        tp, pp, dtype, quant, target, parallel_embedding, embedding_dim, embedding_sharing, moe_tp, moe_ep
+    )
     limits = BuildOptions(max_batch_size, max_seq_len, max_num_tokens)
     with progress_bar("engine") as progress:
         made = pipeline.make_engine(model, output, options, limits, revision=revision, progress=progress, force=force)

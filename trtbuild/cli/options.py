@@ -84,6 +84,21 @@ EmbeddingDimOpt = Annotated[
         "--embedding-sharding-dim", min=0, max=1, help="Share it by vocabulary rows (0) or hidden columns (1)."
     ),
 ]
+EmbeddingSharingOpt = Annotated[
+    bool,
+    typer.Option(
+        "--use-embedding-sharing",
+        help="Say in config.json that lm_head is the embedding table (tied models; lm_head is written all the same).",
+    ),
+]
+MoeTpOpt = Annotated[
+    int | None,
+    typer.Option("--moe-tp", min=1, metavar="N", help="Ranks that cut each expert; times moe-ep it is tp."),
+]
+MoeEpOpt = Annotated[
+    int | None,
+    typer.Option("--moe-ep", min=1, metavar="N", help="Ranks that share the experts; times moe-tp it is tp."),
+]
 RevisionOpt = Annotated[
     str | None,
     typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a hub model.", show_default=False),
@@ -93,7 +108,17 @@ JsonOpt = Annotated[bool, typer.Option("--json", help="Machine-readable JSON on 
 
 
 def convert_options(
-    tp: int, pp: int, dtype: str, quant: str, target: str, parallel_embedding: bool = False, embedding_dim: int = 0
+    tp: int,
+    pp: int,
+    dtype: str,
+    quant: str,
+    target: str,
+    parallel_embedding: bool = False,
+    embedding_dim: int = 0,
+    embedding_sharing: bool = False,
+    moe_tp: int | None = None,
+    moe_ep: int | None = None,
 ) -> ConvertOptions:
     """The options of one conversion, from a command's parameters."""
-    return ConvertOptions(tp, pp, dtype, quant, target, parallel_embedding, embedding_dim)
+    embedding = (parallel_embedding, embedding_dim, embedding_sharing)
+    return ConvertOptions(tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep)

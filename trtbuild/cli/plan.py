@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 from trtbuild.cli.options import (
     DtypeOpt,
     EmbeddingDimOpt,
+    EmbeddingSharingOpt,
     JsonOpt,
     ModelArg,
+    MoeEpOpt,
+    MoeTpOpt,
     ParallelEmbeddingOpt,
     PpOpt,
     QuantOpt,
@@ -36,13 +39,18 @@ def command(
     target: TargetOpt = "cpu",
     parallel_embedding: ParallelEmbeddingOpt = False,
     embedding_dim: EmbeddingDimOpt = 0,
+    embedding_sharing: EmbeddingSharingOpt = False,
+    moe_tp: MoeTpOpt = None,
+    moe_ep: MoeEpOpt = None,
     revision: RevisionOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Show the tensors of every rank, memory and disk needed, and all problems; reads no weights."""
     from trtbuild import pipeline
 
-    options = convert_options(tp, pp, dtype, quant, target, parallel_embedding, embedding_dim)
+    options = convert_options(
+        tp, pp, dtype, quant, target, parallel_embedding, embedding_dim, embedding_sharing, moe_tp, moe_ep
+    )
     plan = pipeline.make_plan(model, options, revision)
     if as_json:
         print_json(document(model, plan))

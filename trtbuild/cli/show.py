@@ -22,8 +22,10 @@ def families(as_json: JsonOpt = False) -> None:
             "family": family.name,
             "architecture": hf,
             "tensorrt_llm": trt,
+            "tensor_parallel": family.tensor,
             "pipeline_parallel": family.pipeline,
             "rope_types": ["default", *family.rope_types],
+            "note": family.note,
         }
         for family in FAMILIES
         for hf, trt in family.architectures.items()

@@ -89,7 +89,7 @@ def require_same_options(config: dict[str, Any], options: ConvertOptions) -> Non
 
 
 def engine_mapping(config: dict[str, Any]) -> Mapping:
-    return Mapping(config["mapping"]["tp_size"], config["mapping"]["pp_size"])
+    return Mapping.of_config(config["mapping"])
 
 
 def build_engine(

@@ -8,11 +8,16 @@ from trtbuild.families.rules import Family
 FAMILIES: tuple[Family, ...] = (LLAMA,)
 
 
-def family_of(architecture: str) -> Family | None:
-    """The family that handles a Hugging Face architecture string, or None."""
-    return next((family for family in FAMILIES if architecture in family.architectures), None)
+def families_of(architecture: str) -> tuple[Family, ...]:
+    """What handles a Hugging Face architecture string: one family, both halves of an encoder-decoder, or nothing."""
+    return tuple(family for family in FAMILIES if architecture in family.architectures)
+
+
+def family_of_checkpoint(architecture: str) -> Family | None:
+    """The family whose checkpoints have this TensorRT-LLM architecture string, or None."""
+    return next((family for family in FAMILIES if architecture in family.architectures.values()), None)
 
 
 def architectures() -> list[str]:
     """All supported Hugging Face architecture strings, sorted."""
-    return sorted(name for family in FAMILIES for name in family.architectures)
+    return sorted({name for family in FAMILIES for name in family.architectures})

@@ -5,7 +5,7 @@ The trap: TensorRT-LLM's `mlp.fc` is the activated projection, Hugging Face's `g
 
 from __future__ import annotations
 
-from trtbuild.families.rules import Expect, Family, Key, Refuse, Rule, Source
+from trtbuild.families.rules import Expect, Family, Key, Refuse, Rule, Source, linear, norm
 from trtbuild.layout import Axis, Split, Stage
 
 _IN = "model.layers.{i}."
@@ -14,9 +14,9 @@ _H, _Q, _KV, _I, _V = Axis.HIDDEN, Axis.Q, Axis.KV, Axis.INTER, Axis.VOCAB
 
 KEYS = {
     "hidden_size": Key(("hidden_size",), int),
-    "num_layers": Key(("num_hidden_layers",), int),
-    "num_heads": Key(("num_attention_heads",), int),
-    "num_kv_heads": Key(("num_key_value_heads",), int, None),
+    "num_hidden_layers": Key(("num_hidden_layers",), int),
+    "num_attention_heads": Key(("num_attention_heads",), int),
+    "num_key_value_heads": Key(("num_key_value_heads",), int, None),
     "head_size": Key(("head_dim",), int, None),
     "intermediate_size": Key(("intermediate_size",), int),
     "vocab_size": Key(("vocab_size",), int),
@@ -24,48 +24,33 @@ KEYS = {
     "norm_epsilon": Key(("rms_norm_eps",), float, 1e-6),
     "hidden_act": Key(("hidden_act",), str, "silu"),
     "rotary_base": Key(("rope_theta",), float, 10000.0),
-    "tied_embeddings": Key(("tie_word_embeddings",), bool, False),
+    "tie_word_embeddings": Key(("tie_word_embeddings",), bool, False),
+}
+BIASES = {
     "attn_bias": Key(("attention_bias",), bool, False),
     "mlp_bias": Key(("mlp_bias",), bool, False),
 }
 
-RULES = (
+EMBEDDING = (
     Rule(
         "transformer.vocab_embedding.weight",
         (Source("model.embed_tokens.weight", (_V,), _H),),
         Split.EMBED,
         Stage.FIRST,
     ),
-    Rule(_OUT + "input_layernorm.weight", (Source(_IN + "input_layernorm.weight", (_H,)),), Split.COPY),
-    Rule(
-        _OUT + "attention.qkv.weight",
-        (
-            Source(_IN + "self_attn.q_proj.weight", (_Q,), _H),
-            Source(_IN + "self_attn.k_proj.weight", (_KV,), _H),
-            Source(_IN + "self_attn.v_proj.weight", (_KV,), _H),
-        ),
-        Split.COLUMN,
-    ),
-    Rule(
-        _OUT + "attention.qkv.bias",
-        (
-            Source(_IN + "self_attn.q_proj.bias", (_Q,)),
-            Source(_IN + "self_attn.k_proj.bias", (_KV,)),
-            Source(_IN + "self_attn.v_proj.bias", (_KV,)),
-        ),
-        Split.COLUMN,
-        when="attn_bias",
-    ),
-    Rule(_OUT + "attention.dense.weight", (Source(_IN + "self_attn.o_proj.weight", (_H,), _Q),), Split.ROW),
-    Rule(_OUT + "attention.dense.bias", (Source(_IN + "self_attn.o_proj.bias", (_H,)),), Split.ROW, when="attn_bias"),
-    Rule(_OUT + "post_layernorm.weight", (Source(_IN + "post_attention_layernorm.weight", (_H,)),), Split.COPY),
-    Rule(_OUT + "mlp.fc.weight", (Source(_IN + "mlp.gate_proj.weight", (_I,), _H),), Split.COLUMN),
-    Rule(_OUT + "mlp.fc.bias", (Source(_IN + "mlp.gate_proj.bias", (_I,)),), Split.COLUMN, when="mlp_bias"),
-    Rule(_OUT + "mlp.gate.weight", (Source(_IN + "mlp.up_proj.weight", (_I,), _H),), Split.COLUMN),
-    Rule(_OUT + "mlp.gate.bias", (Source(_IN + "mlp.up_proj.bias", (_I,)),), Split.COLUMN, when="mlp_bias"),
-    Rule(_OUT + "mlp.proj.weight", (Source(_IN + "mlp.down_proj.weight", (_H,), _I),), Split.ROW),
-    Rule(_OUT + "mlp.proj.bias", (Source(_IN + "mlp.down_proj.bias", (_H,)),), Split.ROW, when="mlp_bias"),
-    Rule("transformer.ln_f.weight", (Source("model.norm.weight", (_H,)),), Split.COPY, Stage.LAST),
+)
+QKV_NAMES = tuple(f"{_IN}self_attn.{part}_proj" for part in "qkv")
+ATTENTION = (
+    *linear(_OUT + "attention.qkv", QKV_NAMES, (_Q, _KV, _KV), _H, Split.COLUMN, bias="attn_bias"),
+    *linear(_OUT + "attention.dense", _IN + "self_attn.o_proj", (_H,), _Q, Split.ROW, bias="attn_bias"),
+)
+GATED_MLP = (
+    *linear(_OUT + "mlp.fc", _IN + "mlp.gate_proj", (_I,), _H, Split.COLUMN, bias="mlp_bias"),
+    *linear(_OUT + "mlp.gate", _IN + "mlp.up_proj", (_I,), _H, Split.COLUMN, bias="mlp_bias"),
+    *linear(_OUT + "mlp.proj", _IN + "mlp.down_proj", (_H,), _I, Split.ROW, bias="mlp_bias"),
+)
+HEAD = (
+    *norm("transformer.ln_f", "model.norm", Stage.LAST),
     Rule(
         "lm_head.weight",
         (Source("lm_head.weight", (_V,), _H, fallback="model.embed_tokens.weight"),),
@@ -73,31 +58,31 @@ RULES = (
         Stage.LAST,
     ),
 )
+NORMS = (
+    norm(_OUT + "input_layernorm", _IN + "input_layernorm"),
+    norm(_OUT + "post_layernorm", _IN + "post_attention_layernorm"),
+)
+RULES = (*EMBEDDING, *NORMS[0], *ATTENTION, *NORMS[1], *GATED_MLP, *HEAD)
+
+QUANTIZED = Refuse("quantization_config", "the weights are quantized already; give the unquantized model")
+SILU = {"silu": "silu", "swish": "silu"}
+CONSTANTS = {
+    "position_embedding_type": "rope_gpt_neox",
+    "qk_layernorm": False,
+    "residual_mlp": False,
+    "disable_weight_only_quant_plugin": False,
+    "remove_duplicated_kv_heads": False,
+}
 
 LLAMA = Family(
     name="llama",
     architectures={"LlamaForCausalLM": "LlamaForCausalLM"},
-    keys=KEYS,
+    keys={**KEYS, **BIASES},
     rules=RULES,
-    position_embedding_type="rope_gpt_neox",
-    activations={"silu": "silu", "swish": "silu"},
+    constants=CONSTANTS,
+    activations=SILU,
     rope_types=("linear", "llama3"),
     expects=(Expect("partial_rotary_factor", (1, 1.0)), Expect("model_type", ("llama",))),
-    refuses=(
-        Refuse("quantization_config", "the weights are quantized already; give the unquantized model"),
-        Refuse("sliding_window", "attention in this family always sees the whole context"),
-    ),
+    refuses=(QUANTIZED, Refuse("sliding_window", "attention in this family always sees the whole context")),
     ignored=("*.rotary_emb.inv_freq",),
-    config_fields={
-        "attn_bias": "attn_bias",
-        "mlp_bias": "mlp_bias",
-        "rotary_base": "rotary_base",
-        "rotary_scaling": "rotary_scaling",
-        "tie_word_embeddings": "tied_embeddings",
-    },
-    config_constants={
-        "residual_mlp": False,
-        "disable_weight_only_quant_plugin": False,
-        "remove_duplicated_kv_heads": False,
-    },
 )

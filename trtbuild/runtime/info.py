@@ -45,8 +45,7 @@ class EngineInfo:
         return str(self.config["trtbuild"]["executor"])
 
     def mapping(self, rank: int = 0) -> Mapping:
-        sizes = self.config["pretrained_config"]["mapping"]
-        return Mapping(sizes["tp_size"], sizes["pp_size"], rank)
+        return Mapping.of_config(self.config["pretrained_config"]["mapping"], rank)
 
 
 def read_engine(directory: Path) -> EngineInfo:
