@@ -61,7 +61,7 @@ def read_specs(config: Dict[str, Any]) -> list[tuple[Family, ModelSpec]]:
     """
     name, families = _find_families(config)
     flat = flattened(config)
-    problems: list[str] = []
+    problems = _contradictions(config)
     specs = [(family, _spec(family, family.architectures[name], flat, problems)) for family in families]
     if problems:
         problems = list(dict.fromkeys(problems))
@@ -150,6 +150,20 @@ def flattened(config: Dict[str, Any]) -> dict[str, Any]:
     if isinstance(scaling, Dict) and (scaling.get("rope_type") or scaling.get("type") or "default") == "default":
         flat["rope_scaling"] = None
     return flat
+
+
+def _contradictions(config: Dict[str, Any]) -> list[str]:
+    """Where both spellings of rope are there, transformers 5 reads the old one, and `flattened` the new one."""
+    inner = config.get("text_config")
+    both = {**config, **inner} if isinstance(inner, Dict) else config
+    old, new = both.get("rope_scaling"), both.get("rope_parameters")
+    if not isinstance(old, Dict) or not isinstance(new, Dict) or not old or not new:
+        return []
+    new = new.get("full_attention", new)
+    alias = {"type": "rope_type", "rope_type": "type"}
+    if all(value in (new.get(key), new.get(alias.get(key, key))) for key, value in old.items()):
+        return []
+    return ["rope_scaling and rope_parameters say different things; remove one"]
 
 
 def _find_families(config: Dict[str, Any]) -> tuple[str, tuple[Family, ...]]:
