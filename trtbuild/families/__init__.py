@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from trtbuild.families.bloom import BLOOM
+from trtbuild.families.falcon import FALCON
+from trtbuild.families.gpt2 import GPT2
+from trtbuild.families.gpt_bigcode import GPT_BIGCODE
+from trtbuild.families.gptneox import GPTNEOX
 from trtbuild.families.llama import LLAMA
+from trtbuild.families.opt import OPT
+from trtbuild.families.phi import PHI
+from trtbuild.families.phi3 import PHI3
 from trtbuild.families.rules import Family
+from trtbuild.families.starcoder2 import STARCODER2
 
-FAMILIES: tuple[Family, ...] = (LLAMA,)
+FAMILIES: tuple[Family, ...] = (
+    LLAMA,
+    PHI,
+    PHI3,
+    GPT2,
+    GPT_BIGCODE,
+    STARCODER2,
+    FALCON,
+    GPTNEOX,
+    BLOOM,
+    OPT,
+)
 
 
 def families_of(architecture: str) -> tuple[Family, ...]:
