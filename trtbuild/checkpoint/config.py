@@ -66,10 +66,8 @@ def read_specs(config: Dict[str, Any]) -> list[tuple[Family, ModelSpec]]:
 
 def _spec(family: Family, architecture: str, config: Dict[str, Any], problems: list[str]) -> ModelSpec:
     fields: dict[str, Any] = {"architecture": architecture}
-    wrong: list[str] = []
-    fields |= {field: _value(config, key, wrong) for field, key in family.keys.items()}
-    sound = not wrong
-    problems += wrong + _demands(family, config, fields)
+    fields |= {field: _value(config, key, problems) for field, key in family.keys.items()}
+    problems += _demands(family, config, fields)
     if "rotary_scaling" not in fields and family.rope_types:
         fields["rotary_scaling"] = _rope_scaling(family, config, problems)
     _fill_sizes(fields, problems)
@@ -78,7 +76,9 @@ def _spec(family: Family, architecture: str, config: Dict[str, Any], problems: l
         problems.append(f"hidden_act is {act!r}; supported: {', '.join(sorted(family.activations))}")
     fields["hidden_act"] = family.activations.get(act, act)
     fields |= family.constants
-    if family.derive is not None and sound:
+    # A derive may count on the required fields; so its problems come together with the others.
+    required = [fields[field] for field, key in family.keys.items() if key.default is REQUIRED]
+    if family.derive is not None and None not in required:
         updates, found = family.derive(config, fields)
         fields |= updates
         problems += found
