@@ -1,7 +1,7 @@
 """The table of contents: every stage as one call, in order. Read this first.
 
     resolve          model name -> folder                                    hub/
-    make_plan        config + safetensors headers -> Plan                    checkpoint/, plan.py
+    make_plan        config + safetensors headers -> ModelPlan               checkpoint/, plan.py
     make_checkpoint  folder -> TensorRT-LLM checkpoint, rank files           checkpoint/
     make_engine      model or checkpoint -> engine, one process a rank       engine/
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from trtbuild.engine.options import BuildOptions
     from trtbuild.hub.snapshot import ModelSource
     from trtbuild.layout import TensorInfo
-    from trtbuild.plan import Plan
+    from trtbuild.plan import ModelPlan
     from trtbuild.spec import ConvertOptions
 
 
@@ -38,20 +38,19 @@ def resolve(model: str, revision: str | None = None) -> ModelSource:
     return resolve_model(model, revision)
 
 
-def make_plan(model: str, options: ConvertOptions, revision: str | None = None) -> Plan:
+def make_plan(model: str, options: ConvertOptions, revision: str | None = None) -> ModelPlan:
     """Plan a conversion without writing or downloading weights; the plan carries its problems.
 
     Raises:
         HubError, CheckpointError, UnsupportedModel: where there is nothing to plan with.
     """
-    from trtbuild.checkpoint.config import read_spec
+    from trtbuild.checkpoint.config import read_specs
     from trtbuild.hub.snapshot import ModelHeaders, resolve_headers
-    from trtbuild.plan import make_plan as decide
+    from trtbuild.plan import plan_model
 
     source = resolve_headers(model, revision)
     if isinstance(source, ModelHeaders):
-        family, spec = read_spec(source.config)
-        return decide(family, spec, options, source.index)
+        return plan_model(read_specs(source.config), options, source.index)
     return _plan_folder(source.path, options)[0]
 
 
@@ -79,10 +78,15 @@ def make_checkpoint(
     check_not_input(out, source.path)
     plan, index = _plan_folder(source.path, options)
     plan.require()
-    config = trtllm_config(plan.family, plan.spec, plan.options, plan.quant_algo)
     with staged_dir(out, force=force) as folder:
         check_disk(out, folder, plan.checkpoint_bytes)
-        digests = convert(plan.ranks, index, config, folder, progress)
+        digests: dict[str, str] = {}
+        for part in plan.parts:
+            place = folder / part.folder
+            place.mkdir(exist_ok=True)
+            config = trtllm_config(part.family, part.spec, part.options, part.quant_algo)
+            made = convert(part.ranks, index, config, place, progress)
+            digests |= {(place / name).relative_to(folder).as_posix(): digest for name, digest in made.items()}
         write_manifest(
             folder,
             kind="checkpoint",
@@ -160,14 +164,14 @@ def check_disk(out: Path, folder: Path, need: int) -> None:
         raise OutputError(message, hint="Nothing was left behind; choose another place or make room.")
 
 
-def _plan_folder(folder: Path, options: ConvertOptions) -> tuple[Plan, dict[str, TensorInfo]]:
-    from trtbuild.checkpoint.config import load_config, read_spec
+def _plan_folder(folder: Path, options: ConvertOptions) -> tuple[ModelPlan, dict[str, TensorInfo]]:
+    from trtbuild.checkpoint.config import load_config, read_specs
     from trtbuild.checkpoint.source import read_index
-    from trtbuild.plan import make_plan as decide
+    from trtbuild.plan import plan_model
 
-    family, spec = read_spec(load_config(folder))
+    specs = read_specs(load_config(folder))
     index = read_index(folder)
-    return decide(family, spec, options, index), index
+    return plan_model(specs, options, index), index
 
 
 def _describe(source: ModelSource, index: dict[str, TensorInfo]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Family x ModelSpec x options x source headers -> every tensor of every rank, and all problems at once.
 
+A `ModelPlan` has one `Plan` for each checkpoint folder: one, or two for an encoder-decoder model.
+
 PURE: touches no weight, file or array library; `trtbuild plan` runs it in a fraction of a second. Converting is then a
 dull loop over `Plan.ranks`.
 """
@@ -7,6 +9,7 @@ dull loop over `Plan.ranks`.
 from __future__ import annotations
 
 from collections.abc import Mapping as Dict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import prod
@@ -34,10 +37,15 @@ class Plan:
     ranks: tuple[RankJobs, ...]
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
-    parameters: int
-    source_bytes: int
+    reads: frozenset[str]
+    """Source tensors that go into the checkpoint."""
     memory_bytes: int
     """Host memory of the conversion."""
+
+    @property
+    def folder(self) -> str:
+        """Where below the output the checkpoint lies; empty for the output itself."""
+        return self.family.folder
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -50,12 +58,74 @@ class Plan:
 
     def require(self) -> None:
         """Raise PlanError with every problem, if there is one."""
-        if self.problems:
-            raise PlanError(self.problems)
+        _require(self.problems)
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """Everything that a model becomes: one plan for each of its checkpoint folders. Sizes in bytes."""
+
+    parts: tuple[Plan, ...]
+    parameters: int
+    source_bytes: int
+    """Of tensors that are read; one that both halves hold counts once."""
+
+    @property
+    def options(self) -> ConvertOptions:
+        return self.parts[0].options
+
+    @property
+    def dtype(self) -> str:
+        return self.parts[0].dtype
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return self._said([part.problems for part in self.parts])
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self._said([part.warnings for part in self.parts])
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Disk needed for the output."""
+        return sum(part.checkpoint_bytes for part in self.parts)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Host memory of the conversion, which does one folder after the other."""
+        return max(part.memory_bytes for part in self.parts)
+
+    def require(self) -> None:
+        """Raise PlanError with every problem of every folder, if there is one."""
+        _require(self.problems)
+
+    def _said(self, sentences: list[tuple[str, ...]]) -> tuple[str, ...]:
+        """Sentences of all parts; one that only some parts say names its folder."""
+        everywhere = set(sentences[0]).intersection(*sentences[1:])
+        found = [
+            said if said in everywhere else f"{part.folder}: {said}"
+            for part, all_said in zip(self.parts, sentences, strict=True)
+            for said in all_said
+        ]
+        return tuple(dict.fromkeys(found))
+
+
+def plan_model(
+    specs: Sequence[tuple[Family, ModelSpec]], options: ConvertOptions, index: Dict[str, TensorInfo]
+) -> ModelPlan:
+    """The plans of all folders of a model; `index` holds the source tensors by name (headers only)."""
+    parts = tuple(make_plan(family, spec, options, index) for family, spec in specs)
+    reads = frozenset[str]().union(*(part.reads for part in parts))
+    return ModelPlan(
+        parts=parts,
+        parameters=sum(prod(index[name].shape) for name in reads),
+        source_bytes=sum(index[name].nbytes for name in reads),
+    )
 
 
 def make_plan(family: Family, spec: ModelSpec, options: ConvertOptions, index: Dict[str, TensorInfo]) -> Plan:
-    """Decide everything about a conversion; `index` holds the source tensors by name (headers only)."""
+    """Decide everything about one checkpoint folder; `index` holds the source tensors by name (headers only)."""
     options = _as_the_class_has_it(family, options)
     problems = _option_problems(options)
     dtype = resolved_dtype(spec, options)
@@ -67,7 +137,6 @@ def make_plan(family: Family, spec: ModelSpec, options: ConvertOptions, index: D
     problems += rough + missing
     complete = laid_out and not missing
     ranks = shard(family, spec, options, dtype, sources) if complete else ()
-    used = {name for name in sources.values() if name in index}
     return Plan(
         family=family,
         spec=spec,
@@ -76,10 +145,14 @@ def make_plan(family: Family, spec: ModelSpec, options: ConvertOptions, index: D
         ranks=ranks,
         problems=tuple(problems),
         warnings=tuple(warnings),
-        parameters=sum(prod(index[name].shape) for name in used),
-        source_bytes=sum(index[name].nbytes for name in used),
+        reads=frozenset(sources.values()),
         memory_bytes=_memory(ranks, index),
     )
+
+
+def _require(problems: tuple[str, ...]) -> None:
+    if problems:
+        raise PlanError(problems)
 
 
 def _memory(ranks: tuple[RankJobs, ...], index: Dict[str, TensorInfo]) -> int:
