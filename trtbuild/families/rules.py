@@ -129,6 +129,10 @@ class Family:
     """False where TensorRT-LLM's model class cannot be cut into pipeline stages."""
     parallel_embedding: bool = False
     """True where the class shards the vocabulary table by rows whenever tp > 1, whatever the config says (Gemma)."""
+    quantization: bool = True
+    """False where TensorRT-LLM's model class has no quantized form."""
+    engine: bool = True
+    """False where the cpu runtime, which generates with decoder-only models, has no engine for it."""
     folder: str = ""
     """Subfolder of the checkpoint for one half of an encoder-decoder model."""
     note: str = ""
@@ -155,6 +159,7 @@ def linear(
     *,
     bias: str | None = None,
     bias_split: Split | None = None,
+    stage: Stage = Stage.LAYER,
     when: str = "",
     **source_fields: Any,
 ) -> tuple[Rule, ...]:
@@ -165,11 +170,11 @@ def linear(
     names = (sources,) if isinstance(sources, str) else sources
     parts = [rows] if len(names) == 1 else [(axis,) for axis in rows]
     made = tuple(Source(f"{name}.weight", part, cols, **source_fields) for name, part in zip(names, parts, strict=True))
-    rules = [Rule(f"{target}.weight", made, split, when=when)]
+    rules = [Rule(f"{target}.weight", made, split, stage, when)]
     if bias is not None:
         vectors = tuple(
             replace(source, name=f"{name}.bias", cols=None, transposed=False)
             for name, source in zip(names, made, strict=True)
         )
-        rules.append(Rule(f"{target}.bias", vectors, bias_split or split, when=f"{when} {bias}".strip()))
+        rules.append(Rule(f"{target}.bias", vectors, bias_split or split, stage, f"{when} {bias}".strip()))
     return tuple(rules)
