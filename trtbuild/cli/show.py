@@ -15,13 +15,14 @@ app = typer.Typer(help="Show what is supported.", no_args_is_help=True)
 @app.command()
 def families(as_json: JsonOpt = False) -> None:
     """Model families and their Hugging Face architectures."""
-    from trtbuild.families import FAMILIES
+    from trtbuild.families import FAMILIES, families_of
 
     rows = [
         {
             "family": family.name,
             "architecture": hf,
             "tensorrt_llm": trt,
+            "folder": family.folder,
             "tensor_parallel": family.tensor,
             "pipeline_parallel": family.pipeline,
             "rope_types": ["default", *family.rope_types],
@@ -43,9 +44,12 @@ def families(as_json: JsonOpt = False) -> None:
         }
         for family in FAMILIES
         for name in family.architectures
+        if not family.folder or family is families_of(name)[0]  # one row for both halves
     ]
     _table(shown)
-    _table([{"family": family.name, "note": family.note} for family in FAMILIES if family.note])
+    # Several values of a family (halves, heads) share its name and its note.
+    notes = dict.fromkeys((family.name, family.note) for family in FAMILIES if family.note)
+    _table([{"family": name, "note": text} for name, text in notes])
 
 
 @app.command()
