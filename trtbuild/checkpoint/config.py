@@ -82,7 +82,8 @@ def _spec(family: Family, architecture: str, config: Dict[str, Any], problems: l
     _fill_sizes(fields, problems)
     act = fields["hidden_act"]
     if act not in family.activations:
-        name = family.keys["hidden_act"].names[0]
+        spellings = family.keys["hidden_act"].names
+        name = "hidden_act" if "hidden_act" in spellings else spellings[0]
         problems.append(f"{name} is {act!r}; supported: {', '.join(sorted(family.activations))}")
     fields["hidden_act"] = family.activations.get(act, act)
     fields |= family.constants
