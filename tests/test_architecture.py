@@ -58,6 +58,7 @@ PURE = [
     "families",
     "runtime/scheduler",
     "runtime/program",
+    "runtime/architectures",
 ]
 EFFECTS = {"os", "subprocess", "socket", "shutil", "tempfile", "time", "urllib", "threading", "random"}
 SOURCES = sorted(PACKAGE.rglob("*.py")) + sorted((ROOT / "model_repo_templates").rglob("*.py"))
