@@ -20,6 +20,8 @@ _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_positi
 _ROPE_FIELDS: dict[str, tuple[str, ...]] = {
     "linear": ("factor",),
     "llama3": _LLAMA3,
+    "longrope": (),
+    "su": (),
     "yarn": ("factor", "original_max_position_embeddings"),
 }
 _ROPE_REFUSED = {"dynamic": "TensorRT-LLM 1.2 means another formula by this name, with a fixed 'alpha'"}
@@ -73,19 +75,19 @@ def read_specs(config: Dict[str, Any]) -> list[tuple[Family, ModelSpec]]:
 
 def _spec(family: Family, architecture: str, config: Dict[str, Any], problems: list[str]) -> ModelSpec:
     fields: dict[str, Any] = {"architecture": architecture}
-    fields |= {field: _value(config, key, problems) for field, key in family.keys.items()}
-    problems += _demands(family, config)
+    wrong: list[str] = []
+    fields |= {field: _value(config, key, wrong) for field, key in family.keys.items()}
+    sound = not wrong
+    problems += wrong + _demands(family, config, fields)
     if "rotary_scaling" not in fields and family.rope_types:
         fields["rotary_scaling"] = _rope_scaling(family, config, problems)
-    _fill_heads(fields, problems)
+    _fill_sizes(fields, problems)
     act = fields["hidden_act"]
     if act not in family.activations:
         problems.append(f"hidden_act is {act!r}; supported: {', '.join(sorted(family.activations))}")
     fields["hidden_act"] = family.activations.get(act, act)
     fields |= family.constants
-    # A derive may count on the required fields; so its problems come together with the others.
-    required = [fields[field] for field, key in family.keys.items() if key.default is REQUIRED]
-    if family.derive is not None and None not in required:
+    if family.derive is not None and sound:
         updates, found = family.derive(config, fields)
         fields |= updates
         problems += found
@@ -184,8 +186,16 @@ def _value(config: Dict[str, Any], key: Key, problems: list[str]) -> Any:
     return value
 
 
-def _demands(family: Family, config: Dict[str, Any]) -> list[str]:
+def _demands(family: Family, config: Dict[str, Any], fields: Dict[str, Any]) -> list[str]:
     found = []
+    for multiple in family.multiples:
+        value, base = config.get(multiple.name), fields.get(multiple.of)
+        if value is not None and base is not None and value != multiple.times * base:
+            times = f"{multiple.times} x " if multiple.times > 1 else ""
+            why = f" ({multiple.why})" if multiple.why else ""
+            found.append(
+                f"{multiple.name} is {value!r}; supported: {times}{multiple.of} = {multiple.times * base}{why}"
+            )
     for expect in family.expects:
         value = config.get(expect.name)
         if value is not None and value not in expect.allowed:
@@ -255,11 +265,12 @@ def _yarn_problems(rope: Dict[str, Any]) -> list[str]:
     return found
 
 
-def _fill_heads(fields: dict[str, Any], problems: list[str]) -> None:
-    """Fill in what Hugging Face leaves out: kv heads = heads, head size = hidden / heads."""
+def _fill_sizes(fields: dict[str, Any], problems: list[str]) -> None:
+    """Fill in what Hugging Face leaves out: kv heads = heads, head size = hidden / heads, FFN = 4 x hidden."""
     heads, hidden = fields.get("num_attention_heads"), fields.get("hidden_size")
     if not heads or not hidden:
         return
+    fields["intermediate_size"] = fields.get("intermediate_size") or 4 * hidden
     fields["num_key_value_heads"] = kv_heads = fields.get("num_key_value_heads") or heads
     if heads % kv_heads:
         problems.append(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")

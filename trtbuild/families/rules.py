@@ -49,6 +49,16 @@ class Refuse:
 
 
 @dataclass(frozen=True)
+class Multiple:
+    """A config value that must be `times` the spec's field `of`, where it is present; `why` explains the refusal."""
+
+    name: str
+    of: str
+    times: int = 1
+    why: str = ""
+
+
+@dataclass(frozen=True)
 class Source:
     """One Hugging Face tensor; "{i}" is the layer, "{e}" the expert. `rows` lists the parts stacked in dim 0.
 
@@ -73,8 +83,8 @@ class Rule:
     """One TensorRT-LLM tensor: its sources' parts, each cut on its own and then stacked in this order.
 
     "{i}" in `target` is the layer's index inside its pipeline stage. `when` names config fields of the spec that must
-    be true ("a !b": a true, b false). `experts`: the stack repeats for every expert of the rank and gains a leading
-    dim. `add` is added to every element (Gemma's norms); `dtype` overrules the checkpoint's (routers: float32).
+    be true ("a !b c=1": a true, b false, c 1). `experts`: the stack repeats for every expert of the rank and gains a
+    leading dim. `add` is added to every element (Gemma's norms); `dtype` overrules the checkpoint's (routers: float32).
     """
 
     target: str
@@ -106,6 +116,7 @@ class Family:
     rope_types: tuple[str, ...] = ()
     expects: tuple[Expect, ...] = ()
     refuses: tuple[Refuse, ...] = ()
+    multiples: tuple[Multiple, ...] = ()
     ignored: tuple[str, ...] = ()
     """fnmatch patterns of source tensors that carry no weights."""
     unusable: tuple[Refuse, ...] = ()
