@@ -42,6 +42,7 @@ class Activation(IntEnum):
     GELU = 1
     GELU_TANH = 2
     RELU = 3
+    SQUARED_RELU = 4
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ _ACTIVATIONS = {
     "gelu_fast": Activation.GELU_TANH,
     "gelu_pytorch_tanh": Activation.GELU_TANH,
     "relu": Activation.RELU,
+    "squared-relu": Activation.SQUARED_RELU,
 }
 _FUSED_ACTIVATIONS = {"swiglu": Activation.SILU}
 _POSITIONS = {
@@ -234,9 +236,10 @@ def _rotary_size(config: Config) -> int:
 
 
 def _layers(config: Config) -> tuple[Layer, ...]:
-    """`max_attention_window` is TensorRT-LLM's run-time list, cyclic over the layers."""
-    windows = config.get("max_attention_window") or [0]
-    return tuple(Layer(window=int(windows[i % len(windows)])) for i in range(config["num_hidden_layers"]))
+    """`max_attention_window` is TensorRT-LLM's run-time list, cyclic over the layers; max_position_embeddings: all."""
+    full = config.get("max_position_embeddings") or math.inf
+    windows = [int(window) if window < full else 0 for window in config.get("max_attention_window") or ()] or [0]
+    return tuple(Layer(window=windows[i % len(windows)]) for i in range(config["num_hidden_layers"]))
 
 
 def _ropes(config: Config) -> dict[str, Any]:

@@ -271,6 +271,7 @@ _ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     Activation.GELU: torch.nn.functional.gelu,
     Activation.GELU_TANH: lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
     Activation.RELU: torch.relu,
+    Activation.SQUARED_RELU: lambda x: torch.relu(x).square(),
 }
 EXECUTORS: dict[str, type[NativeExecutor] | type[TorchExecutor]] = {"native": NativeExecutor, "torch": TorchExecutor}
 

@@ -4,7 +4,7 @@
 
 /* Values of runtime/program.py Kind and runtime/architectures.py Activation. */
 enum { LAYER_NORM = 20, HEAD_NORM, ACT, SOFT_CAP, ADD_POSITION };
-enum { SILU, GELU, GELU_TANH, RELU };
+enum { SILU, GELU, GELU_TANH, RELU, SQUARED_RELU };
 
 INLINE v8 select8(v8i mask, v8 yes, v8 no) { return (v8)((mask & (v8i)yes) | (~mask & (v8i)no)); }
 INLINE v8 abs8(v8 x) { return (v8)((v8i)x & 0x7fffffff); }
@@ -41,6 +41,7 @@ INLINE v8 erf8(v8 x) {
 INLINE v8 activate(v8 x, int act) {
     if (act == SILU) return x / (splat(1) + exp8(-x));
     if (act == RELU) return max8(x, splat(0));
+    if (act == SQUARED_RELU) return max8(x, splat(0)) * max8(x, splat(0));
     if (act == GELU) return splat(0.5f) * x * (splat(1) + erf8(x * splat(0.70710678118654752f)));
     v8 inner = splat(0.79788456080286536f) * fma8(splat(0.044715f) * x * x, x, x);
     return splat(0.5f) * x * (splat(1) + tanh8(inner));
@@ -71,7 +72,8 @@ static void act(const op_t *op, const batch_t *b, int thread) {
         if (op->act == SILU) activate_run(a, other, out, i, end, SILU);
         else if (op->act == GELU) activate_run(a, other, out, i, end, GELU);
         else if (op->act == GELU_TANH) activate_run(a, other, out, i, end, GELU_TANH);
-        else activate_run(a, other, out, i, end, RELU);
+        else if (op->act == RELU) activate_run(a, other, out, i, end, RELU);
+        else activate_run(a, other, out, i, end, SQUARED_RELU);
     }
 }
 
