@@ -316,6 +316,12 @@ def _gpt(config: Config) -> dict[str, Any]:
     return {"norm": Norm.LAYER, **_biases(config.get("bias", True))}
 
 
+def _starcoder2(config: Config) -> dict[str, Any]:
+    # Upstream writes `gelu` for this family, whose models have the tanh form (gelu_pytorch_tanh).
+    tanh = {"activation": Activation.GELU_TANH} if config["hidden_act"] == "gelu" else {}
+    return {**_gpt(config), **tanh}
+
+
 def _falcon(config: Config) -> dict[str, Any]:
     new = bool(config.get("new_decoder_architecture"))
     parallel = new or bool(config.get("parallel_attention"))
@@ -386,7 +392,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Phi3ForCausalLM": Architecture(_phi3, ("rope_gpt_neox", "long_rope"), Mlp.FUSED_GATED, {"qk_layernorm": False}),
     "GPT2LMHeadModel": _LEARNED,
     "GPTBigCodeForCausalLM": _LEARNED,
-    "Starcoder2ForCausalLM": Architecture(_gpt, mlp=Mlp.PLAIN, fixed=_GPT_FIXED),
+    "Starcoder2ForCausalLM": Architecture(_starcoder2, mlp=Mlp.PLAIN, fixed=_GPT_FIXED),
     "FalconForCausalLM": Architecture(_falcon, ("rope_gpt_neox", "alibi_with_scale"), Mlp.PLAIN),
     "GPTNeoXForCausalLM": Architecture(_gptneox, mlp=Mlp.PLAIN, scaling=("default",)),
     "BloomForCausalLM": Architecture(_bloom, ("alibi",), Mlp.PLAIN),
