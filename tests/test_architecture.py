@@ -57,6 +57,8 @@ PURE = [
     "errors",
     "families",
     "runtime/scheduler",
+    "runtime/moe",
+    "runtime/ops",
     "runtime/program",
 ]
 EFFECTS = {"os", "subprocess", "socket", "shutil", "tempfile", "time", "urllib", "threading", "random"}

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from trtbuild.runtime.program import Buffer, Op, Shapes
+from trtbuild.runtime.ops import Buffer, Op
+from trtbuild.runtime.program import Shapes
+from trtbuild.runtime.torch_experts import TorchExperts
 
 if TYPE_CHECKING:
     from trtbuild.runtime.native.library import BatchStruct, OpStruct
@@ -54,6 +56,10 @@ class State:
     cos: torch.Tensor
     sin: torch.Tensor
     block_tokens: int
+
+    def scale_of(self, weight: str) -> torch.Tensor | None:
+        """Scales of an int8 weight, one an output row; None for a weight that is not quantized."""
+        return self.weights.get(weight.removesuffix(".weight") + ".per_channel_scale")
 
 
 class Executor(Protocol):
@@ -118,14 +124,14 @@ class NativeExecutor:
             if op.weight:
                 weight = self._state.weights[op.weight]
                 struct.weight, struct.wtype = weight.data_ptr(), _WTYPE[weight.dtype]
-            if (scale := self._state.weights.get(_scale_name(op.weight))) is not None:
+            if (scale := self._state.scale_of(op.weight)) is not None:
                 struct.scale = scale.data_ptr()
             if op.bias:
                 struct.bias = self._state.weights[op.bias].data_ptr()
         return compiled
 
 
-class TorchExecutor:
+class TorchExecutor(TorchExperts):
     """Each operation as the few lines of torch that define it."""
 
     def __init__(self, state: State, num_threads: int) -> None:
@@ -157,7 +163,7 @@ class TorchExecutor:
     def _linear(self, op: Op, batch: Batch) -> None:
         count = batch.num_rows if op.of_rows else batch.num_tokens
         y = torch.nn.functional.linear(self._get(op.in_, count), self._state.weights[op.weight].float())
-        scale = self._state.weights.get(_scale_name(op.weight))
+        scale = self._state.scale_of(op.weight)
         if scale is not None:
             y *= scale
         if op.bias:
@@ -211,7 +217,3 @@ class TorchExecutor:
 
 
 EXECUTORS: dict[str, type[NativeExecutor] | type[TorchExecutor]] = {"native": NativeExecutor, "torch": TorchExecutor}
-
-
-def _scale_name(weight: str) -> str:
-    return weight.removesuffix(".weight") + ".per_channel_scale"

@@ -12,7 +12,8 @@ from trtbuild.errors import EngineError, ToolError
 from trtbuild.runtime.comm import Comm
 from trtbuild.runtime.executor import EXECUTORS, Batch, Executor, State
 from trtbuild.runtime.info import TOKENS_PER_BLOCK, EngineInfo, default_threads
-from trtbuild.runtime.program import Buffer, Kind, Op, Program, build_program
+from trtbuild.runtime.ops import Buffer, Kind, Op
+from trtbuild.runtime.program import Program, build_program
 from trtbuild.runtime.rope import rope_tables
 
 

@@ -10,73 +10,13 @@ Shapes: T tokens of the batch, R rows that need logits, H hidden, I intermediate
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any
 
 from trtbuild.errors import EngineError
 from trtbuild.mapping import Mapping
+from trtbuild.runtime.moe import Experts, moe_block, moe_problems, rank_experts
+from trtbuild.runtime.ops import Buffer, Kind, Op, Weight
 from trtbuild.runtime.rope import SCALING_TYPES
-
-
-class Kind(IntEnum):
-    """Operations; the values up to TAKE_ROWS are those of kernels.c, the others are done by `model.py`."""
-
-    EMBED = 0
-    NORM = 1
-    LINEAR = 2
-    ROPE_CACHE = 3
-    ATTENTION = 4
-    ACT_MUL = 5
-    ADD = 6
-    TAKE_ROWS = 7
-    ALL_REDUCE = 100
-    RECEIVE = 101
-    SEND = 102
-    GATHER_LOGITS = 103
-
-
-class Buffer(IntEnum):
-    """Activations, float32 [T, width] (ROWS, LOGITS: [R, width])."""
-
-    X = 0  # residual stream, [T, H]
-    H = 1  # normed input of a block, [T, H]
-    QKV = 2
-    ATT = 3
-    FC_GATE = 4
-    MLP = 5
-    PART = 6  # output of a row-parallel linear: this rank's summand of the residual, [T, H]
-    ROWS = 7
-    LOGITS = 8
-
-
-@dataclass(frozen=True)
-class Op:
-    """One operation. `weight` and `bias` are engine tensor names; n outputs, k inputs."""
-
-    kind: Kind
-    out: Buffer = Buffer.X
-    in_: Buffer = Buffer.X
-    in2: Buffer | None = None
-    weight: str = ""
-    bias: str = ""
-    n: int = 0
-    k: int = 0
-    layer: int = 0
-    row: int = 0
-    column: int = 0
-    eps: float = 0.0
-    of_rows: bool = False
-
-
-@dataclass(frozen=True)
-class Weight:
-    """An engine tensor: checkpoint tensors stacked along dim 0; `quantized` ones follow the quant_algo."""
-
-    name: str
-    sources: tuple[str, ...]
-    shape: tuple[int, ...]
-    quantized: bool = False
-    float32: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +32,7 @@ class Shapes:
     vocab_size: int
     vocab_rows: int  # of this rank's lm_head
     rotary_size: int
+    experts: Experts | None = None
 
     @property
     def qkv_size(self) -> int:
@@ -99,7 +40,9 @@ class Shapes:
 
     def widths(self) -> dict[Buffer, int]:
         hidden = self.hidden_size
+        experts = self.experts.widths(hidden) if self.experts else {}
         return {
+            **experts,
             Buffer.X: hidden,
             Buffer.H: hidden,
             Buffer.QKV: self.qkv_size,
@@ -120,23 +63,32 @@ class Program:
 
 
 # architecture -> nothing else needs to be known about it here
-_SUPPORTED = {"LlamaForCausalLM": {"position_embedding_type": "rope_gpt_neox", "hidden_act": "silu"}}
+_DENSE = {"position_embedding_type": "rope_gpt_neox", "hidden_act": "silu"}
+_MOE = {**_DENSE, "hidden_act": "swiglu"}
+_SUPPORTED = {
+    "LlamaForCausalLM": _DENSE,
+    "MixtralForCausalLM": _MOE,
+    "Qwen2MoeForCausalLM": _MOE,
+    "Qwen3MoeForCausalLM": _MOE,
+}
 
 
 def rank_shapes(config: dict[str, Any], mapping: Mapping) -> Shapes:
     """Sizes of the rank `mapping.rank`; `config` is a checkpoint config (or an engine's pretrained_config)."""
     tp, heads = mapping.tp_size, config["num_attention_heads"]
     head_size = config.get("head_size") or config["hidden_size"] // heads
+    experts = rank_experts(config, mapping)
     return Shapes(
         hidden_size=config["hidden_size"],
         num_layers=len(mapping.layers(config["num_hidden_layers"])),
         num_heads=heads // tp,
         num_kv_heads=mapping.kv_heads(config["num_key_value_heads"]),
         head_size=head_size,
-        intermediate_size=config["intermediate_size"] // tp,
+        intermediate_size=experts.shared_inter if experts else config["intermediate_size"] // tp,
         vocab_size=config["vocab_size"],
         vocab_rows=-(-config["vocab_size"] // tp),
         rotary_size=config.get("rotary_embedding_dim") or head_size,
+        experts=experts,
     )
 
 
@@ -146,7 +98,7 @@ def build_program(config: dict[str, Any], mapping: Mapping) -> Program:
     Raises:
         EngineError: the architecture or one of its fields is not one that the cpu runtime can execute.
     """
-    _check(config)
+    _check(config, mapping)
     shapes = rank_shapes(config, mapping)
     ops: list[Op] = []
     weights: list[Weight] = []
@@ -167,7 +119,7 @@ def build_program(config: dict[str, Any], mapping: Mapping) -> Program:
     return Program(shapes, tuple(ops), tuple(weights))
 
 
-def _check(config: dict[str, Any]) -> None:
+def _check(config: dict[str, Any], mapping: Mapping) -> None:
     wanted = _SUPPORTED.get(config["architecture"])
     if wanted is None:
         raise EngineError(
@@ -190,6 +142,7 @@ def _check(config: dict[str, Any]) -> None:
     wrong += [
         f"{name} {value!r} (supported: {choice})" for name, (value, choice) in only.items() if value not in choice
     ]
+    wrong += moe_problems(config, mapping)
     if wrong:
         raise EngineError(f"the cpu runtime cannot execute {config['architecture']} with {'; '.join(wrong)}")
 
@@ -256,6 +209,10 @@ def _layer(
     )
     reduce_part()
     norm("post_layernorm.weight", True)
+    if shapes.experts:
+        moe_block(shapes.experts, base + "mlp.", hidden, ops, weights)
+        reduce_part()
+        return
     linear("mlp.fc_gate", ("mlp.fc", "mlp.gate"), Buffer.FC_GATE, Buffer.H, 2 * inter, hidden, mlp_bias)
     ops.append(Op(Kind.ACT_MUL, Buffer.MLP, Buffer.FC_GATE, n=inter))
     linear("mlp.proj", ("mlp.proj",), Buffer.PART, Buffer.MLP, hidden, inter, mlp_bias and first)

@@ -449,6 +449,8 @@ static void take_rows(const op_t *op, const batch_t *b, int thread) {
         memcpy(b->buffer[op->out] + r * width, b->buffer[op->in] + b->rows[r] * width, width * sizeof(float));
 }
 
+#include "moe.h"
+
 static void run_one(const op_t *op, const batch_t *b, int thread) {
     int tokens = op->of_rows ? b->num_rows : b->num_tokens;
     switch (op->kind) {
@@ -460,6 +462,7 @@ static void run_one(const op_t *op, const batch_t *b, int thread) {
     case ACT_MUL: act_mul(op, b, thread); break;
     case ADD: add(op, b, thread); break;
     case TAKE_ROWS: take_rows(op, b, thread); break;
+    default: run_experts(op, b, thread);
     }
 }
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from trtbuild.errors import ToolError
 
 SOURCE = Path(__file__).with_name("kernels.c")
+HEADERS = (Path(__file__).with_name("moe.h"),)
 # No -ffast-math and no contraction: sums keep the order and the roundings that the source spells out.
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-ffp-contract=off", "-fPIC", "-shared", "-fopenmp")
 NUM_BUFFERS = 16
@@ -100,9 +101,8 @@ def _compiled() -> Path:
     cc = compiler()
     if cc is None:
         raise ToolError("no C compiler found for the native kernels", hint="Install gcc or clang, or set CC.")
-    key = hashlib.sha256("\0".join([SOURCE.read_text(), *FLAGS, *cc, cpu_name(every_flag=True)]).encode()).hexdigest()[
-        :16
-    ]
+    sources = [path.read_text() for path in (SOURCE, *HEADERS)]
+    key = hashlib.sha256("\0".join([*sources, *FLAGS, *cc, cpu_name(every_flag=True)]).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trtbuild" / "native"
     target = cache / f"kernels-{key}.so"
     if not target.exists():
