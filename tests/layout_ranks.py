@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,15 +83,17 @@ def main(jobs: Path) -> None:
     from trtbuild.runtime.info import read_engine
 
     world = MPI.COMM_WORLD
-    for name, fields in json.loads(jobs.read_text()).items():
-        job = Job(**fields)
-        mine = world.Get_rank() < read_engine(Path(job.engine)).mapping().world_size
-        part = world.Split(0 if mine else 1, world.Get_rank())
-        found = _run(job, part) if mine else None
+    rank, todo = world.Get_rank(), {name: Job(**fields) for name, fields in json.loads(jobs.read_text()).items()}
+    sizes = {name: read_engine(Path(job.engine)).mapping().world_size for name, job in todo.items()}
+    first = {size: world.Split(int(rank >= size), rank) for size in sorted(set(sizes.values()))}
+    for name, job in todo.items():
+        found = _run(job, first[sizes[name]]) if rank < sizes[name] else None
         if found is not None:
             (jobs.parent / f"{name}.json").write_text(json.dumps(found[0]))
             np.save(jobs.parent / f"{name}.npy", found[1])
-        part.Free()
+        done = world.Ibarrier()
+        while not done.Test():  # MPI's own waiting would take the cores from the ranks that compute
+            time.sleep(0.005)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ PURE = [
     "runtime/moe",
     "runtime/ops",
     "runtime/program",
+    "runtime/architectures",
 ]
 EFFECTS = {"os", "subprocess", "socket", "shutil", "tempfile", "time", "urllib", "threading", "random"}
 SOURCES = sorted(PACKAGE.rglob("*.py")) + sorted((ROOT / "model_repo_templates").rglob("*.py"))

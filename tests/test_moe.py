@@ -23,7 +23,7 @@ from trtbuild.runtime.executor import EXECUTORS, Batch, State
 from trtbuild.runtime.generator import Generator
 from trtbuild.runtime.info import RuntimeOptions
 from trtbuild.runtime.ops import Buffer, Kind, Op
-from trtbuild.runtime.program import Shapes, build_program
+from trtbuild.runtime.program import build_program
 from trtbuild.spec import ConvertOptions
 
 # Every size leaves odd shares: an expert of 4 ranks is 10 wide, which is no whole number of vectors.
@@ -209,12 +209,15 @@ def test_threads_change_no_bits(made: Made, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("renormalize", [0, 1])
 @pytest.mark.parametrize(("experts", "top_k"), [(4, 2), (13, 4), (64, 8), (128, 1), (3, 3)])
-def test_routing_takes_the_first_of_equals(executor: str, renormalize: int, experts: int, top_k: int) -> None:
+def test_routing_takes_the_first_of_equals(
+    made: Made, executor: str, renormalize: int, experts: int, top_k: int
+) -> None:
     """Logits with many ties, against a stable sort of float64."""
     logits = np.random.default_rng(0).integers(-3, 4, (50, experts)).astype(np.float32)
     router = torch.from_numpy(logits.copy())
     empty = torch.zeros(1, 1, 1, 1, 1)
-    state = State(Shapes(1, 1, 1, 1, 1, 1, 1, 1, 1), {}, {Buffer.ROUTER: router}, empty, empty, empty, empty, 32)
+    program = build_program(config_of(made.engine("mixtral")), Mapping())
+    state = State(program, {}, {Buffer.ROUTER: router}, empty, empty, empty, empty, 32)
     none = torch.zeros(50, dtype=torch.int32)
     op = Op(Kind.ROUTE, Buffer.ROUTER, n=experts, k=top_k, row=renormalize)
     EXECUTORS[executor](state, 2).run((op,), Batch(none, none, none, none[None], none[:0]))
@@ -230,15 +233,31 @@ def test_routing_takes_the_first_of_equals(executor: str, renormalize: int, expe
     assert np.allclose(router.numpy(), expected, rtol=2e-6)
 
 
-def test_what_cannot_be_executed_is_named(made: Made) -> None:
-    config = json.loads((made.engine("mixtral") / "config.json").read_text())["pretrained_config"]
-    moe = {**config["moe"], "normalization_mode": 2, "top_k": 9}
+def config_of(engine: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((engine / "config.json").read_text())["pretrained_config"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "mapping", "said"),
+    [
+        ({"moe": {"num_experts": 8, "top_k": 9}}, Mapping(), ("top_k 9 of moe.num_experts 8",)),
+        ({"moe": None}, Mapping(), ("top_k 0 of moe.num_experts 0",)),
+        (
+            {"moe": {"num_experts": 8, "top_k": 2, "normalization_mode": 2, "tp_mode": 1}, "residual_mlp": True},
+            Mapping(),
+            ("normalization_mode 2 (supported: 0, 1)", "tp_mode 1 (supported: 0)", "residual_mlp True"),
+        ),
+        ({"mlp_bias": True, "hidden_act": "silu"}, Mapping(), ("mlp_bias True", "hidden_act 'silu'")),
+        ({}, Mapping(tp_size=3, moe_ep_size=3), ("num_experts 8 is not a multiple of moe_ep_size 3",)),
+        ({}, Mapping(tp_size=3), ("intermediate size 40 is not a multiple of moe_tp_size 3",)),
+        ({}, Mapping(tp_size=4, moe_ep_size=3), ("tp_size 4 is not a multiple of moe_ep_size 3",)),
+        ({"architecture": "LlamaForCausalLM"}, Mapping(), ("moe.num_experts 8 (supported: 0)",)),
+    ],
+)
+def test_what_cannot_be_executed_is_named(
+    made: Made, changes: dict[str, Any], mapping: Mapping, said: tuple[str, ...]
+) -> None:
     with pytest.raises(EngineError) as caught:
-        build_program({**config, "moe": moe, "residual_mlp": True}, Mapping(tp_size=3, moe_ep_size=3))
-    for text in (
-        "normalization_mode 2",
-        "top_k 9 of 8",
-        "residual_mlp True",
-        "num_experts 8 is not a multiple of moe_ep_size 3",
-    ):
-        assert text in str(caught.value)
+        build_program({**config_of(made.engine("mixtral")), **changes}, mapping)
+    assert all(text in str(caught.value) for text in said), str(caught.value)

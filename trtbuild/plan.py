@@ -244,6 +244,10 @@ def _coverage(family: Family, spec: ModelSpec, index: Dict[str, TensorInfo]) -> 
             wrong.append(f"{name} has dtype {info.dtype}; supported: {', '.join(READABLE)}")
     used = set(names.values())
     unexpected = [n for n in index if n not in used and not any(fnmatchcase(n, p) for p in family.ignored)]
+    for refuse in family.unusable:
+        unread = [name for name in unexpected if fnmatchcase(name, refuse.name)]
+        wrong += [f"{_some(unread)}: {refuse.why}"] if unread else []
+        unexpected = [name for name in unexpected if name not in unread]
     found = [f"missing tensors: {_some(missing)}"] if missing else []
     found += wrong[:_SHOWN] + (
         [f"and {len(wrong) - _SHOWN} more tensors of wrong shape or dtype"] if wrong[_SHOWN:] else []

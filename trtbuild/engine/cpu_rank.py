@@ -88,9 +88,6 @@ def _stacked(source: Source, held: set[str], path: Path, weight: Weight) -> torc
         )
     if not bool(torch.isfinite(tensor).all()):
         raise CheckpointError(f"{path}: {' + '.join(weight.sources)} holds NaN or infinity")
-    if weight.halves_swapped:
-        up, gate = tensor.chunk(2, dim=-2)
-        tensor = torch.cat([gate, up], dim=-2)
     return tensor
 
 

@@ -38,7 +38,7 @@ def choose_executor(rank_file: Path, config: dict[str, Any], mapping: Mapping) -
     reasons: dict[str, str] = {}
     for name, executor_type in EXECUTORS.items():
         buffers = {buffer: torch.randn(max(_BATCHES), width) for buffer, width in program.shapes.widths().items()}
-        state = State(program.shapes, weights, buffers, empty, empty, empty[0, 0, 0], empty[0, 0, 0], 32)
+        state = State(program, weights, buffers, empty, empty, empty[0, 0], empty[0, 0], 32)
         try:
             executors[name] = executor_type(state, default_threads(mapping.tp_size))
         except ToolError as error:

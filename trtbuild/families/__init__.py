@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from trtbuild.families.gemma import GEMMA
+from trtbuild.families.gemma2 import GEMMA2
+from trtbuild.families.gemma3 import GEMMA3
 from trtbuild.families.llama import LLAMA
+from trtbuild.families.mistral import MISTRAL
+from trtbuild.families.mixtral import MIXTRAL
+from trtbuild.families.qwen2 import QWEN2
+from trtbuild.families.qwen2_moe import QWEN2_MOE
+from trtbuild.families.qwen3 import QWEN3
+from trtbuild.families.qwen3_moe import QWEN3_MOE
 from trtbuild.families.rules import Family
 
-FAMILIES: tuple[Family, ...] = (LLAMA,)
+FAMILIES: tuple[Family, ...] = (
+    LLAMA,
+    MISTRAL,
+    MIXTRAL,
+    QWEN2,
+    QWEN2_MOE,
+    QWEN3,
+    QWEN3_MOE,
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
+)
 
 
 def families_of(architecture: str) -> tuple[Family, ...]:

@@ -42,7 +42,7 @@ class Expect:
 
 @dataclass(frozen=True)
 class Refuse:
-    """A config key that must be absent, null, false or empty; `why` completes the sentence."""
+    """A config key that must be absent, null, false or empty (or a tensor); `why` completes the sentence."""
 
     name: str
     why: str
@@ -108,6 +108,8 @@ class Family:
     refuses: tuple[Refuse, ...] = ()
     ignored: tuple[str, ...] = ()
     """fnmatch patterns of source tensors that carry no weights."""
+    unusable: tuple[Refuse, ...] = ()
+    """fnmatch patterns of source tensors that hold weights in a form that cannot be read, and what to do."""
     prefixes: tuple[tuple[str, str], ...] = ()
     """(prefix in `rules`, prefix that some files have instead)."""
     tensor: bool = True

@@ -9,26 +9,34 @@ Format: checkpoint format 1.8, 2.2, 2.4 and 3.1. The router is float32 [E, H]; a
 
 from __future__ import annotations
 
+from collections.abc import Mapping as Dict
 from dataclasses import dataclass
 from typing import Any
 
+from trtbuild.errors import EngineError
 from trtbuild.mapping import Mapping
 from trtbuild.runtime.ops import Buffer, Kind, Op, Weight
 
+_MODES = (0, 1)  # softmax over all experts, then the best of them: as they are, or made to sum to 1
 _RENORMALIZE = 1
-_MODES = (0, _RENORMALIZE)  # softmax over all experts, then the best: as they are, or made to sum to 1
 
 
 @dataclass(frozen=True)
-class Experts:
-    """What one rank holds of the experts: `count` of them from `first` on, each `inter` wide.
-
-    `shared_inter` is the width of its share of the expert that every token uses, 0 where there is none.
-    """
+class Moe:
+    """The experts of a model: each `inter` wide; every token also uses the shared one where `shared_inter` is not 0."""
 
     num_experts: int
     top_k: int
     renormalize: bool
+    inter: int
+    shared_inter: int
+
+
+@dataclass(frozen=True)
+class Experts:
+    """What one rank holds of them: `count` experts from `first` on, and of each, and of the shared one, a share."""
+
+    moe: Moe
     first: int
     count: int
     inter: int
@@ -36,9 +44,9 @@ class Experts:
 
     def widths(self, hidden: int) -> dict[Buffer, int]:
         """Floats of a token in the buffers of this block: a token has at most `pairs` pairs here."""
-        pairs = min(self.top_k, self.count)
+        pairs = min(self.moe.top_k, self.count)
         return {
-            Buffer.ROUTER: self.num_experts,
+            Buffer.ROUTER: self.moe.num_experts,
             Buffer.SHARED_GATE: 1,
             Buffer.EXPERT: pairs * hidden,
             Buffer.EXPERT_FC: pairs * 2 * self.inter,
@@ -46,93 +54,90 @@ class Experts:
         }
 
 
-def rank_experts(config: dict[str, Any], mapping: Mapping) -> Experts | None:
-    """The experts of the rank `mapping.rank`; None for a dense model."""
+def moe_problems(config: Dict[str, Any], *, wanted: bool) -> list[str]:
+    """What the runtime cannot execute of a config's mixture of experts; `wanted`: whether the architecture has one."""
     moe = config.get("moe") or {}
-    if not moe.get("num_experts"):
-        return None
-    held = mapping.experts(moe["num_experts"])
-    return Experts(
+    experts, top_k = moe.get("num_experts") or 0, moe.get("top_k") or 0
+    if not wanted:
+        return [f"moe.num_experts {experts} (supported: 0)"] if experts else []
+    problems = [] if 0 < top_k <= experts else [f"moe.top_k {top_k} of moe.num_experts {experts}"]
+    only = {"normalization_mode": (_RENORMALIZE, _MODES), "tp_mode": (0, (0,))}
+    return problems + [
+        f"moe.{name} {moe.get(name, default)!r} (supported: {', '.join(map(str, allowed))})"
+        for name, (default, allowed) in only.items()
+        if moe.get(name, default) not in allowed
+    ]
+
+
+def read_moe(config: Dict[str, Any]) -> Moe:
+    """The experts of a config without `moe_problems`; checkpoint format 1.6 and 1.8 name the fields."""
+    moe = config["moe"]
+    shared = config.get("moe_shared_expert_intermediate_size") or moe.get("shared_expert_intermediate_size") or 0
+    return Moe(
         num_experts=moe["num_experts"],
         top_k=moe["top_k"],
         renormalize=moe.get("normalization_mode", _RENORMALIZE) == _RENORMALIZE,
-        first=held.start,
-        count=len(held),
-        inter=_expert_size(config) // mapping.moe_tp_size,
-        shared_inter=_shared_size(config) // mapping.tp_size,
+        inter=config.get("moe_intermediate_size") or config["intermediate_size"],
+        shared_inter=shared,
     )
 
 
-def moe_problems(config: dict[str, Any], mapping: Mapping) -> list[str]:
-    """What the runtime cannot execute of a config's mixture of experts, with values; empty for a dense model."""
-    moe = config.get("moe") or {}
-    experts, top_k = moe.get("num_experts") or 0, moe.get("top_k") or 0
-    if not experts and not top_k:
-        return []
-    problems = []
-    if not 0 < top_k <= experts:
-        problems.append(f"moe.top_k {top_k} of {experts} experts")
-    only = {
-        "moe.normalization_mode": (moe.get("normalization_mode", _RENORMALIZE), _MODES),
-        "moe.tp_mode": (moe.get("tp_mode", 0), (0,)),
-        "residual_mlp": (config.get("residual_mlp", False), (False,)),
-        "mlp_bias": (config.get("mlp_bias", False), (False,)),
-    }
-    problems += [
-        f"{name} {value!r} (supported: {choice})" for name, (value, choice) in only.items() if value not in choice
-    ]
-    sizes = {
-        "num_experts": (experts, "moe_ep_size", mapping.moe_ep_size),
-        "the experts' intermediate size": (_expert_size(config), "moe_tp_size", mapping.moe_tp_size),
-        "the shared expert's intermediate size": (_shared_size(config), "tp_size", mapping.tp_size),
-        "tp_size": (mapping.tp_size, "moe_ep_size", mapping.moe_ep_size),
-    }
-    problems += [
-        f"{what} {size} is not a multiple of {by} {ranks}" for what, (size, by, ranks) in sizes.items() if size % ranks
-    ]
-    return problems
+def rank_experts(moe: Moe, mapping: Mapping) -> Experts:
+    """What the rank `mapping.rank` holds.
+
+    Raises:
+        EngineError: the ranks cannot share the experts equally; names every size.
+    """
+    shares = (
+        ("tp_size", mapping.tp_size, "moe_ep_size", mapping.moe_ep_size),
+        ("moe.num_experts", moe.num_experts, "moe_ep_size", mapping.moe_ep_size),
+        ("an expert's intermediate size", moe.inter, "moe_tp_size", mapping.moe_tp_size),
+        ("the shared expert's intermediate size", moe.shared_inter, "tp_size", mapping.tp_size),
+    )
+    uneven = [f"{what} {size} is not a multiple of {by} {ranks}" for what, size, by, ranks in shares if size % ranks]
+    if uneven:
+        raise EngineError("; ".join(uneven))
+    held = mapping.experts(moe.num_experts)
+    inter, shared = moe.inter // mapping.moe_tp_size, moe.shared_inter // mapping.tp_size
+    return Experts(moe, held.start, len(held), inter, shared)
 
 
-def moe_block(experts: Experts, base: str, hidden: int, ops: list[Op], weights: list[Weight]) -> None:
-    """Append the block that reads H and leaves this rank's summand in PART; `base` is "transformer.layers.N.mlp."."""
+def moe_block(
+    experts: Experts, base: str, hidden: int, act: int, out: Buffer, ops: list[Op], weights: list[Weight]
+) -> None:
+    """Append the block that reads H and leaves this rank's summand in `out`; H is lost.
+
+    `base` is "transformer.layers.N.mlp.".
+    """
 
     def add(name: str, shape: tuple[int, ...], **fields: bool) -> str:
         weights.append(Weight(f"{base}{name}.weight", (f"{base}{name}.weight",), shape, **fields))
         return f"{base}{name}.weight"
 
-    inter = experts.inter
+    moe, inter = experts.moe, experts.inter
     held: dict[str, Any] = {"in2": Buffer.ROUTER, "row": experts.first, "column": experts.count}
-    router = add("router", (experts.num_experts, hidden), float32=True)
-    fc = add("fc", (experts.count, 2 * inter, hidden), quantized=True, halves_swapped=True)
+    router = add("router", (moe.num_experts, hidden), float32=True)
+    fc = add("fc", (experts.count, 2 * inter, hidden), quantized=True)
     proj = add("proj", (experts.count, hidden, inter), quantized=True)
     ops += [
-        Op(Kind.LINEAR, Buffer.ROUTER, Buffer.H, weight=router, n=experts.num_experts, k=hidden),
-        Op(Kind.ROUTE, Buffer.ROUTER, n=experts.num_experts, k=experts.top_k, row=int(experts.renormalize)),
+        Op(Kind.LINEAR, Buffer.ROUTER, Buffer.H, weight=router, n=moe.num_experts, k=hidden),
+        Op(Kind.ROUTE, Buffer.ROUTER, n=moe.num_experts, k=moe.top_k, row=int(moe.renormalize)),
         Op(Kind.GATHER, Buffer.EXPERT, Buffer.H, k=hidden, **held),
         Op(Kind.EXPERT_LINEAR, Buffer.EXPERT_FC, Buffer.EXPERT, weight=fc, n=2 * inter, k=hidden, **held),
-        Op(Kind.EXPERT_ACT, Buffer.EXPERT_ACT, Buffer.EXPERT_FC, n=inter, **held),
+        Op(Kind.EXPERT_ACT, Buffer.EXPERT_ACT, Buffer.EXPERT_FC, n=inter, act=act, **held),
         Op(Kind.EXPERT_LINEAR, Buffer.EXPERT, Buffer.EXPERT_ACT, weight=proj, n=hidden, k=inter, **held),
-        Op(Kind.COMBINE, Buffer.PART, Buffer.EXPERT, k=hidden, **held),
+        Op(Kind.COMBINE, out, Buffer.EXPERT, k=hidden, **held),
     ]
     if not experts.shared_inter:
         return
     inter = experts.shared_inter
     gate = add("shared_expert_gate", (1, hidden))
-    fc = add("shared_expert.fc", (2 * inter, hidden), quantized=True, halves_swapped=True)
+    fc = add("shared_expert.fc", (2 * inter, hidden), quantized=True)
     proj = add("shared_expert.proj", (hidden, inter), quantized=True)
     ops += [
         Op(Kind.LINEAR, Buffer.SHARED_GATE, Buffer.H, weight=gate, n=1, k=hidden),
         Op(Kind.LINEAR, Buffer.FC_GATE, Buffer.H, weight=fc, n=2 * inter, k=hidden),
-        Op(Kind.ACT_MUL, Buffer.MLP, Buffer.FC_GATE, n=inter),
-        Op(Kind.LINEAR, Buffer.H, Buffer.MLP, weight=proj, n=hidden, k=inter),  # nobody reads the input any more
-        Op(Kind.GATED_ADD, Buffer.PART, Buffer.H, Buffer.SHARED_GATE, k=hidden),
+        Op(Kind.ACT_MUL, Buffer.MLP, Buffer.FC_GATE, n=inter, column=inter, act=act),
+        Op(Kind.LINEAR, Buffer.H, Buffer.MLP, weight=proj, n=hidden, k=inter),
+        Op(Kind.GATED_ADD, out, Buffer.H, Buffer.SHARED_GATE, k=hidden),
     ]
-
-
-def _expert_size(config: dict[str, Any]) -> int:
-    return int(config.get("moe_intermediate_size") or config["intermediate_size"])
-
-
-def _shared_size(config: dict[str, Any]) -> int:
-    moe = config.get("moe") or {}
-    return int(config.get("moe_shared_expert_intermediate_size") or moe.get("shared_expert_intermediate_size") or 0)

@@ -10,7 +10,7 @@ from enum import IntEnum
 
 
 class Kind(IntEnum):
-    """Operations; the values below 100 are those of kernels.c and moe.h, the others are done by `model.py`."""
+    """Operations; the values below ALL_REDUCE are those of native/, the others are done by `model.py`."""
 
     EMBED = 0
     NORM = 1
@@ -20,7 +20,12 @@ class Kind(IntEnum):
     ACT_MUL = 5
     ADD = 6
     TAKE_ROWS = 7
-    ROUTE = 32  # these six: moe.py and moe.h
+    LAYER_NORM = 20
+    HEAD_NORM = 21
+    ACT = 22
+    SOFT_CAP = 23
+    ADD_POSITION = 24
+    ROUTE = 32
     GATHER = 33
     EXPERT_LINEAR = 34
     EXPERT_ACT = 35
@@ -47,16 +52,23 @@ class Buffer(IntEnum):
     PART = 6  # output of a row-parallel linear: this rank's summand of the residual, [T, H]
     ROWS = 7
     LOGITS = 8
-    ROUTER = 11  # router logits, then the experts' weights, [T, experts]
-    SHARED_GATE = 12  # [T, 1]
-    EXPERT = 13  # pairs of a token and one of its experts (moe.py): inputs, then outputs, [P, H]
-    EXPERT_FC = 14
-    EXPERT_ACT = 15
+    MLP_PART = 9  # as PART, of the MLP where it runs beside attention
+    ROUTER = 10  # router logits, then the weights of the chosen experts, [T, experts]
+    SHARED_GATE = 11  # [T, 1]
+    EXPERT = 12  # input, then output of every pair, [P, H]
+    EXPERT_FC = 13
+    EXPERT_ACT = 14
 
 
 @dataclass(frozen=True)
 class Op:
-    """One operation. `weight` and `bias` are engine tensor names; n outputs, k inputs."""
+    """One operation. `weight` and `bias` are engine tensor names; n outputs, k inputs.
+
+    `row` and `column` say where a rank's part of a table begins; for ACT_MUL the column is where the activated half
+    begins, for HEAD_NORM where the n heads begin. For ROUTE k is top-k, and `row` 1 renormalizes; the other operations
+    on experts work on `column` of them, from `row` on. `factor` scales an embedding, or is the cap of SOFT_CAP.
+    `window`, `table`: `architectures.Layer`.
+    """
 
     kind: Kind
     out: Buffer = Buffer.X
@@ -71,18 +83,18 @@ class Op:
     column: int = 0
     eps: float = 0.0
     of_rows: bool = False
+    act: int = 0
+    window: int = 0
+    table: int = 0
+    factor: float = 1.0
 
 
 @dataclass(frozen=True)
 class Weight:
-    """An engine tensor: checkpoint tensors stacked along dim 0; `quantized` ones follow the quant_algo.
-
-    `halves_swapped`: the checkpoint has [up; gate] in its output rows, the engine the activated half first.
-    """
+    """An engine tensor: checkpoint tensors stacked along dim 0; `quantized` ones follow the quant_algo."""
 
     name: str
     sources: tuple[str, ...]
     shape: tuple[int, ...]
     quantized: bool = False
     float32: bool = False
-    halves_swapped: bool = False

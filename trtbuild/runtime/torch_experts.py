@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from trtbuild.runtime.activations import ACTIVATIONS
+from trtbuild.runtime.architectures import Activation
 from trtbuild.runtime.ops import Buffer, Op
 
 if TYPE_CHECKING:
@@ -56,8 +58,8 @@ class TorchExperts:
 
     def _expert_act(self, op: Op, batch: Batch) -> None:
         tokens, _, _ = self._routes(op, batch)
-        gate, up = self._pairs(op.in_, len(tokens), 2 * op.n).split(op.n, dim=1)
-        self._pairs(op.out, len(tokens), op.n).copy_(torch.nn.functional.silu(gate) * up)
+        up, gate = self._pairs(op.in_, len(tokens), 2 * op.n).split(op.n, dim=1)
+        self._pairs(op.out, len(tokens), op.n).copy_(ACTIVATIONS[Activation(op.act)](gate) * up)
 
     def _combine(self, op: Op, batch: Batch) -> None:
         tokens, weights, _ = self._routes(op, batch)

@@ -1,4 +1,4 @@
-/* Mixture of experts; included by kernels.c behind `linear` and `act_mul`, on which it is built.
+/* Mixture of experts; included by kernels.c behind `linear` and `act`, on which it is built.
  *
  * ROUTER [T, E] holds, after `route`, the weight of every expert for every token, 0 where it was not chosen.
  * A pair is a token with a chosen expert that this rank holds: experts [row, row + column) of the operation. Pairs are
@@ -78,12 +78,15 @@ static void expert_linear(const op_t *op, const batch_t *b, int thread) {
     }
 }
 
+/* out [P, n] = act(gate) * up of in [P, up; gate]. */
 static void expert_act(const op_t *op, const batch_t *b, int thread) {
+    op_t one = *op;
     batch_t own = *b;
+    one.column = op->n;
     own.num_tokens = (int32_t)count_pairs(op, b, 0, op->column);
     own.width[op->in] = 2 * op->n;
     own.width[op->out] = op->n;
-    act_mul(op, &own, thread);
+    act(&one, &own, thread);
 }
 
 /* out[t] = the sum of token t's pairs in [P, k], each times its weight; zeros where it has none here. */
