@@ -57,6 +57,8 @@ PURE = [
     "errors",
     "families",
     "runtime/scheduler",
+    "runtime/moe",
+    "runtime/ops",
     "runtime/program",
     "runtime/architectures",
 ]

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from collections.abc import Mapping as Dict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
 from typing import Any
 
 from trtbuild.errors import EngineError
+from trtbuild.runtime.moe import Moe, moe_problems, read_moe
 
 Config = Dict[str, Any]
 
@@ -31,7 +32,7 @@ class Position(Enum):
 
 class Mlp(Enum):
     GATED = "gated"  # act(fc) * gate, two tensors
-    FUSED_GATED = "fused gated"  # one tensor mlp.fc = [up; gate]; the second half is activated
+    FUSED_GATED = "fused gated"  # one tensor mlp.fc = [up; gate]; the second half is activated; experts too
     PLAIN = "plain"  # act(fc)
 
 
@@ -72,6 +73,8 @@ class Features:
     score_scale: float
     norm: Norm = Norm.RMS
     mlp: Mlp = Mlp.GATED
+    moe: Moe | None = None
+    """Experts in the place of the MLP of every layer."""
     position: Position = Position.ROPE
     rotary_size: int = 0
     ropes: tuple[Rope, ...] = ()
@@ -114,6 +117,7 @@ class Architecture:
     fixed: Config = field(default_factory=dict)
     required: tuple[str, ...] = ()
     scaling: tuple[str, ...] = ("default", "linear", "llama3", "yarn")
+    moe: bool = False
 
 
 # TensorRT-LLM computes every spelling of gelu in the tanh form. This runtime is what proves numbers against
@@ -169,6 +173,7 @@ def read_features(config: Config) -> Features:
         "activation": _activations(architecture)[config["hidden_act"]],
         "score_scale": head_size(config) ** -0.5 / float(config.get("q_scaling") or 1.0),
         "mlp": architecture.mlp,
+        "moe": read_moe(config) if architecture.moe else None,
         "position": position,
     }
     if position is Position.ROPE:
@@ -197,7 +202,6 @@ def _problems(config: Config, architecture: Architecture) -> list[str]:
         "position_embedding_type": (config.get("position_embedding_type"), architecture.positions),
         "hidden_act": (config.get("hidden_act"), tuple(_activations(architecture))),
         "rotary_scaling": (scaling_kind(config.get("rotary_scaling") or {}), architecture.scaling),
-        "moe.num_experts": ((config.get("moe") or {}).get("num_experts") or 0, (0,)),
         "quantization.quant_algo": (quantization.get("quant_algo"), (None, "W8A16")),
         "quantization.kv_cache_quant_algo": (quantization.get("kv_cache_quant_algo"), (None,)),
         "mapping.cp_size": (config.get("mapping", {}).get("cp_size", 1), (1,)),
@@ -209,6 +213,7 @@ def _problems(config: Config, architecture: Architecture) -> list[str]:
         if value not in allowed
     ]
     needed = (*architecture.required, *_NEEDED.get(config.get("position_embedding_type", ""), ()))
+    found += moe_problems(config, wanted=architecture.moe)
     found += [f"no {key}" for key in needed if config.get(key) is None]
     if _rotary_size(config) % 2:
         found.append(f"an odd rotary size {_rotary_size(config)}")
@@ -359,6 +364,10 @@ def _biases(present: Any) -> dict[str, Any]:
     return dict.fromkeys(("qkv_bias", "dense_bias", "mlp_bias"), bool(present))
 
 
+def _with_experts(dense: Architecture, fixed: Config | None = None) -> Architecture:
+    return replace(dense, mlp=Mlp.FUSED_GATED, moe=True, fixed={**dense.fixed, "mlp_bias": False, **(fixed or {})})
+
+
 _LLAMA = Architecture(
     _llama,
     fixed={
@@ -378,13 +387,19 @@ _GPT_FIXED = {
     "norm_before_bmm1": False,
 }
 _LEARNED = Architecture(_gpt, ("learned_absolute",), Mlp.PLAIN, _GPT_FIXED)
+_EVERY_LAYER = {"mlp_only_layers": [], "decoder_sparse_step": 1}  # has experts
+_QWEN2 = Architecture(_qwen2, fixed={"qk_layernorm": False, "use_logn_attn": False})
+_QWEN3 = Architecture(_qwen3, fixed={"use_logn_attn": False})
 _GEMMA3_NEEDS = ("query_pre_attn_scalar", "sliding_window", "sliding_window_pattern", "rope_local_base_freq")
 
 ARCHITECTURES: dict[str, Architecture] = {
     "LlamaForCausalLM": _LLAMA,
     "MistralForCausalLM": _LLAMA,
-    "Qwen2ForCausalLM": Architecture(_qwen2, fixed={"qk_layernorm": False, "use_logn_attn": False}),
-    "Qwen3ForCausalLM": Architecture(_qwen3, fixed={"use_logn_attn": False}),
+    "MixtralForCausalLM": _with_experts(_LLAMA),
+    "Qwen2ForCausalLM": _QWEN2,
+    "Qwen2MoeForCausalLM": _with_experts(_QWEN2, _EVERY_LAYER),
+    "Qwen3ForCausalLM": _QWEN3,
+    "Qwen3MoeForCausalLM": _with_experts(_QWEN3, _EVERY_LAYER),
     "GemmaForCausalLM": Architecture(_gemma),
     "Gemma2ForCausalLM": Architecture(_gemma2, required=("query_pre_attn_scalar",)),
     "Gemma3ForCausalLM": Architecture(_gemma3, required=_GEMMA3_NEEDS),

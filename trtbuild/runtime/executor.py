@@ -6,14 +6,17 @@ Both work on the same buffers, weights and paged cache, so that one can be check
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from trtbuild.runtime.activations import ACTIVATIONS
 from trtbuild.runtime.architectures import Activation
-from trtbuild.runtime.program import Buffer, Op, Program
+from trtbuild.runtime.ops import Buffer, Op
+from trtbuild.runtime.program import Program
+from trtbuild.runtime.torch_experts import TorchExperts
 
 if TYPE_CHECKING:
     from trtbuild.runtime.native.library import BatchStruct, OpStruct
@@ -58,6 +61,10 @@ class State:
     sin: torch.Tensor
     block_tokens: int
     position_bias: torch.Tensor | None = None  # [heads, whole blocks of max_seq_len] float32
+
+    def scale_of(self, weight: str) -> torch.Tensor | None:
+        """Scales of an int8 weight, one an output row; None for a weight that is not quantized."""
+        return self.weights.get(weight.removesuffix(".weight") + ".per_channel_scale")
 
 
 class Executor(Protocol):
@@ -127,14 +134,14 @@ class NativeExecutor:
             if op.weight:
                 weight = self._state.weights[op.weight]
                 struct.weight, struct.wtype = weight.data_ptr(), _WTYPE[weight.dtype]
-            if (scale := self._state.weights.get(_scale_name(op.weight))) is not None:
+            if (scale := self._state.scale_of(op.weight)) is not None:
                 struct.scale = scale.data_ptr()
             if op.bias:
                 struct.bias = self._state.weights[op.bias].data_ptr()
         return compiled
 
 
-class TorchExecutor:
+class TorchExecutor(TorchExperts):
     """Each operation as the few lines of torch that define it."""
 
     def __init__(self, state: State, num_threads: int) -> None:
@@ -186,7 +193,7 @@ class TorchExecutor:
     def _linear(self, op: Op, batch: Batch) -> None:
         count = batch.num_rows if op.of_rows else batch.num_tokens
         y = torch.nn.functional.linear(self._get(op.in_, count), self._state.weights[op.weight].float())
-        scale = self._state.weights.get(_scale_name(op.weight))
+        scale = self._state.scale_of(op.weight)
         if scale is not None:
             y *= scale
         if op.bias:
@@ -249,10 +256,10 @@ class TorchExecutor:
     def _act_mul(self, op: Op, batch: Batch) -> None:
         halves = self._get(op.in_, batch.num_tokens).split(op.n, dim=1)
         activated, other = halves if op.column == 0 else halves[::-1]
-        self._get(op.out, batch.num_tokens).copy_(_ACTIVATIONS[Activation(op.act)](activated) * other)
+        self._get(op.out, batch.num_tokens).copy_(ACTIVATIONS[Activation(op.act)](activated) * other)
 
     def _act(self, op: Op, batch: Batch) -> None:
-        self._get(op.out, batch.num_tokens).copy_(_ACTIVATIONS[Activation(op.act)](self._get(op.in_, batch.num_tokens)))
+        self._get(op.out, batch.num_tokens).copy_(ACTIVATIONS[Activation(op.act)](self._get(op.in_, batch.num_tokens)))
 
     def _soft_cap(self, op: Op, batch: Batch) -> None:
         x = self._get(op.in_, batch.num_rows if op.of_rows else batch.num_tokens)
@@ -266,19 +273,8 @@ class TorchExecutor:
         self._get(op.out, batch.num_rows).copy_(self._get(op.in_, batch.num_tokens)[batch.rows.long()])
 
 
-_ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
-    Activation.SILU: torch.nn.functional.silu,
-    Activation.GELU: torch.nn.functional.gelu,
-    Activation.GELU_TANH: lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
-    Activation.RELU: torch.relu,
-    Activation.SQUARED_RELU: lambda x: torch.relu(x).square(),
-}
 EXECUTORS: dict[str, type[NativeExecutor] | type[TorchExecutor]] = {"native": NativeExecutor, "torch": TorchExecutor}
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
-
-
-def _scale_name(weight: str) -> str:
-    return weight.removesuffix(".weight") + ".per_channel_scale"

@@ -15,7 +15,8 @@ from trtbuild.runtime.architectures import Position, require_seq_len
 from trtbuild.runtime.comm import Comm
 from trtbuild.runtime.executor import EXECUTORS, Batch, Executor, State
 from trtbuild.runtime.info import TOKENS_PER_BLOCK, EngineInfo, default_threads
-from trtbuild.runtime.program import Buffer, Kind, Op, Program, build_program
+from trtbuild.runtime.ops import Buffer, Kind, Op
+from trtbuild.runtime.program import Program, build_program
 from trtbuild.runtime.rope import rope_tables
 
 

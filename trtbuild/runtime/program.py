@@ -10,7 +10,6 @@ Shapes: T tokens of the batch, R rows that need logits, H hidden, I intermediate
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any
 
 from trtbuild.mapping import Mapping
@@ -24,82 +23,8 @@ from trtbuild.runtime.architectures import (
     num_kv_heads,
     read_features,
 )
-
-
-class Kind(IntEnum):
-    """Operations; the values below ALL_REDUCE are those of kernels.c and ops.h, the others are done by `model.py`."""
-
-    EMBED = 0
-    NORM = 1
-    LINEAR = 2
-    ROPE_CACHE = 3
-    ATTENTION = 4
-    ACT_MUL = 5
-    ADD = 6
-    TAKE_ROWS = 7
-    LAYER_NORM = 20
-    HEAD_NORM = 21
-    ACT = 22
-    SOFT_CAP = 23
-    ADD_POSITION = 24
-    ALL_REDUCE = 100
-    RECEIVE = 101
-    SEND = 102
-    GATHER_LOGITS = 103
-
-
-class Buffer(IntEnum):
-    """Activations, float32 [T, width] (ROWS, LOGITS: [R, width])."""
-
-    X = 0  # residual stream, [T, H]
-    H = 1  # normed input of a block, [T, H]
-    QKV = 2
-    ATT = 3
-    FC_GATE = 4
-    MLP = 5
-    PART = 6  # output of a row-parallel linear: this rank's summand of the residual, [T, H]
-    ROWS = 7
-    LOGITS = 8
-    MLP_PART = 9  # as PART, of the MLP where it runs beside attention
-
-
-@dataclass(frozen=True)
-class Op:
-    """One operation. `weight` and `bias` are engine tensor names; n outputs, k inputs.
-
-    `row` and `column` say where a rank's part of a table begins; for ACT_MUL the column is where the activated half
-    begins, for HEAD_NORM where the n heads begin. `factor` scales an embedding, or is the cap of SOFT_CAP. `window`,
-    `table`: `architectures.Layer`.
-    """
-
-    kind: Kind
-    out: Buffer = Buffer.X
-    in_: Buffer = Buffer.X
-    in2: Buffer | None = None
-    weight: str = ""
-    bias: str = ""
-    n: int = 0
-    k: int = 0
-    layer: int = 0
-    row: int = 0
-    column: int = 0
-    eps: float = 0.0
-    of_rows: bool = False
-    act: int = 0
-    window: int = 0
-    table: int = 0
-    factor: float = 1.0
-
-
-@dataclass(frozen=True)
-class Weight:
-    """An engine tensor: checkpoint tensors stacked along dim 0; `quantized` ones follow the quant_algo."""
-
-    name: str
-    sources: tuple[str, ...]
-    shape: tuple[int, ...]
-    quantized: bool = False
-    float32: bool = False
+from trtbuild.runtime.moe import Experts, moe_block, rank_experts
+from trtbuild.runtime.ops import Buffer, Kind, Op, Weight
 
 
 @dataclass(frozen=True)
@@ -115,6 +40,7 @@ class Shapes:
     vocab_size: int
     vocab_rows: int  # of this rank's lm_head
     fc_size: int  # outputs of the first linear of the MLP
+    experts: Experts | None = None
 
     @property
     def qkv_size(self) -> int:
@@ -133,6 +59,7 @@ class Shapes:
             Buffer.ROWS: hidden,
             Buffer.LOGITS: self.vocab_rows,
             Buffer.MLP_PART: hidden,
+            **(self.experts.widths(hidden) if self.experts else {}),
         }
 
 
@@ -146,7 +73,8 @@ class Program:
 
 def rank_shapes(config: dict[str, Any], mapping: Mapping, features: Features) -> Shapes:
     """Sizes of the rank `mapping.rank`; `config` is a checkpoint config (or an engine's pretrained_config)."""
-    tp, inter = mapping.tp_size, intermediate_size(config) // mapping.tp_size
+    tp, experts = mapping.tp_size, rank_experts(features.moe, mapping) if features.moe else None
+    inter = experts.shared_inter if experts else intermediate_size(config) // tp
     return Shapes(
         hidden_size=config["hidden_size"],
         num_layers=len(mapping.layers(config["num_hidden_layers"])),
@@ -157,6 +85,7 @@ def rank_shapes(config: dict[str, Any], mapping: Mapping, features: Features) ->
         vocab_size=config["vocab_size"],
         vocab_rows=-(-config["vocab_size"] // tp),
         fc_size=inter if features.mlp is Mlp.PLAIN else 2 * inter,
+        experts=experts,
     )
 
 
@@ -260,6 +189,9 @@ class _Builder:
     def _mlp(self, base: str, out: Buffer) -> None:
         """H -> `out`, not yet reduced."""
         f, s = self.features, self.shapes
+        if s.experts:
+            moe_block(s.experts, base + "mlp.", s.hidden_size, f.activation, out, self.ops, self.weights)
+            return
         name, parts = ("mlp.fc_gate", ("mlp.fc", "mlp.gate")) if f.mlp is Mlp.GATED else ("mlp.fc", ("mlp.fc",))
         sources = tuple(base + part for part in parts)
         self._linear(base + name, Buffer.FC_GATE, Buffer.H, s.fc_size, s.hidden_size, bias=f.mlp_bias, sources=sources)

@@ -464,6 +464,8 @@ static void take_rows(const op_t *op, const batch_t *b, int thread) {
         memcpy(b->buffer[op->out] + r * width, b->buffer[op->in] + b->rows[r] * width, width * sizeof(float));
 }
 
+#include "moe.h"
+
 static void run_one(const op_t *op, const batch_t *b, int thread) {
     int tokens = op->of_rows ? b->num_rows : b->num_tokens;
     switch (op->kind) {
@@ -479,6 +481,7 @@ static void run_one(const op_t *op, const batch_t *b, int thread) {
     case HEAD_NORM: head_norm(op, b, thread); break;
     case SOFT_CAP: soft_cap(op, b, tokens, thread); break;
     case ADD_POSITION: add_position(op, b, thread); break;
+    default: run_experts(op, b, thread);
     }
 }
 
