@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engines import greedy, log_probs_of, random_prompts, tokens_of
+from tests.engines import build_here, greedy, log_probs_of, random_prompts, tokens_of
 from tests.layout_ranks import Job, Result, run_layouts
 from tests.tiny import CONFIG
 from trtbuild import pipeline
-from trtbuild.engine.cpu_rank import build_rank
 from trtbuild.engine.options import BuildOptions
 from trtbuild.errors import EngineError
 from trtbuild.mapping import Mapping
@@ -89,22 +88,6 @@ def make_model(folder: Path, name: str) -> Path:
                 value.mul_(4)  # experts that matter
     model.save_pretrained(folder)
     return folder
-
-
-def build_here(checkpoint: Path, out: Path, limits: BuildOptions | None = None) -> Path:
-    """The engine of a checkpoint, all ranks built by this process: no mpirun for tiny models."""
-    config = json.loads((checkpoint / "config.json").read_text())
-    out.mkdir()
-    for rank in range(config["mapping"]["world_size"]):
-        build_rank(checkpoint, out, config, Mapping.of_config(config["mapping"], rank))
-    document = {
-        "version": "test",
-        "pretrained_config": config,
-        "build_config": (limits or BuildOptions()).build_config(config),
-        "trtbuild": {"target": "cpu", "executor": "native", "cpu": ""},
-    }
-    (out / "config.json").write_text(json.dumps(document))
-    return out
 
 
 class Made:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from trtbuild.runtime.architectures import Activation
+from trtbuild.runtime.features import Activation
 
 ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     Activation.SILU: torch.nn.functional.silu,

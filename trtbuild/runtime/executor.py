@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from trtbuild.runtime.activations import ACTIVATIONS
-from trtbuild.runtime.architectures import Activation
+from trtbuild.runtime.features import Activation
 from trtbuild.runtime.ops import Buffer, Op
 from trtbuild.runtime.program import Program
 from trtbuild.runtime.torch_experts import TorchExperts

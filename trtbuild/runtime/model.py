@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from trtbuild.errors import EngineError, ToolError
 from trtbuild.mapping import Mapping
 from trtbuild.runtime.alibi import position_bias
-from trtbuild.runtime.architectures import Position, require_seq_len
+from trtbuild.runtime.architectures import require_seq_len
 from trtbuild.runtime.comm import Comm
 from trtbuild.runtime.executor import EXECUTORS, Batch, Executor, State
+from trtbuild.runtime.features import Position
 from trtbuild.runtime.info import TOKENS_PER_BLOCK, EngineInfo, default_threads
 from trtbuild.runtime.ops import Buffer, Kind, Op
 from trtbuild.runtime.program import Program, build_program

@@ -67,7 +67,7 @@ class Op:
     `row` and `column` say where a rank's part of a table begins; for ACT_MUL the column is where the activated half
     begins, for HEAD_NORM where the n heads begin. For ROUTE k is top-k, and `row` 1 renormalizes; the other operations
     on experts work on `column` of them, from `row` on. `factor` scales an embedding, or is the cap of SOFT_CAP.
-    `window`, `table`: `architectures.Layer`.
+    `window`, `table`: `features.Layer`.
     """
 
     kind: Kind

@@ -13,16 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtbuild.mapping import Mapping
-from trtbuild.runtime.architectures import (
-    Features,
-    Mlp,
-    Norm,
-    Position,
-    head_size,
-    intermediate_size,
-    num_kv_heads,
-    read_features,
-)
+from trtbuild.runtime.architectures import head_size, intermediate_size, num_kv_heads, read_features
+from trtbuild.runtime.features import Features, Mlp, Norm, Position
 from trtbuild.runtime.moe import Experts, moe_block, rank_experts
 from trtbuild.runtime.ops import Buffer, Kind, Op, Weight
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trtbuild.runtime.architectures import Config, Rope, scaling_kind
+from trtbuild.runtime.features import Config, Rope, scaling_kind
 
 if TYPE_CHECKING:
     import torch

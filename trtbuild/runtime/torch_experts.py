@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from trtbuild.runtime.activations import ACTIVATIONS
-from trtbuild.runtime.architectures import Activation
+from trtbuild.runtime.features import Activation
 from trtbuild.runtime.ops import Buffer, Op
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
  * what is summed is summed in an order that depends on the reduced dimension alone.
  */
 
-/* Values of runtime/program.py Kind and runtime/architectures.py Activation. */
+/* Values of runtime/ops.py Kind and runtime/features.py Activation. */
 enum { LAYER_NORM = 20, HEAD_NORM, ACT, SOFT_CAP, ADD_POSITION };
 enum { SILU, GELU, GELU_TANH, RELU, SQUARED_RELU };
 
