@@ -128,7 +128,8 @@ def _problems(config: Config, architecture: Architecture) -> list[str]:
     needed = (*architecture.required, *_NEEDED.get(config.get("position_embedding_type", ""), ()))
     found += moe_problems(config, wanted=architecture.moe)
     found += [f"no {key}" for key in needed if config.get(key) is None]
-    if _rotary_size(config) % 2:
+    rotates = _POSITIONS.get(config.get("position_embedding_type", ""), Position.ROPE) is Position.ROPE
+    if rotates and _rotary_size(config) % 2:
         found.append(f"an odd rotary size {_rotary_size(config)}")
     return found
 
