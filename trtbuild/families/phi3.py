@@ -11,6 +11,7 @@ from collections.abc import Mapping as Dict
 from typing import Any
 
 from trtbuild.families.llama import EMBEDDING, HEAD, KEYS, NORMS, QUANTIZED
+from trtbuild.families.mistral import WINDOW, attention_windows
 from trtbuild.families.rules import Expect, Family, Key, Refuse, linear
 from trtbuild.layout import Axis, Split
 
@@ -30,18 +31,11 @@ RULES = (
 )
 
 
-def attention_windows(hf: Dict[str, Any], fields: Dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """`max_attention_window` where every layer has the same sliding window, shorter than the context."""
-    window = hf.get("sliding_window")
-    if window is None:
-        return {}, []
-    if type(window) is not int or window < 1:
-        return {}, [f"sliding_window is {window!r}; it must be a positive integer or null"]
-    return ({"max_attention_window": [window]} if window < fields["max_position_embeddings"] else {}), []
-
-
 def _derive(hf: Dict[str, Any], fields: Dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    updates, problems = attention_windows(hf, fields)
+    updates, problems = attention_windows(hf, fields, [True])
+    heads, hidden = fields["num_attention_heads"], fields["hidden_size"]
+    if fields["head_size"] * heads != hidden:
+        problems.append(f"head_dim is {fields['head_size']}; the class has only hidden_size {hidden} / {heads} heads")
     rope = hf.get("rope_scaling")
     if isinstance(rope, Dict) and (rope.get("rope_type") or rope.get("type")) in ("longrope", "su"):
         longrope, found = _long_rope(hf, rope, fields)
@@ -102,5 +96,5 @@ PHI3 = Family(
     ),
     ignored=("*.rotary_emb.inv_freq",),
     pipeline=False,
-    note="sliding window only at run time, by max_attention_window",
+    note=WINDOW,
 )

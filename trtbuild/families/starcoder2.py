@@ -5,9 +5,12 @@ The class knows no sliding window: TensorRT-LLM takes it at run time, from `max_
 
 from __future__ import annotations
 
+from collections.abc import Mapping as Dict
+from typing import Any
+
 from trtbuild.families.gpt2 import GELU, GPT_CONSTANTS
 from trtbuild.families.llama import EMBEDDING, HEAD, QKV_NAMES, QUANTIZED
-from trtbuild.families.phi3 import attention_windows
+from trtbuild.families.mistral import WINDOW, Derived, attention_windows
 from trtbuild.families.rules import Expect, Family, Key, linear, norm
 from trtbuild.layout import Axis, Split, Stage
 
@@ -26,6 +29,12 @@ RULES = (
     *norm("transformer.ln_f", "model.norm", Stage.LAST, bias=True),
     HEAD[-1],
 )
+
+
+def derive(hf: Dict[str, Any], fields: Dict[str, Any]) -> Derived:
+    """All layers slide, or none."""
+    return attention_windows(hf, fields, [True])
+
 
 STARCODER2 = Family(
     name="starcoder2",
@@ -52,7 +61,7 @@ STARCODER2 = Family(
         "position_embedding_type": "rope_gpt_neox",
         "rotary_pct": 1.0,
     },
-    derive=attention_windows,
+    derive=derive,
     # Upstream's string for this family; every gelu spelling is the tanh form there.
     activations=dict.fromkeys(GELU, "gelu"),
     rope_types=("linear",),
@@ -64,5 +73,5 @@ STARCODER2 = Family(
     ),
     refuses=(QUANTIZED,),
     ignored=("*.rotary_emb.inv_freq",),
-    note="sliding window only at run time, by max_attention_window",
+    note=WINDOW,
 )
