@@ -136,10 +136,13 @@ def _layout_problems(family: Family, spec: ModelSpec, options: ConvertOptions) -
         return [f"moe_tp {moe_tp} x moe_ep {moe_ep} is not tp {tp}"]
     found = []
     uncut = _uncut(family, spec, options)
-    if uncut:
-        works = [str(t) for t in range(1, spec.num_heads + 1) if not _uncut(family, spec, _other_tp(options, t))]
-        hint = f"tp {', '.join(works[:-1])} or {works[-1]} works" if len(works) > 1 else "only tp 1 works"
-        found += [f"{name} {count} does not divide {units} {axis.value}; {hint}" for name, count, axis, units in uncut]
+    works = [t for t in range(1, spec.num_heads + 1) if uncut and not _uncut(family, spec, _other_tp(options, t))]
+    for name, count, axis, units in uncut:
+        if name == "moe_ep":
+            hint = _working(name, [size for size in range(1, tp + 1) if tp % size == 0 and units % size == 0])
+        else:
+            hint = _working("tp", works)
+        found.append(f"{name} {count} does not divide {units} {axis.value}; {hint}")
     if pp > spec.num_layers:
         found.append(f"pp {pp} is more than the {spec.num_layers} layers; at most pp {spec.num_layers} works")
     if pp > 1 and not family.pipeline:
@@ -149,6 +152,14 @@ def _layout_problems(family: Family, spec: ModelSpec, options: ConvertOptions) -
     if family.parallel_embedding and tp > 1:
         found += _forced_embedding_problems(spec, options)
     return found
+
+
+def _working(name: str, sizes: list[int]) -> str:
+    """ "tp 1, 2 or 4 works"."""
+    if not sizes:
+        return f"no {name} works"
+    *most, last = (str(size) for size in sizes)
+    return f"{name} {', '.join(most)} or {last} works" if most else f"only {name} {last} works"
 
 
 def _other_tp(options: ConvertOptions, tp: int) -> ConvertOptions:

@@ -15,14 +15,14 @@ from trtbuild.layout import DTYPES
 from trtbuild.spec import ConvertOptions, ModelSpec, resolved_dtype
 
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-# What each rope scaling type needs; values are copied verbatim into `rotary_scaling`. Yarn's original length has a
-# default on both sides, but not the same one.
+# Numbers that each rope scaling type needs; values are copied verbatim into `rotary_scaling`. Yarn's original length
+# has a default on both sides, but not the same one.
 _ROPE_FIELDS: dict[str, tuple[str, ...]] = {
     "linear": ("factor",),
     "llama3": _LLAMA3,
+    "yarn": ("factor", "original_max_position_embeddings"),
     "longrope": (),
     "su": (),
-    "yarn": ("factor", "original_max_position_embeddings"),
 }
 _ROPE_REFUSED = {"dynamic": "TensorRT-LLM 1.2 means another formula by this name, with a fixed 'alpha'"}
 
@@ -63,7 +63,7 @@ def read_specs(config: Dict[str, Any]) -> list[tuple[Family, ModelSpec]]:
     """
     name, families = _find_families(config)
     flat = flattened(config)
-    problems: list[str] = []
+    problems = _contradictions(config)
     specs = [(family, _spec(family, family.architectures[name], flat, problems)) for family in families]
     if problems:
         problems = list(dict.fromkeys(problems))
@@ -75,10 +75,8 @@ def read_specs(config: Dict[str, Any]) -> list[tuple[Family, ModelSpec]]:
 
 def _spec(family: Family, architecture: str, config: Dict[str, Any], problems: list[str]) -> ModelSpec:
     fields: dict[str, Any] = {"architecture": architecture}
-    wrong: list[str] = []
-    fields |= {field: _value(config, key, wrong) for field, key in family.keys.items()}
-    sound = not wrong
-    problems += wrong + _demands(family, config, fields)
+    fields |= {field: _value(config, key, problems) for field, key in family.keys.items()}
+    problems += _demands(family, config, fields)
     if "rotary_scaling" not in fields and family.rope_types:
         fields["rotary_scaling"] = _rope_scaling(family, config, problems)
     _fill_sizes(fields, problems)
@@ -87,7 +85,9 @@ def _spec(family: Family, architecture: str, config: Dict[str, Any], problems: l
         problems.append(f"hidden_act is {act!r}; supported: {', '.join(sorted(family.activations))}")
     fields["hidden_act"] = family.activations.get(act, act)
     fields |= family.constants
-    if family.derive is not None and sound:
+    # A derive may count on the required fields; so its problems come together with the others.
+    required = [fields[field] for field, key in family.keys.items() if key.default is REQUIRED]
+    if family.derive is not None and None not in required:
         updates, found = family.derive(config, fields)
         fields |= updates
         problems += found
@@ -152,6 +152,20 @@ def flattened(config: Dict[str, Any]) -> dict[str, Any]:
     if isinstance(scaling, Dict) and (scaling.get("rope_type") or scaling.get("type") or "default") == "default":
         flat["rope_scaling"] = None
     return flat
+
+
+def _contradictions(config: Dict[str, Any]) -> list[str]:
+    """Where both spellings of rope are there, transformers 5 reads the old one, and `flattened` the new one."""
+    inner = config.get("text_config")
+    both = {**config, **inner} if isinstance(inner, Dict) else config
+    old, new = both.get("rope_scaling"), both.get("rope_parameters")
+    if not isinstance(old, Dict) or not isinstance(new, Dict) or not old or not new:
+        return []
+    new = new.get("full_attention", new)
+    alias = {"type": "rope_type", "rope_type": "type"}
+    if all(value in (new.get(key), new.get(alias.get(key, key))) for key, value in old.items()):
+        return []
+    return ["rope_scaling and rope_parameters say different things; remove one"]
 
 
 def _find_families(config: Dict[str, Any]) -> tuple[str, tuple[Family, ...]]:

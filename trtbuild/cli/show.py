@@ -30,7 +30,22 @@ def families(as_json: JsonOpt = False) -> None:
         for family in FAMILIES
         for hf, trt in family.architectures.items()
     ]
-    _print("families", rows, as_json)
+    if as_json:
+        print_json({"schema": 1, "families": rows})
+        return
+    # Two tables, so that both are readable in 80 columns; TensorRT-LLM's names are in the JSON.
+    shown = [
+        {
+            "family": family.name,
+            "architecture": name,
+            "cut by": [kind for kind, can in (("tp", family.tensor), ("pp", family.pipeline)) if can],
+            "rope types": ["default", *family.rope_types],
+        }
+        for family in FAMILIES
+        for name in family.architectures
+    ]
+    _table(shown)
+    _table([{"family": family.name, "note": family.note} for family in FAMILIES if family.note])
 
 
 @app.command()
@@ -62,7 +77,11 @@ def exit_codes(as_json: JsonOpt = False) -> None:
 def _print(name: str, rows: Sequence[Mapping[str, object]], as_json: bool) -> None:
     if as_json:
         print_json({"schema": 1, name: rows})
-        return
+    else:
+        _table(rows)
+
+
+def _table(rows: Sequence[Mapping[str, object]]) -> None:
     from rich.table import Table
 
     table = Table()
@@ -76,7 +95,7 @@ def _print(name: str, rows: Sequence[Mapping[str, object]], as_json: bool) -> No
 
 def _cell(value: object) -> str:
     if isinstance(value, list):
-        return ", ".join(str(item) for item in value)
+        return ", ".join(str(item) for item in value) or "-"
     return (
         {True: "yes", False: "no", None: "-"}.get(value, str(value)) if isinstance(value, bool | None) else str(value)
     )

@@ -50,7 +50,7 @@ RULES = (
 
 def _derive(hf: Dict[str, Any], fields: Dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Which decoder, how many kv heads and norms, and the kind of positions."""
-    new = _OLD_NAMES.get(hf.get("model_type", ""), fields["new_decoder_architecture"])
+    new = _OLD_NAMES.get(str(hf.get("model_type")), fields["new_decoder_architecture"])
     heads, norms = fields["num_attention_heads"], fields["num_ln_in_parallel_attn"]
     problems = []
     if new:
@@ -58,7 +58,7 @@ def _derive(hf: Dict[str, Any], fields: Dict[str, Any]) -> tuple[dict[str, Any],
         if not fields["parallel_attention"]:
             problems.append("parallel_attn is False; supported with new_decoder_architecture: True")
     else:
-        kv_heads = 1 if hf.get("multi_query", True) else heads
+        kv_heads = 1 if hf.get("multi_query") in (None, True) else heads
     allowed = (None, 1, 2) if new else (None, 1)
     if norms not in allowed:
         supported = ", ".join(str(number) for number in allowed[1:])

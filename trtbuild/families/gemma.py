@@ -29,7 +29,7 @@ CONSTANTS = {
     "inter_layernorms": False,
 }
 CAUSAL = Refuse("use_bidirectional_attention", "attention in this family is causal")
-NOTE = "vocabulary table sharded by rows when tp > 1, so tp must divide the vocabulary"
+NOTE = "tp must divide the vocabulary, which TensorRT-LLM shards by rows"
 
 
 def plus_one(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from trtbuild.families.gemma import CAUSAL, CONSTANTS, GEMMA, GEMMA_KEYS, NOTE, plus_one
 from trtbuild.families.llama import ATTENTION, EMBEDDING, GATED_MLP, HEAD, NORMS, QUANTIZED
-from trtbuild.families.mistral import Derived, attention_windows, sliding_layers
+from trtbuild.families.mistral import WINDOW, Derived, attention_windows, sliding_layers
 from trtbuild.families.rules import Expect, Key, norm
 
 # hidden_activation `gelu` means the exact form here, which TensorRT-LLM does not have.
@@ -52,5 +52,5 @@ GEMMA2 = replace(
     derive=derive,
     expects=(Expect("partial_rotary_factor", (1, 1.0)), Expect("model_type", ("gemma2",))),
     refuses=(QUANTIZED, CAUSAL),
-    note=f"{NOTE}; sliding window: as mistral",
+    note=f"{NOTE}; {WINDOW}",
 )

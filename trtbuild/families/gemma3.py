@@ -72,5 +72,5 @@ GEMMA3 = replace(
     ),
     prefixes=(("model.", "language_model.model."), ("lm_head.", "language_model.lm_head.")),
     ignored=("*.rotary_emb.inv_freq", "vision_tower.*", "multi_modal_projector.*"),
-    note=f"text only; no rope scaling (4B and larger have it); {NOTE}; {QK_NOTE}",
+    note=f"text part; not with rope scaling, which 4B and larger have; {NOTE}; {QK_NOTE}",
 )

@@ -15,7 +15,8 @@ from trtbuild.families.rules import Expect, Key
 
 
 def _heads(hf: Dict[str, Any], fields: Dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    return {"num_key_value_heads": 1 if hf.get("multi_query", True) else fields["num_attention_heads"]}, []
+    one = hf.get("multi_query") in (None, True)
+    return {"num_key_value_heads": 1 if one else fields["num_attention_heads"]}, []
 
 
 GPT_BIGCODE = replace(

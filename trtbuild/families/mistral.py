@@ -14,6 +14,7 @@ from trtbuild.families.llama import CONSTANTS, KEYS, LLAMA, QUANTIZED
 from trtbuild.families.rules import Expect
 
 Derived = tuple[dict[str, Any], list[str]]
+WINDOW = "TensorRT-LLM takes the sliding window when it runs (max_attention_window)"
 _KINDS = ("full_attention", "sliding_attention")
 
 
@@ -65,5 +66,5 @@ MISTRAL = replace(
     derive=derive,
     expects=(Expect("partial_rotary_factor", (1, 1.0)), Expect("model_type", ("mistral",))),
     refuses=(QUANTIZED,),
-    note="the sliding window is a setting of the run: max_attention_window",
+    note=WINDOW,
 )

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from trtbuild.families.llama import ATTENTION, EMBEDDING, HEAD, KEYS, NORMS
-from trtbuild.families.mistral import MISTRAL, Derived, attention_windows
+from trtbuild.families.mistral import MISTRAL, WINDOW, Derived, attention_windows
 from trtbuild.families.rules import Expect, Key, Refuse, Rule, Source
 from trtbuild.layout import Axis, Split
 
@@ -89,5 +89,5 @@ MIXTRAL = replace(
     derive=derive,
     expects=(Expect("partial_rotary_factor", (1, 1.0)), Expect("model_type", ("mixtral",))),
     unusable=(FUSED_EXPERTS,),
-    note="experts are shared by --moe-tp and --moe-ep; sliding window: as mistral",
+    note=WINDOW,
 )

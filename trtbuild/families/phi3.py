@@ -42,6 +42,9 @@ def attention_windows(hf: Dict[str, Any], fields: Dict[str, Any]) -> tuple[dict[
 
 def _derive(hf: Dict[str, Any], fields: Dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     updates, problems = attention_windows(hf, fields)
+    heads, hidden = fields["num_attention_heads"], fields["hidden_size"]
+    if fields["head_size"] * heads != hidden:
+        problems.append(f"head_dim is {fields['head_size']}; the class has only hidden_size {hidden} / {heads} heads")
     rope = hf.get("rope_scaling")
     if isinstance(rope, Dict) and (rope.get("rope_type") or rope.get("type")) in ("longrope", "su"):
         longrope, found = _long_rope(hf, rope, fields)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from trtbuild.families.llama import EMBEDDING, GATED_MLP, HEAD, KEYS, LLAMA, NORMS, QKV_NAMES, QUANTIZED
-from trtbuild.families.mistral import Derived, attention_windows, sliding_layers
+from trtbuild.families.mistral import WINDOW, Derived, attention_windows, sliding_layers
 from trtbuild.families.rules import Expect, Key, linear
 from trtbuild.layout import Axis, Split
 
@@ -59,5 +59,5 @@ QWEN2 = replace(
     derive=derive,
     expects=(Expect("partial_rotary_factor", (1, 1.0)), Expect("model_type", ("qwen2",))),
     refuses=(QUANTIZED,),
-    note="sliding window: as mistral",
+    note=WINDOW,
 )

@@ -79,5 +79,5 @@ QWEN2_MOE = replace(
     derive=derive,
     expects=(Expect("partial_rotary_factor", (1, 1.0)), Expect("model_type", ("qwen2_moe",)), *EVERY_LAYER),
     unusable=(FUSED_EXPERTS,),
-    note="every layer must be a mixture; shared expert by --tp, experts by --moe-tp and --moe-ep",
+    note="every layer must be a mixture of experts",
 )

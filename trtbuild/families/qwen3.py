@@ -20,11 +20,11 @@ QK_NORMS = tuple(
     )
     for part in "qk"
 )
-# Qwen3Config has 128 where the config does not speak of it, as its oldest files do not.
+# 128 is what Qwen3Config means by an absent head_dim; Qwen3MoeConfig means hidden_size / heads.
 QWEN3_KEYS = {**QWEN_KEYS, "head_size": Key(("head_dim",), int, 128)}
 QK = {"attn_bias": False, "qk_layernorm": True}
 NO_BIAS = Refuse("attention_bias", "TensorRT-LLM's class has no bias on attention.dense")
-NOTE = "TensorRT-LLM's q and k norms use epsilon 1e-5, whatever the config says"
+NOTE = "TensorRT-LLM's norms of q and k use epsilon 1e-5, not the model's"
 
 QWEN3 = replace(
     QWEN2,
