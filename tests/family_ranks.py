@@ -1,4 +1,4 @@
-"""Runs many small engines in one MPI job: `mpirun -n 4 python -m tests.family_ranks JOBS.json`.
+"""Runs many small engines in one MPI job of four ranks; `run_jobs` starts it.
 
 Each job takes as many of the ranks as its checkpoint needs; jobs of different ranks run at the same time. Every rank
 builds its part of the engine, loads it, and rank 0 of the job writes what it computed to an .npz file.
@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from tests.tiny import ROOT
 from trtbuild import mpi
 from trtbuild.engine.cpu import engine_mapping, read_checkpoint_config
 from trtbuild.engine.cpu_rank import build_rank
@@ -21,7 +23,32 @@ from trtbuild.runtime.generator import Generator, follow, load_rank
 from trtbuild.runtime.info import RuntimeOptions, read_engine
 from trtbuild.runtime.request import Request
 
+WORLD = 4
 LIMITS = BuildOptions(max_batch_size=4, max_seq_len=96, max_num_tokens=16)  # prompts are cut into chunks
+
+
+def run_jobs(jobs: list[dict[str, Any]], folder: Path) -> None:
+    """Run all of them; each {checkpoint, engine, out, executor, prompts, new_tokens} writes its `out`."""
+    from trtbuild.runtime.native.library import load_library
+
+    load_library()  # compiled once, not by every rank
+    first = 0
+    for job in jobs:
+        job["first"] = first
+        first = (first + read_checkpoint_config(Path(job["checkpoint"]))["mapping"]["world_size"]) % WORLD
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    argv = [sys.executable, "-c", "from tests.family_ranks import main; from pathlib import Path; import sys;"
+            " main(Path(sys.argv[1]))", str(folder / "jobs.json")]  # fmt: skip
+    log = folder / "mpirun.log"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRTBUILD_THREADS", "1")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=":")
+        process = mpi.start_ranks(argv, WORLD, log=log)
+    try:
+        assert process.wait(600) == 0, log.read_text()[-3000:]
+    finally:
+        mpi.stop_ranks(process)
 
 
 def run_job(job: dict[str, Any], world: Any) -> None:
@@ -70,7 +97,3 @@ def main(jobs: Path) -> None:
             run_job(job, world)
 
     mpi.abort_on_error(run, lambda: world.Abort(1))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

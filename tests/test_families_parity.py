@@ -6,8 +6,6 @@ as starting one takes longer than what is computed in it.
 
 from __future__ import annotations
 
-import json
-import sys
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,13 +15,11 @@ import numpy as np
 import pytest
 
 from tests.family_models import CASES, make_model
-from tests.tiny import ROOT
-from trtbuild import mpi
+from tests.family_ranks import run_jobs
 from trtbuild.pipeline import make_checkpoint
 from trtbuild.spec import ConvertOptions
 
 NEW_TOKENS = 16
-WORLD = 4
 
 
 class Layout(NamedTuple):
@@ -97,39 +93,21 @@ class Results(NamedTuple):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    from trtbuild.runtime.native.library import load_library
-
-    load_library()  # compiled once, not by every rank
     folder = tmp_path_factory.mktemp("families")
     with get_context("spawn").Pool(2) as pool:
         references = dict(zip(CASES, pool.map(partial(reference, folder=folder), CASES), strict=True))
-    jobs, first = [], 0
-    for run in RUNS:
-        jobs.append(
-            {
-                "checkpoint": convert(folder, run),
-                "engine": str(folder / f"{run_id(run)}.engine"),
-                "out": str(folder / f"{run_id(run)}.npz"),
-                "executor": run[1].executor,
-                "first": first,
-                "prompts": prompts(),
-                "new_tokens": NEW_TOKENS,
-            }
-        )
-        first = (first + run[1].tp * run[1].pp) % WORLD
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    argv = [sys.executable, "-c", "from tests.family_ranks import main; from pathlib import Path; import sys;"
-            " main(Path(sys.argv[1]))", str(folder / "jobs.json")]  # fmt: skip
-    log = folder / "mpirun.log"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRTBUILD_THREADS", "1")
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("PYTHONPATH", str(ROOT), prepend=":")
-        process = mpi.start_ranks(argv, WORLD, log=log)
-    try:
-        assert process.wait(600) == 0, log.read_text()[-3000:]
-    finally:
-        mpi.stop_ranks(process)
+    jobs = [
+        {
+            "checkpoint": convert(folder, run),
+            "engine": str(folder / f"{run_id(run)}.engine"),
+            "out": str(folder / f"{run_id(run)}.npz"),
+            "executor": run[1].executor,
+            "prompts": prompts(),
+            "new_tokens": NEW_TOKENS,
+        }
+        for run in RUNS
+    ]
+    run_jobs(jobs, folder)
     return Results(references, folder)
 
 
