@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from functools import lru_cache
@@ -13,9 +12,7 @@ import numpy as np
 import pytest
 
 from tests.tiny import ROOT, make_llama
-from trtbuild.engine.cpu_rank import build_rank
 from trtbuild.engine.options import BuildOptions
-from trtbuild.mapping import Mapping
 from trtbuild.pipeline import make_engine
 from trtbuild.runtime.request import Output, Request
 from trtbuild.spec import ConvertOptions
@@ -62,22 +59,6 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Engines:
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
     return demo_folder()
-
-
-def build_here(checkpoint: Path, out: Path, limits: BuildOptions | None = None) -> Path:
-    """The engine of a checkpoint, all ranks built by this process: no mpirun for tiny models."""
-    config = json.loads((checkpoint / "config.json").read_text())
-    out.mkdir()
-    for rank in range(config["mapping"]["world_size"]):
-        build_rank(checkpoint, out, config, Mapping.of_config(config["mapping"], rank))
-    document = {
-        "version": "test",
-        "pretrained_config": config,
-        "build_config": (limits or BuildOptions()).build_config(config),
-        "trtbuild": {"target": "cpu", "executor": "native", "cpu": ""},
-    }
-    (out / "config.json").write_text(json.dumps(document))
-    return out
 
 
 def tokens_of(outputs: list[Output]) -> list[int]:

@@ -1,13 +1,12 @@
 """Every dense decoder family on the cpu runtime against transformers, in every kind of layout, with both executors.
 
-The reference is a full forward pass of transformers for every token, without a cache. All engines run in one MPI job.
-Models are made here, or are those that upstream's own converter was given; then the engine is built from its files.
+The reference is a full forward pass of transformers for every token, without a cache. All engines run in one MPI job,
+as starting one takes longer than what is computed in it. Checkpoints are ours, and those of upstream's own converter.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,23 +15,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from tests.engines import build_here
 from tests.family_models import CASES, make_model
-from tests.layout_ranks import Job, Result, run_layouts
+from tests.family_ranks import run_jobs
 from tests.test_golden import GOLDEN
-from trtbuild import pipeline
-from trtbuild.engine.options import BuildOptions
-from trtbuild.runtime.generator import Generator
-from trtbuild.runtime.info import RuntimeOptions
+from trtbuild.pipeline import make_checkpoint
 from trtbuild.spec import ConvertOptions
 
 NEW_TOKENS = 16
-WORLD = 4
-LIMITS = BuildOptions(max_batch_size=4, max_seq_len=96, max_num_tokens=16)  # prompts are cut into chunks
 
 
 class Run(NamedTuple):
-    """A case of CASES, or a folder of golden checkpoints, as one engine."""
+    """A case of CASES, or a folder of golden checkpoints, as one engine; `sharding_dim` of the embedding tables."""
 
     name: str
     tp: int = 1
@@ -41,15 +34,15 @@ class Run(NamedTuple):
     sharding_dim: int | None = None
 
     @property
-    def engine(self) -> str:
-        """The same for both executors."""
-        return "-".join([self.name.replace(" ", "_"), f"{self.tp}x{self.pp}", str(self.sharding_dim)])
+    def checkpoint(self) -> str:
+        return "-".join([self.name, f"{self.tp}x{self.pp}", str(self.sharding_dim)]).replace(" ", "_")
 
     def __str__(self) -> str:
-        return f"{self.engine}-{self.executor}"
+        dim = "" if self.sharding_dim is None else f"-dim{self.sharding_dim}"
+        return f"{self.name}-{self.tp}x{self.pp}-{self.executor}{dim}".replace(" ", "_")
 
 
-def runs() -> list[Run]:
+def our_runs() -> list[Run]:
     found = []
     for name, case in CASES.items():
         found += [Run(name, tp, 1, executor) for tp in (1, 2) for executor in ("native", "torch")]
@@ -70,37 +63,32 @@ def golden_runs() -> list[Run]:
     return found
 
 
-RUNS, GOLDEN_RUNS = runs(), golden_runs()
+RUNS = [*our_runs(), *golden_runs()]
 
 
 def prompts() -> list[list[int]]:
-    """Longer than every window and than long rope's switch; such that generation crosses the switch; and short."""
+    """Longer than every window, than long rope's switch, and such that generation crosses the switch; and short."""
     random = np.random.default_rng(5)
     return [random.integers(1, 131, length).tolist() for length in (45, 25, 3)]
 
 
-class Reference(NamedTuple):
-    sequences: list[list[int]]
-    logits: np.ndarray
-    """After every token of the longest sequence."""
-
-
-def make_reference(name: str, folder: Path) -> Reference:
-    """What transformers says of a case, whose model is made in `folder`, or of a golden model; float32."""
+def reference(name: str, folder: Path) -> dict[str, Any]:
+    """Logits after each token of the first prompt, and greedy tokens; the model of a case is made in `folder`."""
     import torch
 
     torch.set_num_threads(1)
     model = make_model(CASES[name], folder / "models" / name) if name in CASES else golden_model(name)
-    sequences = prompts()
     with torch.no_grad():
+        logits = model(torch.tensor([prompts()[0]])).logits[0].numpy()
+        sequences = prompts()
         for sequence in sequences:
             for _ in range(NEW_TOKENS):
                 sequence.append(int(model(torch.tensor([sequence]), use_cache=False).logits[0, -1].argmax()))
-        return Reference(sequences, model(torch.tensor([max(sequences, key=len)])).logits[0].numpy())
+    return {"logits": logits, "tokens": [sequence[-NEW_TOKENS:] for sequence in sequences]}
 
 
 def golden_model(name: str) -> Any:
-    """The model of a golden checkpoint, its weights rounded as that has them."""
+    """The model of a golden checkpoint in float32, its weights rounded as that has them."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -112,52 +100,46 @@ def golden_model(name: str) -> Any:
     return model
 
 
-def make_engine(run: Run, folder: Path) -> Path:
-    out = folder / run.engine
-    if out.exists():
-        return out
+def checkpoint_of(run: Run, folder: Path) -> Path:
     if run.name not in CASES:
-        return build_here(GOLDEN / run.name / "trtllm", out, LIMITS)
-    shard = {} if run.sharding_dim is None else {"use_parallel_embedding": True}
-    options = ConvertOptions(run.tp, run.pp, "float32", embedding_sharding_dim=run.sharding_dim or 0, **shard)
-    checkpoint = pipeline.make_checkpoint(str(folder / "models" / run.name), folder / "checkpoint", options)
-    build_here(checkpoint, out, LIMITS)
-    shutil.rmtree(checkpoint)
+        return GOLDEN / run.name / "trtllm"
+    out = folder / run.checkpoint
+    if not out.exists():
+        shard = {} if run.sharding_dim is None else {"use_parallel_embedding": True}
+        options = ConvertOptions(run.tp, run.pp, "float32", embedding_sharding_dim=run.sharding_dim or 0, **shard)
+        make_checkpoint(str(folder / "models" / run.name), out, options)
     return out
 
 
-class Found(NamedTuple):
-    references: dict[str, Reference]
-    results: dict[str, Result]
+class Results(NamedTuple):
+    references: dict[str, dict[str, Any]]
     folder: Path
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    from trtbuild.runtime.native.library import load_library
-
-    load_library()  # compiled once, not by every rank
-    folder, everything = tmp_path_factory.mktemp("families"), [*RUNS, *GOLDEN_RUNS]
-    names = list(dict.fromkeys(run.name for run in everything))
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    folder, names = tmp_path_factory.mktemp("families"), list(dict.fromkeys(run.name for run in RUNS))
     with get_context("spawn").Pool(2) as pool:
-        made = pool.map(partial(make_reference, folder=folder), names, chunksize=1)
-    given = tuple(tuple(prompt) for prompt in prompts())
-    jobs = {str(run): Job(str(make_engine(run, folder)), run.executor, given, NEW_TOKENS) for run in everything}
-    (folder / "jobs").mkdir()
-    return Found(dict(zip(names, made, strict=True)), run_layouts(jobs, folder / "jobs", WORLD), folder)
+        references = dict(zip(names, pool.map(partial(reference, folder=folder), names, chunksize=1), strict=True))
+    jobs = [
+        {
+            "checkpoint": str(checkpoint_of(run, folder)),
+            "engine": str(folder / f"{run}.engine"),
+            "out": str(folder / f"{run}.npz"),
+            "executor": run.executor,
+            "prompts": prompts(),
+            "new_tokens": NEW_TOKENS,
+        }
+        for run in RUNS
+    ]
+    run_jobs(jobs, folder)
+    return Results(references, folder)
 
 
-@pytest.mark.parametrize("run", [*RUNS, *GOLDEN_RUNS], ids=str)
-def test_families(found: Found, run: Run) -> None:
-    expected, result = found.references[run.name], found.results[str(run)]
-    top = np.abs(expected.logits).max()
-    assert np.abs(result.logits - expected.logits).max() < 1e-4 * top
-    assert result.sequences == expected.sequences
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_chunks_of_a_prompt_do_not_change_a_bit(found: Found, one_thread: None, name: str) -> None:
-    generator = Generator(found.folder / Run(name).engine, RuntimeOptions(max_tokens_in_paged_kv_cache=128))
-    chunked = generator.score(prompts()[0])
-    generator.scheduler.max_num_tokens = 5
-    assert np.array_equal(chunked, generator.score(prompts()[0]))
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_families(results: Results, run: Run) -> None:
+    expected, found = results.references[run.name], np.load(results.folder / f"{run}.npz")
+    assert np.abs(found["logits"] - expected["logits"]).max() < 1e-4 * np.abs(expected["logits"]).max()
+    assert found["tokens"].tolist() == expected["tokens"]
+    if run.executor == "native":  # a request's bits are the same whatever it shares a step with
+        assert np.array_equal(found["logits"], found["smaller_chunks"])

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
-from tests.engines import build_here, greedy, log_probs_of, random_prompts, tokens_of
-from tests.layout_ranks import Job, Result, run_layouts
+from tests.engines import greedy, log_probs_of, random_prompts, tokens_of
+from tests.family_ranks import run_jobs
 from tests.tiny import CONFIG
 from trtbuild import pipeline
+from trtbuild.engine.cpu_rank import build_rank
 from trtbuild.engine.options import BuildOptions
 from trtbuild.errors import EngineError
 from trtbuild.mapping import Mapping
@@ -68,6 +70,7 @@ CASES = [
     if model in MAIN or layout in LAYOUTS[:1]
 ]
 NEW_TOKENS = 12
+PROMPTS = [list(prompt) for prompt in random_prompts(4, 500, longest=60)]
 
 
 def make_model(folder: Path, name: str) -> Path:
@@ -90,6 +93,21 @@ def make_model(folder: Path, name: str) -> Path:
     return folder
 
 
+def build_here(checkpoint: Path, out: Path) -> Path:
+    """The engine of a checkpoint of one rank, in this process."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    out.mkdir()
+    build_rank(checkpoint, out, config, Mapping())
+    limits = BuildOptions(max_batch_size=8, max_num_tokens=32).build_config(config)
+    document = {
+        "pretrained_config": config,
+        "build_config": limits,
+        "trtbuild": {"target": "cpu", "executor": "native"},
+    }
+    (out / "config.json").write_text(json.dumps(document))
+    return out
+
+
 class Made:
     """Models and engines by name, each made once."""
 
@@ -100,15 +118,19 @@ class Made:
         found = self.folder / name
         return found if found.exists() else make_model(found, name)
 
-    def engine(self, name: str, layout: Layout = LAYOUTS[0], *, quant: str = "none") -> Path:
-        found = self.folder / f"{name}-{layout}-{quant}-engine"
+    def checkpoint(self, name: str, layout: Layout, quant: str = "none") -> Path:
+        found = self.folder / f"{name}-{layout}-{quant}.checkpoint"
         if not found.exists():
             options = ConvertOptions(
                 layout.tp, layout.pp, "float32", quant, moe_tp_size=layout.moe_tp, moe_ep_size=layout.moe_ep
             )
-            checkpoint = pipeline.make_checkpoint(str(self.model(name)), found.with_suffix(".checkpoint"), options)
-            build_here(checkpoint, found, BuildOptions(max_batch_size=8, max_num_tokens=32))
+            pipeline.make_checkpoint(str(self.model(name)), found, options)
         return found
+
+    def engine(self, name: str, quant: str = "none") -> Path:
+        """A single rank's."""
+        found = self.folder / f"{name}-{quant}.engine"
+        return found if found.exists() else build_here(self.checkpoint(name, LAYOUTS[0], quant), found)
 
 
 @pytest.fixture(scope="module")
@@ -116,15 +138,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(tmp_path_factory.mktemp("moe"))
 
 
-@pytest.fixture(scope="module")
-def results(made: Made, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
-    """Every case, in one MPI job."""
-    prompts = tuple(random_prompts(6, 500, longest=60))
-    jobs = {
-        f"{model}-{layout}-{executor}": Job(str(made.engine(model, layout)), executor, prompts, NEW_TOKENS)
-        for model, layout, executor in CASES
-    }
-    return run_layouts(jobs, tmp_path_factory.mktemp("ranks"), 4)
+class Reference(NamedTuple):
+    """What transformers says: logits after every token of the first prompt, and the greedy tokens of all."""
+
+    logits: np.ndarray
+    tokens: list[list[int]]
 
 
 def transformers_model(folder: Path) -> Any:
@@ -133,20 +151,47 @@ def transformers_model(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def logits_of(model: Any, tokens: list[int]) -> np.ndarray:
+def logits_of(model: Any, tokens: Sequence[int]) -> np.ndarray:
     with torch.no_grad():
-        found: np.ndarray = model(torch.tensor([tokens])).logits[0].numpy()
+        found: np.ndarray = model(torch.tensor([list(tokens)])).logits[0].numpy()
     return found
 
 
-@pytest.mark.parametrize(("model", "layout", "executor"), CASES, ids=lambda value: str(value))
-def test_equals_transformers(made: Made, results: dict[str, Result], model: str, layout: Layout, executor: str) -> None:
-    result, reference = results[f"{model}-{layout}-{executor}"], transformers_model(made.model(model))
-    for i, sequence in enumerate(result.sequences):
-        expected = logits_of(reference, sequence)
-        assert sequence[-NEW_TOKENS:] == expected[-NEW_TOKENS - 1 : -1].argmax(-1).tolist()
-        if i == result.longest:
-            assert np.abs(result.logits - expected).max() < 1e-4 * np.abs(expected).max()
+def reference(folder: Path) -> Reference:
+    model, sequences = transformers_model(folder), [list(prompt) for prompt in PROMPTS]
+    for sequence in sequences:
+        for _ in range(NEW_TOKENS):
+            sequence.append(int(logits_of(model, sequence)[-1].argmax()))
+    return Reference(logits_of(model, PROMPTS[0]), [sequence[-NEW_TOKENS:] for sequence in sequences])
+
+
+@pytest.fixture(scope="module")
+def results(made: Made) -> dict[str, Reference]:
+    """References by model, after all cases ran in one MPI job."""
+    jobs = [
+        {
+            "checkpoint": str(made.checkpoint(model, layout)),
+            "engine": str(made.folder / f"{model}-{layout}-{executor}.engine"),
+            "out": str(made.folder / f"{model}-{layout}-{executor}.npz"),
+            "executor": executor,
+            "prompts": PROMPTS,
+            "new_tokens": NEW_TOKENS,
+        }
+        for model, layout, executor in CASES
+    ]
+    run_jobs(jobs, made.folder)
+    return {model: reference(made.model(model)) for model in MODELS}
+
+
+@pytest.mark.parametrize(("model", "layout", "executor"), CASES, ids=str)
+def test_equals_transformers(
+    made: Made, results: dict[str, Reference], model: str, layout: Layout, executor: str
+) -> None:
+    found, expected = np.load(made.folder / f"{model}-{layout}-{executor}.npz"), results[model]
+    assert np.abs(found["logits"] - expected.logits).max() < 1e-4 * np.abs(expected.logits).max()
+    assert found["tokens"].tolist() == expected.tokens
+    if executor == "native":
+        assert np.array_equal(found["logits"], found["smaller_chunks"])
 
 
 @pytest.mark.parametrize("model", MAIN)
