@@ -57,7 +57,11 @@ PURE = [
     "errors",
     "families",
     "runtime/scheduler",
+    "runtime/moe",
+    "runtime/ops",
     "runtime/program",
+    "runtime/architectures",
+    "runtime/features",
 ]
 EFFECTS = {"os", "subprocess", "socket", "shutil", "tempfile", "time", "urllib", "threading", "random"}
 SOURCES = sorted(PACKAGE.rglob("*.py")) + sorted((ROOT / "model_repo_templates").rglob("*.py"))

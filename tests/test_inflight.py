@@ -159,7 +159,7 @@ def test_silu_over_its_whole_range(engines: Engines) -> None:
     import torch
 
     from trtbuild.runtime.executor import Batch
-    from trtbuild.runtime.program import Buffer, Kind
+    from trtbuild.runtime.ops import Buffer, Kind
 
     generator = Generator(engines.engine(engines.tiny()), RuntimeOptions(executor="native"))
     model = generator.model

@@ -65,7 +65,7 @@ class Comm:
             self._tp.Gather(np.ascontiguousarray(local), parts, root=0)
             if parts is None:
                 return
-            whole = parts.transpose(1, 0, 2).reshape(local.shape[0], -1)
+            whole = parts.transpose(1, 0, 2).reshape(len(local), self.mapping.tp_size * local.shape[1])  # R may be 0
         if self.mapping.rank == 0:
             self._logits = whole
         elif self._world is not None and self.mapping.tp_rank == 0:

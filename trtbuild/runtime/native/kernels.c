@@ -43,7 +43,10 @@ typedef struct {
     int32_t layer;          /* of this stage */
     int32_t row, column;    /* EMBED: first vocabulary row and hidden column that this rank holds */
     int32_t of_rows;        /* NORM, LINEAR: 1 works on the R rows that need logits, 0 on all tokens */
-    float eps;
+    int32_t act;            /* ACT, ACT_MUL: the activation */
+    int32_t window;         /* ATTENTION: tokens that are looked back to, the own one included; 0: all */
+    int32_t table;          /* ROPE_CACHE: the rotary table */
+    float eps, factor;      /* EMBED: scale; SOFT_CAP: the cap */
     const void *weight;
     const float *scale;     /* int8: [n] */
     const float *bias;      /* [n] or null */
@@ -60,8 +63,13 @@ typedef struct {
     const int32_t *rows;         /* [R] tokens whose logits are wanted */
     int32_t max_blocks, block_tokens;
     int32_t num_heads, num_kv_heads, head_size, rotary_size;
-    float score_scale;
-    const float *cos_table, *sin_table; /* [max_seq_len, rotary_size / 2] */
+    float score_scale, soft_cap;        /* of attention scores; 0: no cap */
+    const float *cos_table, *sin_table; /* [tables, max_seq_len, rotary_size / 2] */
+    int64_t table_stride;               /* in floats */
+    const int32_t *lengths;             /* [slots] tokens of each sequence, if rope_switch */
+    int32_t rope_switch;                /* longer sequences use the next rotary table; 0: never */
+    const float *position_bias;         /* [num_heads, whole blocks] added to the score of a key there, or null */
+    int64_t bias_stride;
     float *keys, *values;               /* [layers, blocks, kv_heads * head_size * B] */
     int64_t layer_stride, block_stride; /* in floats */
     float *scratch;                     /* per thread: the scores of MAX_GROUP heads */
@@ -155,6 +163,8 @@ INLINE void share(int64_t total, int64_t unit, int thread, int threads, int64_t 
     if (*to > total) *to = total;
     if (*from > total) *from = total;
 }
+
+#include "ops.h"
 
 /* ---- linear: out[T, N] = in[T, K] . weight[N, K]^T ---- */
 
@@ -259,7 +269,7 @@ static void embed(const op_t *op, const batch_t *b, int thread) {
         memset(out, 0, width * sizeof(float)); /* what other ranks hold comes with the all-reduce */
         if (id < 0 || id >= op->n) continue;
         const char *row = (const char *)op->weight + id * ldw;
-        for (int i = 0; i < op->k; i++) out[op->column + i] = one_weight(row, op->wtype, i);
+        for (int i = 0; i < op->k; i++) out[op->column + i] = one_weight(row, op->wtype, i) * op->factor;
     }
 }
 
@@ -305,7 +315,9 @@ static void rope_cache(const op_t *op, const batch_t *b, int thread) {
     for (int64_t t = from; t < to; t++) {
         float *q = b->buffer[op->in] + t * width, *k = q + (int64_t)b->num_heads * hd, *v = k + (int64_t)b->num_kv_heads * hd;
         int64_t position = b->positions[t];
-        const float *cosine = b->cos_table + position * half, *sine = b->sin_table + position * half;
+        int64_t table = op->table + (b->rope_switch && b->lengths[b->slots[t]] > b->rope_switch);
+        int64_t angle = table * b->table_stride + position * half;
+        const float *cosine = b->cos_table + angle, *sine = b->sin_table + angle;
         for (int h = 0; h < b->num_heads + b->num_kv_heads; h++) rotate(q + h * hd, cosine, sine, half);
         int64_t block = b->block_tables[(int64_t)b->slots[t] * b->max_blocks + position / bt];
         int64_t base = op->layer * b->layer_stride + block * b->block_stride, at = position % bt;
@@ -341,12 +353,12 @@ INLINE void block_scores(const float *q, int hd, int bt, const float *keys, int 
 }
 
 /* Channels [i, i + 8 * vectors) of softmax(scores) . values, for each query head. */
-INLINE void weigh_channels(const batch_t *b, const int32_t *table, int64_t base, int context, int group, int vectors, int i,
+INLINE void weigh_channels(const batch_t *b, const int32_t *table, int64_t base, int first, int context, int group, int vectors, int i,
                            const float *probs, int64_t ldp, float *out) {
     int hd = b->head_size, bt = b->block_tokens;
     v8 sum[MAX_GROUP][2];
     for (int g = 0; g < group; g++) sum[g][0] = sum[g][1] = splat(0);
-    for (int t = 0; t < context; t++) {
+    for (int t = first; t < context; t++) {
         const float *v = b->values + base + (int64_t)table[t / bt] * b->block_stride + (int64_t)(t % bt) * hd + i;
         v8 v0 = load(v), v1 = vectors > 1 ? load(v + 8) : v0;
         for (int g = 0; g < group; g++) {
@@ -359,36 +371,48 @@ INLINE void weigh_channels(const batch_t *b, const int32_t *table, int64_t base,
         for (int n = 0; n < vectors; n++) store(out + g * hd + i + 8 * n, sum[g][n]);
 }
 
-INLINE void weigh_values(const batch_t *b, const int32_t *table, int64_t base, int context, int group, const float *probs,
+INLINE void weigh_values(const batch_t *b, const int32_t *table, int64_t base, int first, int context, int group, const float *probs,
                          int64_t ldp, float *out) {
     int hd = b->head_size, bt = b->block_tokens, i = 0;
-    for (; i + 16 <= hd; i += 16) weigh_channels(b, table, base, context, group, 2, i, probs, ldp, out);
-    for (; i + 8 <= hd; i += 8) weigh_channels(b, table, base, context, group, 1, i, probs, ldp, out);
+    for (; i + 16 <= hd; i += 16) weigh_channels(b, table, base, first, context, group, 2, i, probs, ldp, out);
+    for (; i + 8 <= hd; i += 8) weigh_channels(b, table, base, first, context, group, 1, i, probs, ldp, out);
     for (; i < hd; i++)
         for (int g = 0; g < group; g++) {
             float sum = 0;
-            for (int t = 0; t < context; t++)
+            for (int t = first; t < context; t++)
                 sum = fma1(probs[g * ldp + t], b->values[base + (int64_t)table[t / bt] * b->block_stride + (int64_t)(t % bt) * hd + i], sum);
             out[g * hd + i] = sum;
         }
 }
 
-static void softmax(float *scores, int context, int padded) {
+/* Of scores [first, context); from..to are the whole vectors around them. */
+static void softmax(float *scores, int first, int context, int from, int to) {
     v8 best = splat(-INFINITY);
-    for (int t = context; t < padded; t++) scores[t] = -INFINITY;
-    for (int t = 0; t < padded; t += 8) best = max8(best, load(scores + t));
+    for (int t = from; t < first; t++) scores[t] = -INFINITY;
+    for (int t = context; t < to; t++) scores[t] = -INFINITY;
+    for (int t = from; t < to; t += 8) best = max8(best, load(scores + t));
     float top = best[0];
     for (int i = 1; i < 8; i++) top = best[i] > top ? best[i] : top;
     v8 total = splat(0);
-    for (int t = 0; t < padded; t += 8) {
+    for (int t = from; t < to; t += 8) {
         v8 e = exp8(load(scores + t) - splat(top));
-        if (t + 8 > context)
-            for (int i = 0; i < 8; i++) if (t + i >= context) e[i] = 0;
+        if (t < first || t + 8 > context)
+            for (int i = 0; i < 8; i++) if (t + i < first || t + i >= context) e[i] = 0;
         store(scores + t, e);
         total += e;
     }
     v8 inverse = splat(1.0f / sum8(total));
-    for (int t = 0; t < padded; t += 8) store(scores + t, load(scores + t) * inverse);
+    for (int t = from; t < to; t += 8) store(scores + t, load(scores + t) * inverse);
+}
+
+/* The soft cap, then the position bias; no family has both. */
+static void adjust_scores(const batch_t *b, int head, int from, int to, float *scores) {
+    if (b->soft_cap > 0)
+        for (int t = from; t < to; t += 8) store(scores + t, cap8(load(scores + t), b->soft_cap));
+    if (b->position_bias) {
+        const float *bias = b->position_bias + head * b->bias_stride;
+        for (int t = from; t < to; t += 8) store(scores + t, load(scores + t) + load(bias + t));
+    }
 }
 
 INLINE void attend(const op_t *op, const batch_t *b, int64_t t, int head, int group, float *scores) {
@@ -398,10 +422,15 @@ INLINE void attend(const op_t *op, const batch_t *b, int64_t t, int head, int gr
     int kv = head / (b->num_heads / b->num_kv_heads);
     const float *q = b->buffer[op->in] + t * b->width[op->in] + (int64_t)head * hd;
     int64_t base = op->layer * b->layer_stride + (int64_t)kv * hd * bt;
-    for (int n = 0; n < blocks; n++)
+    int first = op->window && context > op->window ? context - op->window : 0;
+    int from = first & ~7, to = (context + 7) & ~7;
+    for (int n = first / bt; n < blocks; n++)
         block_scores(q, hd, bt, b->keys + base + (int64_t)table[n] * b->block_stride, group, b->score_scale, scores + (int64_t)n * bt, lds);
-    for (int g = 0; g < group; g++) softmax(scores + g * lds, context, (context + 7) / 8 * 8);
-    weigh_values(b, table, base, context, group, scores, lds, b->buffer[op->out] + t * b->width[op->out] + (int64_t)head * hd);
+    for (int g = 0; g < group; g++) {
+        adjust_scores(b, head + g, from, to, scores + g * lds);
+        softmax(scores + g * lds, first, context, from, to);
+    }
+    weigh_values(b, table, base, first, context, group, scores, lds, b->buffer[op->out] + t * b->width[op->out] + (int64_t)head * hd);
 }
 
 /* Heads that share keys go together; a lone token is cut by head so that all threads have work. */
@@ -420,20 +449,6 @@ static void attention(const op_t *op, const batch_t *b, int thread) {
     }
 }
 
-/* out[T, n] = silu(in[:, :n]) * in[:, n:], the activated half first (TensorRT-LLM's fc, then gate). */
-static void act_mul(const op_t *op, const batch_t *b, int thread) {
-    int64_t from, to, n = op->n;
-    share(b->num_tokens * n, 64, thread, b->num_threads, &from, &to);
-    for (int64_t at = from; at < to;) {
-        int64_t t = at / n, i = at % n, end = i + (to - at) < n ? i + (to - at) : n;
-        const float *a = b->buffer[op->in] + t * 2 * n, *g = a + n;
-        float *out = b->buffer[op->out] + t * n;
-        at += end - i;
-        for (; i + 8 <= end; i += 8) { v8 x = load(a + i); store(out + i, x / (splat(1) + exp8(-x)) * load(g + i)); }
-        for (; i < end; i++) { v8 x = splat(a[i]); v8 y = x / (splat(1) + exp8(-x)); out[i] = y[0] * g[i]; }
-    }
-}
-
 static void add(const op_t *op, const batch_t *b, int thread) {
     int64_t from, to;
     share((int64_t)b->num_tokens * op->k, 8, thread, b->num_threads, &from, &to);
@@ -449,6 +464,8 @@ static void take_rows(const op_t *op, const batch_t *b, int thread) {
         memcpy(b->buffer[op->out] + r * width, b->buffer[op->in] + b->rows[r] * width, width * sizeof(float));
 }
 
+#include "moe.h"
+
 static void run_one(const op_t *op, const batch_t *b, int thread) {
     int tokens = op->of_rows ? b->num_rows : b->num_tokens;
     switch (op->kind) {
@@ -457,9 +474,14 @@ static void run_one(const op_t *op, const batch_t *b, int thread) {
     case LINEAR: linear(op, b, tokens, thread); break;
     case ROPE_CACHE: rope_cache(op, b, thread); break;
     case ATTENTION: attention(op, b, thread); break;
-    case ACT_MUL: act_mul(op, b, thread); break;
+    case ACT_MUL: case ACT: act(op, b, thread); break;
     case ADD: add(op, b, thread); break;
     case TAKE_ROWS: take_rows(op, b, thread); break;
+    case LAYER_NORM: layer_norm(op, b, tokens, thread); break;
+    case HEAD_NORM: head_norm(op, b, thread); break;
+    case SOFT_CAP: soft_cap(op, b, tokens, thread); break;
+    case ADD_POSITION: add_position(op, b, thread); break;
+    default: run_experts(op, b, thread);
     }
 }
 
