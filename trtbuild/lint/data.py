@@ -1,4 +1,4 @@
-"""EDGE: streams the bytes of rank files once and tells numbers apart: counts, digests, comparisons. Needs numpy only."""
+"""EDGE: streams the bytes of rank files and tells numbers apart: counts, digests, comparisons. Needs numpy only."""
 
 from __future__ import annotations
 

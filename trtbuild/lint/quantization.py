@@ -69,7 +69,7 @@ def quantization_of(config: Dict[str, Any], quant_cfg: Any) -> tuple[Quant, list
     if excluded == []:
         hint = "Write null: since 1.x an empty list excludes nothing, and lm_head and routers need scales."
         found.append(find("exclude-modules", "quantization.exclude_modules", "null or a complete list", "[]", hint))
-    elif is_kind(excluded, "list of strings") and quant.algo in ("W8A16", "W4A16"):
+    elif excluded and is_kind(excluded, "list of strings") and quant.algo in ("W8A16", "W4A16"):
         named = all(any(fnmatchcase(name, p) for p in excluded) for name in ("lm_head", "transformer.vocab_embedding"))
         hint = "Write null: with a list, the embeddings and gates may be quantized on load."
         text = repr_of(excluded)
@@ -96,9 +96,7 @@ def _quant(given: Dict[str, Any], at: str) -> tuple[Quant, list[Finding]]:
         for key, kind in _KINDS.items()
         if given.get(key) is not None and not is_kind(given[key], kind)
     ]
-    algo, kv = (
-        given.get(key) if isinstance(given.get(key), str) else "" for key in ("quant_algo", "kv_cache_quant_algo")
-    )
+    algo, kv = (_text(given.get(key)) for key in ("quant_algo", "kv_cache_quant_algo"))
     known = algo in ("", *tables.CHECKED_ALGOS)
     if algo in tables.UNCHECKED_ALGOS:
         found.append(find("quantization-unchecked", f"{at}quant_algo", ", ".join(tables.CHECKED_ALGOS), algo,
@@ -108,8 +106,8 @@ def _quant(given: Dict[str, Any], at: str) -> tuple[Quant, list[Finding]]:
     if kv and kv not in tables.KV_ALGOS:
         found.append(_unknown_algo(kv, f"{at}kv_cache_quant_algo", tables.KV_ALGOS))
         kv = ""
-    group = given.get("group_size")
-    group = group if is_kind(group, "positive integer") else 128
+    asked = given.get("group_size")
+    group = int(asked) if asked is not None and is_kind(asked, "positive integer") else 128
     for key, wanted in _FLAGS.get(algo, {}).items():
         default = False
         value = given.get(key) if given.get(key) is not None else default
@@ -121,7 +119,7 @@ def _quant(given: Dict[str, Any], at: str) -> tuple[Quant, list[Finding]]:
         text = " or ".join(map(str, allowed))
         found.append(find("quantization-field", f"{at}group_size", text, str(group), "No kernel has other groups."))
     listed = given.get("exclude_modules")
-    exclude = tuple(listed) if is_kind(listed, "list of strings") and listed else tables.EXCLUDED
+    exclude = tuple(listed) if listed and is_kind(listed, "list of strings") else tables.EXCLUDED
     algo = "" if algo == "NO_QUANT" else algo
     quant = Quant(algo, kv, group, given.get("pre_quant_scale") is True, given.get("use_meta_recipe") is True, exclude,
                   known=known)  # fmt: skip
@@ -132,8 +130,8 @@ def _layers(document: Any) -> tuple[dict[str, Quant], list[Finding]]:
     """Module path -> how it is quantized, from quant_cfg.json."""
     hint = "MIXED_PRECISION reads the algorithm of each layer from it, beside config.json."
     if not isinstance(document, dict):
-        found = "no such file" if document is None else str(document)
-        return {}, [find("quant-cfg", "quant_cfg.json", "an object", found, hint)]
+        text = "no such file" if document is None else repr_of(document)
+        return {}, [find("quant-cfg", "quant_cfg.json", "an object", text, hint)]
     table = document.get("quantized_layers")
     if not isinstance(table, dict) or not table:
         return {}, [find("quant-cfg", "quant_cfg.json: quantized_layers", "an object", repr_of(table), hint)]
@@ -161,3 +159,7 @@ def _unknown_algo(algo: str, where: str, allowed: tuple[str, ...]) -> Finding:
     near = get_close_matches(upper, allowed, 1, 0.7)
     hint = tables.ALGO_HINTS.get(upper) or (f"It is spelled {near[0]}." if near else "")
     return find("quantization-algo", where, ", ".join(allowed), repr_of(algo), hint)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-ARCHITECTURES = frozenset(
-    """
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+ARCHITECTURES = _words("""
     LlamaForCausalLM MistralForCausalLM MixtralForCausalLM ArcticForCausalLM ExaoneForCausalLM InternLMForCausalLM
     InternLM2ForCausalLM SkyworkForCausalLM GraniteForCausalLM GraniteMoeForCausalLM LlavaLlamaModel
     QWenLMHeadModel QWenForCausalLM Qwen2ForCausalLM Qwen2MoeForCausalLM Qwen2ForSequenceClassification
@@ -22,31 +26,24 @@ ARCHITECTURES = frozenset(
     BertModel BertForQuestionAnswering BertForSequenceClassification
     RobertaModel RobertaForQuestionAnswering RobertaForSequenceClassification
     DiT FluxPipeline SD3Transformer2DModel STDiT3
-    """.split()
-)
+    """)
 """MODEL_MAP: what `architecture` may be."""
 
-ACTIVATIONS = frozenset(
-    """relu tanh gelu gelu_new gelu_fast gelu_pytorch_tanh openai-gelu geglu gegelu identity silu softplus squared-relu
-    swiglu fast-swiglu""".split()
-)
-POSITION_TYPES = frozenset(
-    """learned_absolute rope_gptj rope_gpt_neox long_rope alibi alibi_with_scale relative chatglm mrope yarn""".split()
+ACTIVATIONS = _words("""relu tanh gelu gelu_new gelu_fast gelu_pytorch_tanh openai-gelu geglu gegelu identity silu softplus squared-relu
+    swiglu fast-swiglu""")
+POSITION_TYPES = _words(
+    """learned_absolute rope_gptj rope_gpt_neox long_rope alibi alibi_with_scale relative chatglm mrope yarn"""
 )
 SPELLED = {"swish": "silu", "relu2": "squared-relu", "quick_gelu": "", "gelu_10": ""}
 """Hugging Face's activation names -> TensorRT-LLM's, empty where it has none."""
 
-MAPPING_KEYS = frozenset("world_size tp_size pp_size cp_size moe_tp_size moe_ep_size gpus_per_node".split())
-MAPPING_LATER = frozenset(
-    """rank cp_config pp_partition moe_cluster_size attn_tp_size attn_cp_size enable_attention_dp
-    enable_lm_head_tp_in_adp""".split()
-)
+MAPPING_KEYS = _words("world_size tp_size pp_size cp_size moe_tp_size moe_ep_size gpus_per_node")
+MAPPING_LATER = _words("""rank cp_config pp_partition moe_cluster_size attn_tp_size attn_cp_size enable_attention_dp
+    enable_lm_head_tp_in_adp""")
 """Known to some releases only, or set per rank on load."""
 
-QUANT_KEYS = frozenset(
-    """quant_algo kv_cache_quant_algo group_size has_zero_point pre_quant_scale smoothquant_val clamp_val
-    use_meta_recipe exclude_modules mamba_ssm_cache_dtype""".split()
-)
+QUANT_KEYS = _words("""quant_algo kv_cache_quant_algo group_size has_zero_point pre_quant_scale smoothquant_val clamp_val
+    use_meta_recipe exclude_modules mamba_ssm_cache_dtype""")
 PLUGIN_SQ = tuple(
     f"W8A8_SQ_{name}_PLUGIN"
     for name in (

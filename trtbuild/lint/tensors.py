@@ -79,7 +79,7 @@ def compare(
 
 
 def generic(headers: Headers, mapping: Mapping, config: Dict[str, Any], sharded: int | None) -> list[Finding]:
-    """What holds of any decoder: shapes of qkv and of the vocabulary, dtypes. `sharded`: dim of the table that is cut."""
+    """What holds of any decoder: shapes of qkv and the vocabulary, dtypes. `sharded`: dim of the table that is cut."""
     found = []
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     kv, tp = config.get("num_key_value_heads") or heads, mapping.tp_size

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as Dict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,21 +178,20 @@ def scale_pair_findings(headers: Headers, expected: Dict[int, Dict[str, Expected
                 continue
             gate = table.get(name.replace(".fc.", ".gate."))
             fp8 = expected[rank].get(name.replace("weights_scaling_factor", "weight"))
-            if name.endswith(".fc.weights_scaling_factor") and fp8 and fp8.values == "fp8" and gate:
-                if (
-                    gate.dtype == info.dtype
-                    and gate.shape == info.shape
-                    and any(data.values(info) != data.values(gate))
-                ):
-                    hint = "Quantize both by the larger scale."
-                    text = "another scale in mlp.gate"
-                    found.append(find("fp8-gate-scale", name, "the scale of mlp.gate", text, hint, rank))
+            pair = name.endswith(".fc.weights_scaling_factor") and fp8 and fp8.values == "fp8" and gate
+            if pair and gate and _as(gate) == _as(info) and any(data.values(info) != data.values(gate)):
+                text, hint = "another scale in mlp.gate", "Quantize both by the larger scale."
+                found.append(find("fp8-gate-scale", name, "the scale of mlp.gate", text, hint, rank))
             if name.endswith("prequant_scaling_factor") and len(info.shape) == 2:
                 rows = data.values(info).reshape(info.shape)
                 if (rows != rows[:1]).any():
                     text = "rows that differ"
                     found.append(find("prequant-experts", name, "one row, repeated for every expert", text, "", rank))
     return found
+
+
+def _as(info: TensorInfo) -> tuple[str, tuple[int, ...]]:
+    return info.dtype, info.shape
 
 
 def manifest_findings(folder: Path, manifest: Dict[str, Any]) -> list[Finding]:
