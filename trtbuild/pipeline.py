@@ -3,6 +3,8 @@
     resolve          model name -> folder                                    hub/
     make_plan        config + safetensors headers -> ModelPlan               checkpoint/, plan.py
     make_checkpoint  folder -> TensorRT-LLM checkpoint, rank files           checkpoint/
+    check_checkpoint checkpoint of anyone -> Report of all its faults        lint/
+    reshard          checkpoint -> the same one for another TP x PP          reshard.py, checkpoint/
     make_engine      model or checkpoint -> engine, one process a rank       engine/
 
 Each `make_*` writes one output directory, which appears whole or not at all and carries a `trtbuild.json`.
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from trtbuild.families.rules import Family
     from trtbuild.hub.snapshot import ModelSource
     from trtbuild.layout import TensorInfo
+    from trtbuild.lint.finding import Report
     from trtbuild.plan import ModelPlan
     from trtbuild.spec import ConvertOptions
 
@@ -103,6 +106,13 @@ def make_checkpoint(
             files=digests,
         )
     return out
+
+
+def check_checkpoint(folder: Path, *, read_data: bool = True, target: str = "", progress: Progress = silent) -> Report:
+    """All faults of a TensorRT-LLM checkpoint, whoever made it; a folder of another kind is one of them."""
+    from trtbuild.lint.check import check
+
+    return check(folder, read_data=read_data, target=target, progress=progress)
 
 
 def make_engine(

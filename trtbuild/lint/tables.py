@@ -7,30 +7,33 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-ARCHITECTURES = _words("""
+ARCHITECTURES = _words(
+    """
     LlamaForCausalLM MistralForCausalLM MixtralForCausalLM ArcticForCausalLM ExaoneForCausalLM InternLMForCausalLM
-    InternLM2ForCausalLM SkyworkForCausalLM GraniteForCausalLM GraniteMoeForCausalLM LlavaLlamaModel
-    QWenLMHeadModel QWenForCausalLM Qwen2ForCausalLM Qwen2MoeForCausalLM Qwen2ForSequenceClassification
-    Qwen2VLForConditionalGeneration Qwen2VLModel Qwen3ForCausalLM Qwen3MoeForCausalLM
-    GemmaForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM RecurrentGemmaForCausalLM
-    GPT2LMHeadModel GPT2LMHeadCustomModel GPTBigCodeForCausalLM Starcoder2ForCausalLM GPTForCausalLM JAISLMHeadModel
-    NemotronForCausalLM NemotronNASForCausalLM DeciLMForCausalLM GPTJForCausalLM GPTNeoXForCausalLM
-    PhiForCausalLM Phi3ForCausalLM Phi3VForCausalLM Phi3SmallForCausalLM PhiMoEForCausalLM Phi4MMForCausalLM
-    FalconForCausalLM RWForCausalLM BloomForCausalLM OPTForCausalLM MPTForCausalLM
-    BaichuanForCausalLM BaiChuanForCausalLM ChatGLMForCausalLM ChatGLMModel GLMModel
-    DeepseekForCausalLM DeepseekV2ForCausalLM DeepseekV3ForCausalLM DbrxForCausalLM
-    Grok1ModelForCausalLM CohereForCausalLM CogVLMForCausalLM MambaForCausalLM
-    MLLaMAForConditionalGeneration MllamaForConditionalGeneration MLLaMAModel LlavaNextForConditionalGeneration
-    EncoderModel DecoderModel WhisperEncoder MedusaForCausalLm MedusaForCausalLM EagleForCausalLM
-    ReDrafterForCausalLM ReDrafterForLLaMALM ReDrafterForQWenLM
-    BertModel BertForQuestionAnswering BertForSequenceClassification
-    RobertaModel RobertaForQuestionAnswering RobertaForSequenceClassification
-    DiT FluxPipeline SD3Transformer2DModel STDiT3
-    """)
+    InternLM2ForCausalLM SkyworkForCausalLM GraniteForCausalLM GraniteMoeForCausalLM LlavaLlamaModel QWenLMHeadModel
+    QWenForCausalLM Qwen2ForCausalLM Qwen2MoeForCausalLM Qwen2ForSequenceClassification
+    Qwen2VLForConditionalGeneration Qwen2VLModel Qwen3ForCausalLM Qwen3MoeForCausalLM GemmaForCausalLM
+    Gemma2ForCausalLM Gemma3ForCausalLM RecurrentGemmaForCausalLM GPT2LMHeadModel GPT2LMHeadCustomModel
+    GPTBigCodeForCausalLM Starcoder2ForCausalLM GPTForCausalLM JAISLMHeadModel NemotronForCausalLM
+    NemotronNASForCausalLM DeciLMForCausalLM GPTJForCausalLM GPTNeoXForCausalLM PhiForCausalLM Phi3ForCausalLM
+    Phi3VForCausalLM Phi3SmallForCausalLM PhiMoEForCausalLM Phi4MMForCausalLM FalconForCausalLM RWForCausalLM
+    BloomForCausalLM OPTForCausalLM MPTForCausalLM BaichuanForCausalLM BaiChuanForCausalLM ChatGLMForCausalLM
+    ChatGLMModel GLMModel DeepseekForCausalLM DeepseekV2ForCausalLM DeepseekV3ForCausalLM DbrxForCausalLM
+    Grok1ModelForCausalLM CohereForCausalLM CogVLMForCausalLM MambaForCausalLM MLLaMAForConditionalGeneration
+    MllamaForConditionalGeneration MLLaMAModel LlavaNextForConditionalGeneration EncoderModel DecoderModel
+    WhisperEncoder MedusaForCausalLm MedusaForCausalLM EagleForCausalLM ReDrafterForCausalLM ReDrafterForLLaMALM
+    ReDrafterForQWenLM BertModel BertForQuestionAnswering BertForSequenceClassification RobertaModel
+    RobertaForQuestionAnswering RobertaForSequenceClassification DiT FluxPipeline SD3Transformer2DModel STDiT3
+    """
+)
 """MODEL_MAP: what `architecture` may be."""
 
-ACTIVATIONS = _words("""relu tanh gelu gelu_new gelu_fast gelu_pytorch_tanh openai-gelu geglu gegelu identity silu softplus squared-relu
-    swiglu fast-swiglu""")
+ACTIVATIONS = _words(
+    """
+    relu tanh gelu gelu_new gelu_fast gelu_pytorch_tanh openai-gelu geglu gegelu identity silu softplus squared-relu
+    swiglu fast-swiglu
+    """
+)
 POSITION_TYPES = _words(
     """learned_absolute rope_gptj rope_gpt_neox long_rope alibi alibi_with_scale relative chatglm mrope yarn"""
 )
@@ -38,12 +41,20 @@ SPELLED = {"swish": "silu", "relu2": "squared-relu", "quick_gelu": "", "gelu_10"
 """Hugging Face's activation names -> TensorRT-LLM's, empty where it has none."""
 
 MAPPING_KEYS = _words("world_size tp_size pp_size cp_size moe_tp_size moe_ep_size gpus_per_node")
-MAPPING_LATER = _words("""rank cp_config pp_partition moe_cluster_size attn_tp_size attn_cp_size enable_attention_dp
-    enable_lm_head_tp_in_adp""")
+MAPPING_LATER = _words(
+    """
+    rank cp_config pp_partition moe_cluster_size attn_tp_size attn_cp_size enable_attention_dp
+    enable_lm_head_tp_in_adp
+    """
+)
 """Known to some releases only, or set per rank on load."""
 
-QUANT_KEYS = _words("""quant_algo kv_cache_quant_algo group_size has_zero_point pre_quant_scale smoothquant_val clamp_val
-    use_meta_recipe exclude_modules mamba_ssm_cache_dtype""")
+QUANT_KEYS = _words(
+    """
+    quant_algo kv_cache_quant_algo group_size has_zero_point pre_quant_scale smoothquant_val clamp_val
+    use_meta_recipe exclude_modules mamba_ssm_cache_dtype
+    """
+)
 PLUGIN_SQ = tuple(
     f"W8A8_SQ_{name}_PLUGIN"
     for name in (
