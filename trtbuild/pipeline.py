@@ -70,7 +70,7 @@ def make_checkpoint(
     force: bool = False,
     for_engine: bool = False,
 ) -> Path:
-    """Convert a model to a TensorRT-LLM checkpoint in `out` (stage 2); returns `out`.
+    """Convert a model, or a TensorRT-LLM checkpoint of another layout, to a checkpoint in `out` (stage 2).
 
     Everything that can be known before a weight is read is checked first: the output, the plan, the disk, and with
     `for_engine` that the cpu runtime has an engine for the model. Half models lie in subfolders (encoder, decoder).
@@ -80,7 +80,10 @@ def make_checkpoint(
     """
     from trtbuild.checkpoint.config import trtllm_config
     from trtbuild.checkpoint.convert import convert
+    from trtbuild.lint.read import parts_of
 
+    if parts_of(Path(model)):
+        return reshard_checkpoint(Path(model), out, options, progress=progress, force=force)
     check_output(out, force=force)
     source = resolve(model, revision)
     check_not_input(out, source.path)
@@ -103,6 +106,49 @@ def make_checkpoint(
             source=_describe(source, index),
             options={**asdict(plan.options), "dtype": plan.dtype},
             versions=tool_versions("torch"),
+            files=digests,
+        )
+    return out
+
+
+def reshard_checkpoint(
+    given: Path, out: Path, options: ConvertOptions, *, progress: Progress = silent, force: bool = False
+) -> Path:
+    """Re-shard a TensorRT-LLM checkpoint to the layout of `options`, bit for bit and without the source model.
+
+    Raises:
+        CheckpointError: the checkpoint has faults (all of them listed), or packed weights.
+        PlanError, OutputError: as `make_checkpoint`.
+    """
+    from trtbuild.checkpoint.recut import recut
+    from trtbuild.lint.plain import new_layout, read_plain, require_sound
+    from trtbuild.lint.read import parts_of
+    from trtbuild.reshard import reshard, resharded_config
+
+    check_output(out, force=force)
+    check_not_input(out, given)
+    require_sound(given, progress)
+    jobs = []
+    for part in parts_of(given):
+        old = read_plain(given / part)
+        new = new_layout(old, options)
+        present = [frozenset(old.headers[rank]) for rank in range(old.options.world_size)]
+        ranks = reshard(old.family, old.spec, old.options, new, old.dtype, present)
+        jobs.append((part, old, new, ranks))
+    with staged_dir(out, force=force) as folder:
+        check_disk(out, folder, sum(rank.nbytes for *_, ranks in jobs for rank in ranks))
+        digests: dict[str, str] = {}
+        for part, old, new, ranks in jobs:
+            place = folder / part
+            place.mkdir(exist_ok=True)
+            made = recut(ranks, old.headers, resharded_config(old.config, old.family, old.spec, new), place, progress)
+            digests |= {(place / name).relative_to(folder).as_posix(): digest for name, digest in made.items()}
+        write_manifest(
+            folder,
+            kind="checkpoint",
+            source=_describe_parent(given, jobs[0][1].options),
+            options=asdict(jobs[0][2]),
+            versions=tool_versions("numpy"),
             files=digests,
         )
     return out
@@ -216,6 +262,29 @@ def _families_in(folder: Path) -> list[Family]:
     configs = (json.loads((place / "config.json").read_text()) for place in places if is_checkpoint(place))
     found = (family_of_checkpoint(config["architecture"]) for config in configs)
     return [family for family in found if family is not None]
+
+
+def _describe_parent(given: Path, layout: ConvertOptions) -> dict[str, Any]:
+    """Where the parent's weights came from, and the parent itself, by what identifies its files."""
+    manifest = read_manifest(given)
+    name = given.resolve().name
+    parent = {
+        "name": name,
+        "layout": {"tp_size": layout.tp_size, "pp_size": layout.pp_size},
+        "options": manifest.get("options"),
+        "config_sha256": {
+            path.relative_to(given).as_posix(): sha256_file(path)
+            for path in sorted((*given.glob("config.json"), *given.glob("*/config.json")))
+        },
+        # What trtbuild.json recorded; for a checkpoint of others the sizes tell the files apart.
+        "files": manifest.get("files")
+        or {
+            path.relative_to(given).as_posix(): path.stat().st_size
+            for path in sorted((*given.glob("rank*.safetensors"), *given.glob("*/rank*.safetensors")))
+        },
+    }
+    source = manifest.get("source")
+    return {**(source if isinstance(source, dict) else {"model": name}), "parent": parent}
 
 
 def _describe(source: ModelSource, index: dict[str, TensorInfo]) -> dict[str, Any]:

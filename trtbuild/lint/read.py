@@ -66,6 +66,15 @@ def kind_of(folder: Path) -> str:
     return "unknown"
 
 
+def parts_of(folder: Path) -> list[str]:
+    """Subfolders of a TensorRT-LLM checkpoint that hold rank files ("" is the folder itself); empty for others."""
+    halves = ("encoder", "decoder") if kind_of(folder) == "encoder-decoder" else ("",)
+    try:
+        return [half for half in halves if any(_RANK.fullmatch(path.name) for path in (folder / half).iterdir())]
+    except OSError:
+        return []
+
+
 def read_files(folder: Path) -> Files:
     """Everything but the tensors' bytes."""
     files = Files(folder)
