@@ -48,14 +48,13 @@ def quantized(job: Job, quant: Quant, first_or_last: bool, stored: str) -> list[
     if match is None or len(job.shape) < 2:
         return None
     module, whole = job.name.removesuffix(".weight"), job.group.removesuffix(".weight")
-    if quant.algo == "MIXED_PRECISION":
-        own = quant.layers.get(whole)
-        return None if own is None or not own.algo else _FORMS[own.algo](job, module, own)
     if quant.algo in tables.PLUGIN_SQ:
         return _plugin(job, module, quant) if _INNER.search(job.name) else None
-    if quant.algo not in _FORMS or quant.excludes(module):
+    if quant.algo == "MIXED_PRECISION":
+        quant = quant.layers.get(whole, Quant())
+    elif quant.excludes(module):
         return None
-    if quant.algo in ("W8A16", "W4A16") and stored not in ("I8", "U8"):
+    if quant.algo not in _FORMS or (quant.algo in ("W8A16", "W4A16") and stored not in ("I8", "U8")):
         return None
     if quant.algo == "FP8_PER_CHANNEL_PER_TOKEN":
         skipped = quant.meta_recipe and (first_or_last or ".attention." in job.name)

@@ -64,7 +64,8 @@ def quantization_of(config: Dict[str, Any], quant_cfg: Any) -> tuple[Quant, list
     if quant.algo == "MIXED_PRECISION":
         layers, more = _layers(quant_cfg)
         found += more
-        quant = Quant(quant.algo, quant.kv_algo, layers=layers, known=bool(layers), exclude=quant.exclude)
+        known = bool(layers) and all(layer.algo in tables.LAYER_ALGOS for layer in layers.values())
+        quant = Quant(quant.algo, quant.kv_algo, layers=layers, known=known, exclude=quant.exclude)
     excluded = given.get("exclude_modules")
     if excluded == []:
         hint = "Write null: since 1.x an empty list excludes nothing, and lm_head and routers need scales."

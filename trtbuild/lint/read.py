@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -85,10 +86,11 @@ def read_files(folder: Path) -> Files:
         found = config if isinstance(config, str) else "no such file" if config is None else "no object"
         files.findings.append(find("config-unreadable", "config.json", "a JSON object", found))
     files.quant_cfg = _json(folder / "quant_cfg.json")
-    try:
+    with contextlib.suppress(RecursionError):
         files.manifest = read_manifest(folder)
+    try:
         paths = sorted((int(m[1]), path) for path in folder.iterdir() if (m := _RANK.fullmatch(path.name)))
-    except (OSError, RecursionError):
+    except OSError:
         paths = []
     for rank, path in paths:
         files.ranks.append(rank)
