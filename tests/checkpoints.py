@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.test_families_b import MODELS as GPT_MODELS
+from tests.test_families_b import make as make_gpt
 from tests.tiny import ROOT, make_llama
 from trtbuild import pipeline
 from trtbuild.spec import ConvertOptions
@@ -41,6 +43,10 @@ def make(name: str, folder: Path) -> Path:
         changes, options = MADE[name]
         source = make_llama(folder / "source", **changes)
         return pipeline.make_checkpoint(str(source), folder / "checkpoint", options)
+    if name == "falcon":  # parallel attention and MLP: their biases are summed once
+        _, architecture, fields = GPT_MODELS["falcon parallel with biases"]
+        make_gpt(folder / "source", architecture, fields)
+        return pipeline.make_checkpoint(str(folder / "source"), folder / "checkpoint", ConvertOptions(2, 1))
     if name in FORMS:
         made = make("wide", folder)
         quantization, form, *others = FORMS[name]

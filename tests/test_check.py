@@ -27,7 +27,8 @@ L0, L1 = "transformer.layers.0.", "transformer.layers.1."
 UPSTREAM = sorted(str(p.parent.relative_to(SHARED)) for p in SHARED.glob("golden*/*/trtllm"))
 FP8, AWQ, SQ = (f"golden-modelopt/{name}-tp1-calc32" for name in ("fp8", "int4_awq", "int8_sq"))
 INT8 = "golden/llama-h128-tp1-pp1-float16-int8"
-MIXTRAL, GEMMA, FALCON = (f"golden/{name}-tp2-pp1-float16" for name in ("mixtral", "gemma", "falcon"))
+MIXTRAL, GEMMA = (f"golden/{name}-tp2-pp1-float16" for name in ("mixtral", "gemma"))
+GEMMA2 = "golden/gemma2-tp1-pp1-float16"
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +52,7 @@ def known(name: str) -> bool:
     return family_of_checkpoint(architecture) is not None
 
 
-@pytest.mark.parametrize("name", [*MADE, *FORMS, *UPSTREAM])
+@pytest.mark.parametrize("name", [*MADE, "falcon", *FORMS, *UPSTREAM])
 def test_sound_checkpoints_are_silent(name: str, bases: Callable[[str], Path]) -> None:
     report = check(bases(name))
     loud = [finding for finding in report.findings if finding.severity != "info"]
@@ -192,6 +193,12 @@ FAULTS: list[tuple[str, str, Callable[[Path], None], str, str, int | None]] = [
     ("rope without type", T22, config(rotary_scaling={"factor": 2.0}), "rope-scaling", "rotary_scaling", None),
     ("rope half", T22, config(rotary_scaling={"type": "linear"}), "rope-scaling", "rotary_scaling.factor", None),
     ("moe half", T22, config(moe={"num_experts": 4, "top_k": 0}), "moe-config", "moe", None),
+    ("experts in some layers", T22, config(mlp_only_layers=[0]), "config-forbidden", "mlp_only_layers", None),
+    ("long rope half", T22, config(position_embedding_type="long_rope"), "config-missing",
+     "longrope_scaling_short_factors", None),
+    ("long rope short", T22, config(longrope_scaling_long_factors=[1.0]), "rope-scaling",
+     "longrope_scaling_long_factors", None),
+    ("gemma's scalar", GEMMA2, config(query_pre_attn_scalar=...), "config-missing", "query_pre_attn_scalar", None),
     ("embedding dim", T22, config(embedding_sharding_dim=2), "config-value", "embedding_sharding_dim", None),
     ("world size", T22, mapping(world_size=2), "mapping-world-size", "mapping.world_size", None),
     ("mapping key", T22, mapping(auto_parallel=False), "mapping-key", "mapping.auto_parallel", None),
@@ -252,6 +259,8 @@ FAULTS: list[tuple[str, str, Callable[[Path], None], str, str, int | None]] = [
     ("tied by columns", "tied, table by columns", put("lm_head.weight", 3.0, 1), "tied-lm-head", "lm_head.weight", 1),
     ("norm without + 1", GEMMA, tensor(L1 + "input_layernorm.weight", lambda t: t - 1), "norm-offset",
      L1 + "input_layernorm.weight", 0),
+    ("bias of every rank", "falcon", put(L0 + "attention.dense.bias", 1.0, 1), "bias-not-zero",
+     L0 + "attention.dense.bias", 1),
     # quantization: config
     ("algo lower case", "int8", quantization(quant_algo="w8a16"), "quantization-algo", "quantization.quant_algo", None),
     ("rowwise", FP8, quantization(quant_algo="FP8_ROWWISE"), "quantization-algo", "quantization.quant_algo", None),
@@ -275,6 +284,7 @@ FAULTS: list[tuple[str, str, Callable[[Path], None], str, str, int | None]] = [
     ("dims", "golden/llama-tp1-pp1-float16",
      lambda f: (quantization(quant_algo="W8A16")(f), config(intermediate_size=96)(f)),
      "quantization-dims", L0 + "mlp.fc.weight", None),
+    ("int8 of float32", "int8", config(dtype="float32"), "quantization-dtype", "dtype", None),
     ("experts rowwise", MIXTRAL, quantization(quant_algo="FP8_PER_CHANNEL_PER_TOKEN"), "quantization-algo",
      "quantization.quant_algo", None),
     ("mixed without file", "mixed", lambda f: (f / "quant_cfg.json").unlink(), "quant-cfg", "quant_cfg.json", None),
@@ -365,7 +375,7 @@ def test_a_planted_fault_is_found(
 
 def test_faults_cover_the_rules() -> None:
     planted = {fault[3] for fault in FAULTS}
-    elsewhere = {"not-a-checkpoint", "ranks-differ", "tensor-renamed", "bias-not-zero", "prequant-experts"}
+    elsewhere = {"not-a-checkpoint", "ranks-differ", "tensor-renamed", "prequant-experts"}
     assert set(RULES) == planted | elsewhere
     assert len({fault[0] for fault in FAULTS}) == len(FAULTS)
 

@@ -12,10 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from tests.checkpoints import SHARED, edit_config, edit_rank, make
+from tests.by_hand import MODELS as LLAMA_LIKE
+from tests.by_hand import make as make_llama_like
+from tests.checkpoints import edit_config, edit_rank, make
+from tests.test_families_b import MODELS as GPT_LIKE
+from tests.test_families_b import make as make_gpt_like
 from tests.tiny import load_rank, make_llama, trtbuild
 from trtbuild import pipeline
-from trtbuild.errors import CheckpointError, OutputError, PlanError, UnsupportedModel
+from trtbuild.errors import CheckpointError, OutputError, PlanError
 from trtbuild.lint.check import check
 from trtbuild.manifest import sha256_file
 from trtbuild.spec import ConvertOptions
@@ -40,7 +44,6 @@ LAYOUTS = [
     ConvertOptions(2, 1, moe_ep_size=2),
     ConvertOptions(1, 2),
 ]
-SOURCES = sorted(path.name for path in (SHARED / "golden" / "_hf").glob("*"))
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -60,6 +63,7 @@ def direct(source: Path, out: Path) -> list[tuple[ConvertOptions, Path]]:
             made.append((options, pipeline.make_checkpoint(str(source), out / str(number), options)))
         except PlanError:
             continue
+        assert not [found for found in check(made[-1][1]).findings if found.severity != "info"], options
     return made
 
 
@@ -76,15 +80,16 @@ def test_resharding_equals_converting(name: str, tmp_path: Path) -> None:
     reshard_all(direct(source, tmp_path / "direct"), tmp_path / "again")
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_every_family(name: str, golden: Path, tmp_path: Path) -> None:
-    try:
-        made = direct(golden / "_hf" / name, tmp_path / "direct")
-    except UnsupportedModel:
-        pytest.skip("a family that is not here")
-    if len(made) == 1:
-        made *= 2  # cannot be cut: to itself
-    reshard_all(made, tmp_path / "again")
+@pytest.mark.parametrize("name", [*LLAMA_LIKE, *GPT_LIKE])
+def test_every_family(name: str, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    if name in LLAMA_LIKE:
+        source = make_llama_like(name, source)
+    else:
+        _, architecture, fields = GPT_LIKE[name]
+        make_gpt_like(source, architecture, fields)
+    made = direct(source, tmp_path / "direct")
+    reshard_all(made if len(made) > 1 else made * 2, tmp_path / "again")
 
 
 def test_round_trip_over_many_layouts(tmp_path: Path) -> None:
@@ -108,6 +113,8 @@ def test_upstreams_ranks_become_upstreams_whole(golden: Path, tmp_path: Path) ->
     for name, tensor in ours.items():
         assert tensor.dtype == theirs[name].dtype
         assert torch.equal(tensor.view(torch.uint8), theirs[name].view(torch.uint8)), name
+    parent = json.loads((made / "trtbuild.json").read_text())["source"]["parent"]
+    assert parent["dropped"] == sorted(set(theirs) - set(ours))
     assert json.loads((made / "config.json").read_text()) == json.loads((whole / "config.json").read_text())
 
 
@@ -175,6 +182,7 @@ def test_the_manifest_names_the_parent(tmp_path: Path) -> None:
         "name": "checkpoint",
         "layout": {"tp_size": 2, "pp_size": 2},
         "options": parent["options"],
+        "dropped": [],
         "config_sha256": {"config.json": sha256_file(made / "config.json")},
         "files": parent["files"],
     }

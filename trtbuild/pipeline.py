@@ -129,12 +129,15 @@ def reshard_checkpoint(
     check_not_input(out, given)
     require_sound(given, progress)
     jobs = []
+    dropped: set[str] = set()
     for part in parts_of(given):
         old = read_plain(given / part)
         new = new_layout(old, options)
         present = [frozenset(old.headers[rank]) for rank in range(old.options.world_size)]
         ranks = reshard(old.family, old.spec, old.options, new, old.dtype, present)
         jobs.append((part, old, new, ranks))
+        kept = {block.tensor for rank in ranks for recut_tensor in rank.tensors for block in recut_tensor.blocks}
+        dropped |= {str(Path(part, name)) for table in old.headers.values() for name in table if name not in kept}
     with staged_dir(out, force=force) as folder:
         check_disk(out, folder, sum(rank.nbytes for *_, ranks in jobs for rank in ranks))
         digests: dict[str, str] = {}
@@ -146,7 +149,7 @@ def reshard_checkpoint(
         write_manifest(
             folder,
             kind="checkpoint",
-            source=_describe_parent(given, jobs[0][1].options),
+            source=_describe_parent(given, jobs[0][1].options, dropped),
             options=asdict(jobs[0][2]),
             versions=tool_versions("numpy"),
             files=digests,
@@ -264,14 +267,15 @@ def _families_in(folder: Path) -> list[Family]:
     return [family for family in found if family is not None]
 
 
-def _describe_parent(given: Path, layout: ConvertOptions) -> dict[str, Any]:
-    """Where the parent's weights came from, and the parent itself, by what identifies its files."""
+def _describe_parent(given: Path, layout: ConvertOptions, dropped: set[str]) -> dict[str, Any]:
+    """Where the parent's weights came from, and the parent itself; `dropped`: tensors of it that have no place."""
     manifest = read_manifest(given)
     name = given.resolve().name
     parent = {
         "name": name,
         "layout": {"tp_size": layout.tp_size, "pp_size": layout.pp_size},
         "options": manifest.get("options"),
+        "dropped": sorted(dropped),
         "config_sha256": {
             path.relative_to(given).as_posix(): sha256_file(path)
             for path in sorted((*given.glob("config.json"), *given.glob("*/config.json")))

@@ -60,10 +60,12 @@ def _check(folder: Path, read_data: bool, target: str, progress: Progress) -> Re
     options, found = mapping_of(config)
     found = [*files.findings, *found]
     quant = Quant()
+    # Of what TensorRT's kernels refuse and the cpu runtime takes.
+    severity = ERROR if (target or _target(files)) == "tensorrt" else WARNING
     if config:
         quant, more = quantization_of(config, files.quant_cfg)
         found += [*_architecture(architecture), *field_findings(config, family), *more]
-        found += combination_findings(quant, config)
+        found += combination_findings(quant, config, severity)
     found += _rank_files(files, options) if options else []
     jobs: tuple[RankJobs, ...] = ()
     wanted: Wanted = {}
@@ -71,7 +73,6 @@ def _check(folder: Path, read_data: bool, target: str, progress: Progress) -> Re
         more = [*size_findings(config, options)]
         more += layout_findings(family, config, options) if not more else []
         found += [*more, *(family_findings(config, family) if family else [])]
-        severity = ERROR if (target or _target(files)) == "tensorrt" else WARNING
         if not more:
             jobs, wanted, more = _headers(files, config, family, options, quant, severity)
             found += more

@@ -58,6 +58,7 @@ def field_findings(config: Dict[str, Any], family: Family | None) -> list[Findin
     name = architecture if isinstance(architecture, str) else ""
     needed = [*_NEEDED, *tables.REQUIRED.get(name, ())]
     needed += [field for field, key in family.keys.items() if key.default is MUST] if family else []
+    needed += tables.LONG_ROPE if config.get("position_embedding_type") == "long_rope" else ()
     found = [
         find("config-missing", field, "a value", "nothing" if field not in config else "null", _ONE_RUN)
         for field in dict.fromkeys(needed)
@@ -215,25 +216,57 @@ def _forbidden(config: Dict[str, Any]) -> list[Finding]:
     if config.get("is_pruned"):
         hint = "Remove it: wrongly shaped weights would be taken as dummies."
         found.append(find("config-forbidden", "is_pruned", "no such field", repr_of(config["is_pruned"]), hint))
+    for field, (value, hint) in tables.MEANING.items():
+        if config.get(field, value) not in (value, None):
+            found.append(find("config-forbidden", field, repr_of(value), repr_of(config[field]), hint))
     return found
 
 
 def _rope_findings(config: Dict[str, Any]) -> list[Finding]:
     rope = config.get("rotary_scaling")
+    found = _long_rope_findings(config)
     if not isinstance(rope, dict):
-        return []
+        return found
     kind = rope.get("rope_type") or rope.get("type")
     if not isinstance(kind, str):
         hint = "Copy rope_scaling of the Hugging Face config.json word for word."
-        return [find("rope-scaling", "rotary_scaling", "a type (rope_type or type)", repr_of(kind), hint)]
+        return [*found, find("rope-scaling", "rotary_scaling", "a type (rope_type or type)", repr_of(kind), hint)]
     fields: tuple[str, ...] = () if kind in ("default", "longrope", "su", "mrope") else ("factor",)
     if kind == "llama3":
         fields += ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    return [
+    found += [
         find("rope-scaling", f"rotary_scaling.{name}", f"positive number (type {kind})", repr_of(rope.get(name)))
         for name in fields
         if not is_kind(rope.get(name), "positive number")
     ]
+    return found
+
+
+def _long_rope_findings(config: Dict[str, Any]) -> list[Finding]:
+    """Factors of long rope: one positive number for each pair of rotary channels."""
+    found = []
+    whole = _rotary_channels(config)
+    for field in tables.LONG_ROPE[1:]:
+        factors = config.get(field)
+        if factors is None:
+            continue
+        if not isinstance(factors, list) or not all(is_kind(item, "positive number") for item in factors):
+            found.append(find("rope-scaling", field, "list of positive numbers", repr_of(factors)))
+        elif whole and len(factors) != whole // 2:
+            found.append(find("rope-scaling", field, f"{whole // 2} numbers", f"{len(factors)}"))
+    return found
+
+
+def _rotary_channels(config: Dict[str, Any]) -> int:
+    """Channels of a head that rope turns; 0 where the fields that say so are wrong."""
+    heads, hidden, size = (config.get(name) for name in ("num_attention_heads", "hidden_size", "head_size"))
+    if size is None and is_kind(heads, "positive integer") and is_kind(hidden, "positive integer"):
+        size = int(hidden or 0) // int(heads or 1)
+    part, own = config.get("rotary_pct", 1.0), config.get("rotary_embedding_dim")
+    if is_kind(own, "positive integer"):
+        return int(own or 0)
+    right = is_kind(size, "positive integer") and is_kind(part, "positive number") and part <= 1
+    return int(int(size or 0) * part) if right else 0
 
 
 def _mapping_key(key: str) -> Finding:

@@ -46,7 +46,7 @@ RULES: dict[str, Check] = {
     "config-value": Check(ERROR, "words are among those that TensorRT-LLM knows"),
     "config-family": Check(WARNING, "fields have the values that this architecture always has"),
     "config-too-large": Check(ERROR, "sizes are those of a model"),
-    "config-forbidden": Check(ERROR, "no field that is ignored under that name, or switches checks off"),
+    "config-forbidden": Check(ERROR, "no field that TensorRT-LLM does not honour, or that switches its checks off"),
     "architecture-unknown": Check(ERROR, "the architecture is one of TensorRT-LLM's"),
     "architecture-unchecked": Check(WARNING, "trtbuild knows the tensors of the architecture"),
     "rope-scaling": Check(ERROR, "rotary_scaling is complete"),
@@ -63,6 +63,7 @@ RULES: dict[str, Check] = {
     "quantization-field": Check(ERROR, "group_size, has_zero_point, pre_quant_scale fit the algorithm"),
     "quantization-unchecked": Check(WARNING, "trtbuild knows the tensors of the algorithm"),
     "quantization-dims": Check(ERROR, "quantized dims are multiples of what the kernels take"),
+    "quantization-dtype": Check(ERROR, "the kernels of the algorithm take the dtype"),
     "exclude-modules": Check(ERROR, "exclude_modules is null or complete"),
     "quant-cfg": Check(ERROR, "MIXED_PRECISION has a readable quant_cfg.json that names real modules"),
     # tensors

@@ -79,10 +79,13 @@ def quantization_of(config: Dict[str, Any], quant_cfg: Any) -> tuple[Quant, list
     return quant, found
 
 
-def combination_findings(quant: Quant, config: Dict[str, Any]) -> list[Finding]:
-    """Algorithms that the classes refuse together with other fields."""
+def combination_findings(quant: Quant, config: Dict[str, Any], severity: str) -> list[Finding]:
+    """Algorithms that the classes refuse together with other fields; `severity`: of what only kernels refuse."""
     found = []
     where = "quantization.quant_algo"
+    if quant.algo and quant.known and config.get("dtype") == "float32":
+        text = f"float16 or bfloat16 with {quant.algo}"
+        found.append(find("quantization-dtype", "dtype", text, "float32", severity=severity))
     experts = (config.get("moe") or {}).get("num_experts", 0) if isinstance(config.get("moe"), dict) else 0
     if experts and quant.algo == "FP8_PER_CHANNEL_PER_TOKEN":
         found.append(find("quantization-algo", where, "another algorithm", "FP8 rowwise with experts", "Use FP8."))

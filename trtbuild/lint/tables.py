@@ -90,7 +90,12 @@ BUFFERS = ("*embed_positions*", "*rotary_inv_freq*", "*rotary_emb.inv_freq")
 REQUIRED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("QWenForCausalLM", "Qwen2ForCausalLM", "Qwen2MoeForCausalLM"), ("qwen_type",)),
     **dict.fromkeys(("Qwen3ForCausalLM", "Qwen3MoeForCausalLM"), ("qwen_type", "head_size")),
-    **dict.fromkeys(("Gemma2ForCausalLM", "Gemma3ForCausalLM"), ("query_pre_attn_scalar", "head_size")),
+    "Gemma2ForCausalLM": ("query_pre_attn_scalar", "head_size"),
+    # Gemma 3's own fields are taken only where all of them are there.
+    "Gemma3ForCausalLM": (
+        *("query_pre_attn_scalar", "head_size", "rope_local_base_freq", "sliding_window"),
+        *("sliding_window_pattern", "_sliding_window_pattern"),
+    ),
     "GemmaForCausalLM": ("head_size",),
     "GPTNeoXForCausalLM": ("rotary_pct", "rotary_emb_base"),
     "FalconForCausalLM": ("bias", "parallel_attention", "new_decoder_architecture"),
@@ -103,6 +108,15 @@ READ_LATER: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("Qwen2ForCausalLM", "Qwen2MoeForCausalLM"), ("seq_length",)),
 }
 """Fields that 1.x reads and 0.14 did not write."""
+
+LONG_ROPE = ("original_max_position_embeddings", "longrope_scaling_short_factors", "longrope_scaling_long_factors")
+"""Fields of position_embedding_type long_rope."""
+MEANING: dict[str, tuple[object, str]] = {
+    "mlp_only_layers": ([], "TensorRT-LLM's class makes every layer a mixture of experts."),
+    "decoder_sparse_step": (1, "TensorRT-LLM's class makes every layer a mixture of experts."),
+    "use_parallel_residual": (True, "TensorRT-LLM's class always adds attention and MLP in parallel."),
+}
+"""Fields that the class stores but does not honour: value that is right, why."""
 
 RENAMED = ((".shared_expert.", ".mlp.shared_expert."), (".shared_expert_gate.", ".mlp.shared_expert_gate."))
 """Part of a tensor name in 0.14 -> in 1.x."""

@@ -20,6 +20,7 @@ Headers = dict[str, TensorInfo]
 _LAYER = re.compile(r"(^|\.)layers\.(\d+)\.")
 _TABLE = "transformer.vocab_embedding.weight"
 _NAMED = {code: name for name, code in DTYPES.items()}
+_NEAR = 40  # names compared for a typo; more of them are no typos
 _ONE_RUN = "config.json and the rank files must come from one run with one layout."
 
 
@@ -130,7 +131,7 @@ def _missing(
             return find(
                 "lm-head-missing", name, text, "absent, and the table of this rank cannot stand for it", hint, rank
             )
-    near = get_close_matches(name, extras[:200], 1, 0.9) if len(extras) <= 200 else []
+    near = get_close_matches(name, extras, 1, 0.9) if len(extras) <= _NEAR else []
     hint = f"Is it {near[0]}?" if near else ""
     if not hint and name.endswith(("factor", "scale", "factor_2", ".zero", "smoother")):
         hint = "quant_algo does not match the stored tensors, or the layer was never calibrated."
@@ -146,7 +147,7 @@ def _missing(
 
 
 def _extra(name: str, missing: list[str], rank: int) -> Finding:
-    near = get_close_matches(name, missing[:200], 1, 0.9)
+    near = get_close_matches(name, missing, 1, 0.9) if len(missing) <= _NEAR else []
     hint = f"Is it {near[0]}?" if near else "TensorRT-LLM leaves it out with a warning."
     return find("tensor-extra", name, "no such tensor", "it is there", hint, rank)
 
