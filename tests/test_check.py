@@ -298,6 +298,11 @@ FAULTS: list[tuple[str, str, Callable[[Path], None], str, str, int | None]] = [
     ("mixed says plain", "mixed", mixed_layers(lambda t: t.pop(L1 + "mlp.fc")), "tensor-dtype", L1 + "mlp.fc.weight",
      0),
     # quantization: tensors
+    ("plain by config", AWQ, quantization(quant_algo=None), "tensor-unused", L0 + "mlp.fc.weights_scaling_factor", 0),
+    ("no smoothing by config", AWQ, quantization(pre_quant_scale=False), "tensor-unused",
+     L0 + "mlp.fc.prequant_scaling_factor", 0),
+    ("leftover of lm_head", FP8, add("lm_head.weights_scaling_factor", torch.ones(1)), "tensor-unused",
+     "lm_head.weights_scaling_factor", 0),
     ("scale gone", FP8, drop(L1 + "mlp.fc.weights_scaling_factor"), "tensor-missing",
      L1 + "mlp.fc.weights_scaling_factor", 0),
     ("not calibrated", FP8, drop(L0 + "mlp.proj.activation_scaling_factor"), "tensor-missing",

@@ -80,11 +80,13 @@ def make_checkpoint(
     """
     from trtbuild.checkpoint.config import trtllm_config
     from trtbuild.checkpoint.convert import convert
+    from trtbuild.hub.snapshot import local_folder
     from trtbuild.lint.read import parts_of
 
-    if parts_of(Path(model)):
-        return reshard_checkpoint(Path(model), out, options, progress=progress, force=force)
     check_output(out, force=force)
+    given = local_folder(model)
+    if given is not None and parts_of(given):
+        return reshard_checkpoint(given, out, options, progress=progress, force=force)
     source = resolve(model, revision)
     check_not_input(out, source.path)
     plan, index = _plan_folder(source.path, options)

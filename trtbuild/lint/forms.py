@@ -31,6 +31,8 @@ class Expected:
     (bytes of e4m3), or `bits` (anything)."""
     same: bool = False
     """Whether every tensor-parallel rank of the stage should hold the same bytes."""
+    doubtful: tuple[Shape, ...] = ()
+    """Shapes of which nobody knows whether the loader takes them."""
     job: Job | None = None
     """Where a plain tensor's rows come from."""
 
@@ -146,7 +148,7 @@ def _fp8(job: Job, module: str, _quant: Quant) -> list[Expected]:
     per_weight = ((lead[0], 1),) if lead else ONE
     return [
         Expected(job.name, ("F8_E4M3", "I8"), (job.shape,), "fp8"),
-        Expected(f"{module}.weights_scaling_factor", ("F32",), per_weight, "positive", same=not lead),
+        Expected(f"{module}.weights_scaling_factor", ("F32",), per_weight, "positive", not lead, (tuple(lead),)),
         Expected(f"{module}.activation_scaling_factor", ("F32",), ONE, "positive", same=not lead),
     ]
 

@@ -12,7 +12,7 @@ from typing import Any
 from trtbuild.layout import DTYPES, RankJobs, TensorInfo
 from trtbuild.lint import tables
 from trtbuild.lint.expected import renamed
-from trtbuild.lint.finding import INFO, Finding, find
+from trtbuild.lint.finding import ERROR, INFO, WARNING, Finding, find
 from trtbuild.lint.forms import Expected
 from trtbuild.mapping import Mapping
 
@@ -20,6 +20,10 @@ Headers = dict[str, TensorInfo]
 _LAYER = re.compile(r"(^|\.)layers\.(\d+)\.")
 _TABLE = "transformer.vocab_embedding.weight"
 _NAMED = {code: name for name, code in DTYPES.items()}
+_SCALES = {
+    *("weights_scaling_factor", "weights_scaling_factor_2", "activation_scaling_factor", "prequant_scaling_factor"),
+    *("per_channel_scale", "act_scale", "smoother", "zero"),
+}
 _NEAR = 40  # names compared for a typo; more of them are no typos
 _ONE_RUN = "config.json and the rank files must come from one run with one layout."
 
@@ -71,12 +75,23 @@ def compare(
             text = "the tensor is there"
             hint = "The flag of that bias or norm in config.json is wrong, or the tensor does not belong there."
             found.append(find("tensor-unused", name, "no such tensor by config.json", text, hint, rank))
+        elif _belongs_to_a_weight(name, headers, missing):
+            # Leftover scales of an lm_head are dropped on load; of any other module the weights need them.
+            severity = WARNING if name.startswith("lm_head.") else ERROR
+            hint = "quantization in config.json says otherwise: without the scale the weight means something else."
+            found.append(find("tensor-unused", name, "no scale by config.json", "a scale", hint, rank, severity))
         else:
             found.append(_extra(name, missing, rank))
     for name, item in expected.items():
         if name in headers:
             found += _tensor(item, headers[name], rank)
     return _one_dtype(found, expected, headers, rank, config)
+
+
+def _belongs_to_a_weight(name: str, headers: Headers, missing: list[str]) -> bool:
+    """Whether an extra tensor is a scale of a weight that is there, and not another form of one that is missing."""
+    module, _, last = name.rpartition(".")
+    return last in _SCALES and f"{module}.weight" in headers and not any(n.startswith(f"{module}.") for n in missing)
 
 
 def generic(headers: Headers, mapping: Mapping, config: Dict[str, Any], sharded: int | None) -> list[Finding]:
@@ -156,7 +171,8 @@ def _tensor(item: Expected, info: TensorInfo, rank: int) -> list[Finding]:
     found = []
     if info.shape not in item.shapes:
         text = " or ".join(str(list(shape)) for shape in item.shapes)
-        found.append(find("tensor-shape", item.name, text, str(list(info.shape)), _why(item, info), rank))
+        severity = WARNING if info.shape in item.doubtful else ""
+        found.append(find("tensor-shape", item.name, text, str(list(info.shape)), _why(item, info), rank, severity))
     if info.dtype not in item.dtypes:
         if info.dtype == "U8" and "I8" in item.dtypes:
             hint = "The loader tests for int8 and would skip these bytes: view them as int8."
