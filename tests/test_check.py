@@ -18,7 +18,8 @@ from tests.checkpoints import FORMS, MADE, SHARED, Tensors, edit_config, edit_ra
 from tests.tiny import trtbuild
 from trtbuild import pipeline
 from trtbuild.cli.check import document
-from trtbuild.families import family_of_checkpoint
+from trtbuild.families import FAMILIES, family_of_checkpoint
+from trtbuild.lint import tables
 from trtbuild.lint.check import check
 from trtbuild.lint.finding import RULES, Report
 from trtbuild.spec import ConvertOptions
@@ -482,11 +483,13 @@ def test_command_line(bases: Callable[[str], Path], llama_folder: Path, tmp_path
     assert trtbuild("check", folder, "--target", "gpu").returncode == 2
 
 
+ALGOS = {*tables.CHECKED_ALGOS, *tables.UNCHECKED_ALGOS, *tables.KV_ALGOS}
 JSON = st.recursive(
     st.none()
     | st.booleans()
     | st.integers(-3, 20)
-    | st.sampled_from([10**9, 10**400, 0.5, float("nan"), float("inf"), "", "float16", "W4A16_AWQ", "8", "\ud800"]),
+    | st.sampled_from(sorted(ALGOS | {name for family in FAMILIES for name in family.architectures.values()}))
+    | st.sampled_from([10**9, 10**400, 0.5, float("nan"), float("inf"), "", "float16", "8", "\ud800"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
@@ -517,11 +520,16 @@ PATHS = st.tuples(st.sampled_from(FIELDS)) | st.tuples(
 
 
 @settings(max_examples=300, deadline=None)
-@given(changes=st.lists(st.tuples(PATHS, JSON), min_size=1, max_size=4), data=st.booleans(), layers=JSON)
+@given(
+    name=st.sampled_from([T22, "biases", "falcon", "mixed", "GPTQ", "SQ plugin", *UPSTREAM]),
+    changes=st.lists(st.tuples(PATHS, JSON), min_size=1, max_size=4),
+    data=st.booleans(),
+    layers=st.none() | st.dictionaries(st.sampled_from([L0 + "mlp.fc", L1 + "attention.qkv"]), JSON),
+)
 def test_any_config_gives_a_report(
-    bases: Callable[[str], Path], changes: list[tuple[tuple[str, ...], Any]], data: bool, layers: Any
+    bases: Callable[[str], Path], name: str, changes: list[tuple[tuple[str, ...], Any]], data: bool, layers: Any
 ) -> None:
-    base = bases(T22)
+    base = bases(name)
     fields = json.loads((base / "config.json").read_text())
     for path, value in changes:
         if len(path) == 1:
@@ -530,8 +538,8 @@ def test_any_config_gives_a_report(
             fields[path[0]][path[1]] = value
         else:
             fields[path[0]] = {path[1]: value}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         for file in base.glob("rank*"):
             (folder / file.name).symlink_to(file)
         (folder / "config.json").write_text(json.dumps(fields))

@@ -110,7 +110,7 @@ def _headers(
             if rank < options.world_size:
                 mapping = Mapping(options.tp_size, options.pp_size, rank)
                 stages.setdefault(mapping.pp_rank, {})[rank] = headers
-                found += tensors.generic(headers, mapping, config, sharded)
+                found += tensors.generic(headers, mapping, config, sharded, quant.known and not quant.algo)
         return (), {}, found + tensors.stage_findings(list(stages.values()))
     jobs = jobs_of(family, config, options)
     wanted: Wanted = {}

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from trtbuild.families.rules import Family
-from trtbuild.layout import Job, RankJobs, Stage
+from trtbuild.layout import Axis, Job, RankJobs, Stage
 from trtbuild.lint import tables
 from trtbuild.lint.finding import Finding, find
 from trtbuild.lint.forms import Expected, attention_extras, dim_multiple, is_linear, quantized
@@ -16,6 +16,17 @@ from trtbuild.lint.quantization import Quant
 from trtbuild.plan import uncut_axes
 from trtbuild.shard import rules_of, shard
 from trtbuild.spec import ConvertOptions, ModelSpec
+
+_FIELDS = {
+    Axis.POSITIONS: "max_position_embeddings",
+    Axis.EXPERTS: "moe.num_experts",
+    Axis.EXPERT_INTER: "moe_intermediate_size",
+    Axis.SHARED_INTER: "moe_shared_expert_intermediate_size",
+    Axis.BUCKETS: "num_buckets",
+    Axis.TYPES: "type_vocab_size",
+    Axis.LABELS: "num_labels",
+}
+"""Where config.json has a size that may be absent."""
 
 
 def spec_of(family: Family, config: Dict[str, Any]) -> ModelSpec:
@@ -47,6 +58,7 @@ def layout_findings(family: Family | None, config: Dict[str, Any], options: Conv
     if pp > spec.num_layers:
         text = f"at most {spec.num_layers}, the number of layers"
         found.append(find("layout-pipeline", "mapping.pp_size", text, str(pp)))
+    found += _absent_sizes(family, spec_of(family, config)) if family else []
     if found or family is None:
         return found
     for name, size, wanted in (("pp_size", pp, family.pipeline), ("tp_size", tp, family.tensor)):
@@ -59,6 +71,19 @@ def layout_findings(family: Family | None, config: Dict[str, Any], options: Conv
     if family.parallel_embedding and spec.vocab_size % tp:
         found.append(find("layout-axis", "vocab_size", f"a multiple of tp_size {tp}", str(spec.vocab_size)))
     return found
+
+
+def _absent_sizes(family: Family, spec: ModelSpec) -> list[Finding]:
+    """Fields without which a tensor of this model would have no rows."""
+    found: dict[str, Finding] = {}
+    for rule in rules_of(family, spec):
+        axes = [axis for source in rule.sources for axis in (*source.rows, *((source.cols,) if source.cols else ()))]
+        for axis in axes + ([Axis.EXPERTS] if rule.experts else []):
+            if not spec.size(axis):
+                field = _FIELDS.get(axis, axis.value)
+                name = rule.target.replace(".{i}", ".*")
+                found[field] = find("config-missing", field, f"a size, for {name}", "none, or 0")
+    return list(found.values())
 
 
 def jobs_of(family: Family, config: Dict[str, Any], options: ConvertOptions) -> tuple[RankJobs, ...]:

@@ -94,13 +94,17 @@ def _belongs_to_a_weight(name: str, headers: Headers, missing: list[str]) -> boo
     return last in _SCALES and f"{module}.weight" in headers and not any(n.startswith(f"{module}.") for n in missing)
 
 
-def generic(headers: Headers, mapping: Mapping, config: Dict[str, Any], sharded: int | None) -> list[Finding]:
-    """What holds of any decoder: shapes of qkv and the vocabulary, dtypes. `sharded`: dim of the table that is cut."""
+def generic(
+    headers: Headers, mapping: Mapping, config: Dict[str, Any], sharded: int | None, plain: bool
+) -> list[Finding]:
+    """What holds of any decoder: shapes of qkv and the vocabulary, and dtypes where the weights are `plain`.
+
+    `sharded`: dim of the vocabulary table that is cut, or None.
+    """
     found = []
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     kv, tp = config.get("num_key_value_heads") or heads, mapping.tp_size
     size, vocab = config.get("head_size") or hidden // heads, -(-config["vocab_size"] // tp)
-    plain = (config.get("quantization") or {}).get("quant_algo") is None
     table = (vocab if sharded == 0 else config["vocab_size"], hidden // tp if sharded == 1 else hidden)
     rows = (heads // tp + 2 * mapping.kv_heads(kv)) * size
     for name, info in headers.items():
