@@ -15,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.checkpoints import FORMS, MADE, SHARED, Tensors, edit_config, edit_rank, make
+from tests.encoders import CASES as ENCODERS
+from tests.encoders import make_model as make_encoder
 from tests.tiny import trtbuild
 from trtbuild import pipeline
 from trtbuild.cli.check import document
@@ -441,6 +443,20 @@ def test_experts_share_one_prequant_scale(bases: Callable[[str], Path], tmp_path
     assert ("prequant-experts", L0 + "mlp.fc.prequant_scaling_factor", 1) in {
         (f.rule, f.where, f.rank) for f in check(folder).findings
     }
+
+
+def test_both_halves_of_an_encoder_decoder_model(tmp_path: Path) -> None:
+    make_encoder(ENCODERS["t5"], tmp_path / "source")
+    folder = pipeline.make_checkpoint(str(tmp_path / "source"), tmp_path / "out", ConvertOptions(2, 2, "float16"))
+    report = check(folder)
+    assert (report.kind, report.findings) == ("encoder-decoder", ())
+    name = "transformer.layers.0.cross_attention.qkv.weight"
+    edit_rank(folder / "decoder", 1, lambda tensors: tensors.pop(name))
+    edit_rank(folder / "encoder", 3, lambda tensors: tensors["transformer.ln_f.weight"].fill_(float("nan")))
+    found = {(f.rule, f.folder, f.where, f.rank) for f in check(folder).findings}
+    assert ("manifest-digest", "", "decoder/rank1.safetensors", None) in found
+    assert ("tensor-missing", "decoder", name, 1) in found
+    assert ("tensor-nonfinite", "encoder", "transformer.ln_f.weight", 3) in found
 
 
 def test_headers_alone(bases: Callable[[str], Path], tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ import torch
 from tests.by_hand import MODELS as LLAMA_LIKE
 from tests.by_hand import make as make_llama_like
 from tests.checkpoints import edit_config, edit_rank, make
+from tests.encoders import CASES as ENCODERS
+from tests.encoders import make_model as make_encoder
 from tests.test_families_b import MODELS as GPT_LIKE
 from tests.test_families_b import make as make_gpt_like
 from tests.tiny import load_rank, make_llama, trtbuild
@@ -80,11 +82,13 @@ def test_resharding_equals_converting(name: str, tmp_path: Path) -> None:
     reshard_all(direct(source, tmp_path / "direct"), tmp_path / "again")
 
 
-@pytest.mark.parametrize("name", [*LLAMA_LIKE, *GPT_LIKE])
+@pytest.mark.parametrize("name", [*LLAMA_LIKE, *GPT_LIKE, *ENCODERS])
 def test_every_family(name: str, tmp_path: Path) -> None:
     source = tmp_path / "source"
     if name in LLAMA_LIKE:
         source = make_llama_like(name, source)
+    elif name in ENCODERS:
+        make_encoder(ENCODERS[name], source)
     else:
         _, architecture, fields = GPT_LIKE[name]
         make_gpt_like(source, architecture, fields)

@@ -23,7 +23,7 @@ from trtbuild.lint.expected import dims_findings, expected_of, jobs_of, layout_f
 from trtbuild.lint.finding import ERROR, WARNING, Finding, Report, find, ordered
 from trtbuild.lint.forms import Expected
 from trtbuild.lint.quantization import Quant, combination_findings, quantization_of
-from trtbuild.lint.read import KINDS, Files, kind_of, read_files
+from trtbuild.lint.read import KINDS, Files, kind_of, manifest_of, read_files
 from trtbuild.mapping import Mapping
 from trtbuild.progress import Progress, silent
 from trtbuild.spec import ConvertOptions
@@ -42,6 +42,7 @@ def check(folder: Path, *, read_data: bool = True, target: str = "", progress: P
         halves = ("encoder", "decoder")
         reports = [_check(folder / half, read_data, target, progress) for half in halves]
         merged = [replace(f, folder=half) for half, r in zip(halves, reports, strict=True) for f in r.findings]
+        merged += values.manifest_findings(folder, manifest_of(folder)) if read_data else []
         total = sum(report.num_tensors for report in reports)
         return replace(reports[1], kind=kind, findings=ordered(merged), num_tensors=total)
     if kind != "checkpoint":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -86,8 +85,7 @@ def read_files(folder: Path) -> Files:
         found = config if isinstance(config, str) else "no such file" if config is None else "no object"
         files.findings.append(find("config-unreadable", "config.json", "a JSON object", found))
     files.quant_cfg = _json(folder / "quant_cfg.json")
-    with contextlib.suppress(RecursionError):
-        files.manifest = read_manifest(folder)
+    files.manifest = manifest_of(folder)
     try:
         paths = sorted((int(m[1]), path) for path in folder.iterdir() if (m := _RANK.fullmatch(path.name)))
     except OSError:
@@ -106,6 +104,14 @@ def read_files(folder: Path) -> Files:
             text = f"its header cannot be parsed ({type(error).__name__})"
             files.findings.append(find("rank-file-unreadable", path.name, "a whole safetensors file", text, "", rank))
     return files
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """trtbuild.json, or nothing where it is absent or broken."""
+    try:
+        return read_manifest(folder)
+    except RecursionError:
+        return {}
 
 
 def _json(path: Path) -> Any:
