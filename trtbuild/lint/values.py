@@ -200,7 +200,7 @@ def manifest_findings(folder: Path, manifest: Dict[str, Any]) -> list[Finding]:
     found = []
     for name, wanted in table.items() if isinstance(table, dict) else ():
         path = folder / str(name)
-        if ".." in path.parts or not path.is_relative_to(folder) or not path.is_file():
+        if ".." in Path(str(name)).parts or not path.is_relative_to(folder) or not path.is_file():
             continue
         actual = sha256_file(path)
         if actual != wanted:
