@@ -3,6 +3,8 @@
     resolve          model name -> folder                                    hub/
     make_plan        config + safetensors headers -> ModelPlan               checkpoint/, plan.py
     make_checkpoint  folder -> TensorRT-LLM checkpoint, rank files           checkpoint/
+    check_checkpoint checkpoint of anyone -> Report of all its faults        lint/
+    reshard          checkpoint -> the same one for another TP x PP          reshard.py, checkpoint/
     make_engine      model or checkpoint -> engine, one process a rank       engine/
 
 Each `make_*` writes one output directory, which appears whole or not at all and carries a `trtbuild.json`.
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from trtbuild.families.rules import Family
     from trtbuild.hub.snapshot import ModelSource
     from trtbuild.layout import TensorInfo
+    from trtbuild.lint.finding import Report
     from trtbuild.plan import ModelPlan
     from trtbuild.spec import ConvertOptions
 
@@ -67,7 +70,7 @@ def make_checkpoint(
     force: bool = False,
     for_engine: bool = False,
 ) -> Path:
-    """Convert a model to a TensorRT-LLM checkpoint in `out` (stage 2); returns `out`.
+    """Convert a model, or a TensorRT-LLM checkpoint of another layout, to a checkpoint in `out` (stage 2).
 
     Everything that can be known before a weight is read is checked first: the output, the plan, the disk, and with
     `for_engine` that the cpu runtime has an engine for the model. Half models lie in subfolders (encoder, decoder).
@@ -77,8 +80,13 @@ def make_checkpoint(
     """
     from trtbuild.checkpoint.config import trtllm_config
     from trtbuild.checkpoint.convert import convert
+    from trtbuild.hub.snapshot import local_folder
+    from trtbuild.lint.read import parts_of
 
     check_output(out, force=force)
+    given = local_folder(model)
+    if given is not None and parts_of(given):
+        return reshard_checkpoint(given, out, options, progress=progress, force=force)
     source = resolve(model, revision)
     check_not_input(out, source.path)
     plan, index = _plan_folder(source.path, options)
@@ -103,6 +111,59 @@ def make_checkpoint(
             files=digests,
         )
     return out
+
+
+def reshard_checkpoint(
+    given: Path, out: Path, options: ConvertOptions, *, progress: Progress = silent, force: bool = False
+) -> Path:
+    """Re-shard a TensorRT-LLM checkpoint to the layout of `options`, bit for bit and without the source model.
+
+    Raises:
+        CheckpointError: the checkpoint has faults (all of them listed), or packed weights.
+        PlanError, OutputError: as `make_checkpoint`.
+    """
+    from trtbuild.checkpoint.recut import recut
+    from trtbuild.lint.plain import new_layout, read_plain, require_sound
+    from trtbuild.lint.read import parts_of
+    from trtbuild.reshard import reshard, resharded_config
+
+    check_output(out, force=force)
+    check_not_input(out, given)
+    require_sound(given, progress)
+    jobs = []
+    dropped: set[str] = set()
+    for part in parts_of(given):
+        old = read_plain(given / part)
+        new = new_layout(old, options)
+        present = [frozenset(old.headers[rank]) for rank in range(old.options.world_size)]
+        ranks = reshard(old.family, old.spec, old.options, new, old.dtype, present)
+        jobs.append((part, old, new, ranks))
+        kept = {block.tensor for rank in ranks for recut_tensor in rank.tensors for block in recut_tensor.blocks}
+        dropped |= {str(Path(part, name)) for table in old.headers.values() for name in table if name not in kept}
+    with staged_dir(out, force=force) as folder:
+        check_disk(out, folder, sum(rank.nbytes for *_, ranks in jobs for rank in ranks))
+        digests: dict[str, str] = {}
+        for part, old, new, ranks in jobs:
+            place = folder / part
+            place.mkdir(exist_ok=True)
+            made = recut(ranks, old.headers, resharded_config(old.config, old.family, old.spec, new), place, progress)
+            digests |= {(place / name).relative_to(folder).as_posix(): digest for name, digest in made.items()}
+        write_manifest(
+            folder,
+            kind="checkpoint",
+            source=_describe_parent(given, jobs[0][1].options, dropped),
+            options=asdict(jobs[0][2]),
+            versions=tool_versions("numpy"),
+            files=digests,
+        )
+    return out
+
+
+def check_checkpoint(folder: Path, *, read_data: bool = True, target: str = "", progress: Progress = silent) -> Report:
+    """All faults of a TensorRT-LLM checkpoint, whoever made it; a folder of another kind is one of them."""
+    from trtbuild.lint.check import check
+
+    return check(folder, read_data=read_data, target=target, progress=progress)
 
 
 def make_engine(
@@ -206,6 +267,30 @@ def _families_in(folder: Path) -> list[Family]:
     configs = (json.loads((place / "config.json").read_text()) for place in places if is_checkpoint(place))
     found = (family_of_checkpoint(config["architecture"]) for config in configs)
     return [family for family in found if family is not None]
+
+
+def _describe_parent(given: Path, layout: ConvertOptions, dropped: set[str]) -> dict[str, Any]:
+    """Where the parent's weights came from, and the parent itself; `dropped`: tensors of it that have no place."""
+    manifest = read_manifest(given)
+    name = given.resolve().name
+    parent = {
+        "name": name,
+        "layout": {"tp_size": layout.tp_size, "pp_size": layout.pp_size},
+        "options": manifest.get("options"),
+        "dropped": sorted(dropped),
+        "config_sha256": {
+            path.relative_to(given).as_posix(): sha256_file(path)
+            for path in sorted((*given.glob("config.json"), *given.glob("*/config.json")))
+        },
+        # What trtbuild.json recorded; for a checkpoint of others the sizes tell the files apart.
+        "files": manifest.get("files")
+        or {
+            path.relative_to(given).as_posix(): path.stat().st_size
+            for path in sorted((*given.glob("rank*.safetensors"), *given.glob("*/rank*.safetensors")))
+        },
+    }
+    source = manifest.get("source")
+    return {**(source if isinstance(source, dict) else {"model": name}), "parent": parent}
 
 
 def _describe(source: ModelSource, index: dict[str, TensorInfo]) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def make_plan(family: Family, spec: ModelSpec, options: ConvertOptions, index: D
     problems = _option_problems(options)
     dtype = resolved_dtype(spec, options)
     if not problems:
-        problems += _layout_problems(family, spec, options)
+        problems += layout_problems(family, spec, options)
     laid_out = not problems
     rough, warnings = _quant_problems(family, spec, options, dtype) if laid_out else ([], [])
     sources, missing = _coverage(family, spec, index)
@@ -198,7 +198,7 @@ def _option_problems(options: ConvertOptions) -> list[str]:
     return found
 
 
-def _layout_problems(family: Family, spec: ModelSpec, options: ConvertOptions) -> list[str]:
+def layout_problems(family: Family, spec: ModelSpec, options: ConvertOptions) -> list[str]:
     """Axes that the ranks cannot share, with the values of tp that work; stages that pp leaves empty."""
     tp, pp = options.tp_size, options.pp_size
     moe_tp, moe_ep = options.moe_sizes
@@ -208,8 +208,8 @@ def _layout_problems(family: Family, spec: ModelSpec, options: ConvertOptions) -
     if moe_tp * moe_ep != tp:
         return [f"moe_tp {moe_tp} x moe_ep {moe_ep} is not tp {tp}"]
     found = []
-    uncut = _uncut(family, spec, options)
-    works = [t for t in range(1, spec.num_heads + 1) if uncut and not _uncut(family, spec, _other_tp(options, t))]
+    uncut = uncut_axes(family, spec, options)
+    works = [t for t in range(1, spec.num_heads + 1) if uncut and not uncut_axes(family, spec, _other_tp(options, t))]
     for name, count, axis, units in uncut:
         if name == "moe_ep":
             hint = _working(name, [size for size in range(1, tp + 1) if tp % size == 0 and units % size == 0])
@@ -258,7 +258,7 @@ def _forced_embedding_problems(spec: ModelSpec, options: ConvertOptions) -> list
     return found
 
 
-def _uncut(family: Family, spec: ModelSpec, options: ConvertOptions) -> list[tuple[str, int, Axis, int]]:
+def uncut_axes(family: Family, spec: ModelSpec, options: ConvertOptions) -> list[tuple[str, int, Axis, int]]:
     """(tp or moe_tp or moe_ep, its size, axis, units) of each axis that the ranks cannot share.
 
     Kv heads may also be repeated evenly (grouped-query attention).

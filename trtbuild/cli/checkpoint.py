@@ -41,7 +41,7 @@ def command(
     revision: RevisionOpt = None,
     force: ForceOpt = False,
 ) -> None:
-    """Convert a model to a TensorRT-LLM checkpoint: config.json and rankN.safetensors."""
+    """Convert a model, or re-shard a checkpoint, to a TensorRT-LLM checkpoint: config.json and rankN.safetensors."""
     from trtbuild import pipeline
 
     options = convert_options(

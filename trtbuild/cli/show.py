@@ -70,6 +70,15 @@ def methods(as_json: JsonOpt = False) -> None:
     _print("methods", rows, as_json)
 
 
+@app.command()
+def rules(as_json: JsonOpt = False) -> None:
+    """Rules of `trtbuild check`, with the severity that they usually have."""
+    from trtbuild.lint.finding import RULES
+
+    rows = [{"rule": name, "severity": rule.severity, "what holds": rule.text} for name, rule in RULES.items()]
+    _print("rules", rows, as_json)
+
+
 @app.command(name="exit-codes")
 def exit_codes(as_json: JsonOpt = False) -> None:
     """Exit codes of the program."""
