@@ -83,6 +83,7 @@ class NativeExecutor:
         self._compiled: dict[int, ctypes.Array[OpStruct]] = {}
         self._threads = num_threads
         self._scratch = torch.zeros(0)
+        self._longest_row = max((w.shape[-1] for w in state.weights.values()), default=0)
         self._batch: BatchStruct = BatchStruct()
         shapes, features = state.program.shapes, state.program.features
         b = self._batch
@@ -115,8 +116,8 @@ class NativeExecutor:
         self._library.trtbuild_run(compiled, len(compiled), ctypes.byref(b))
 
     def _reserve(self, max_blocks: int) -> None:
-        """Scratch of each thread: the scores of the three heads that kernels.c takes at a time."""
-        floats = 3 * max_blocks * self._state.block_tokens
+        """Scratch of each thread: the scores of three heads, or three rows of a weight as float32."""
+        floats = 3 * max(max_blocks * self._state.block_tokens, self._longest_row)
         if self._scratch.numel() < floats * self._threads:
             self._scratch = torch.zeros(floats * self._threads)
             self._batch.scratch, self._batch.scratch_stride = self._scratch.data_ptr(), floats
