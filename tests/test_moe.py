@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,12 +64,13 @@ LAYOUTS = [
     Layout(4, 1, 1, 4),
 ]
 CASES = [
-    (model, layout, executor)
+    (model, layout, executor, "none")
     for model in MODELS
     for layout in LAYOUTS
     for executor in (EXECUTORS if layout in LAYOUTS[:3] else ["native"])
     if model in MAIN or layout in LAYOUTS[:1]
 ]
+INT8 = [(model, layout, executor, "int8") for model in MAIN for layout in LAYOUTS[:3] for executor in EXECUTORS]
 NEW_TOKENS = 12
 PROMPTS = [list(prompt) for prompt in random_prompts(4, 500, longest=60)]
 
@@ -157,59 +159,74 @@ def logits_of(model: Any, tokens: Sequence[int]) -> np.ndarray:
     return found
 
 
-def reference(folder: Path) -> Reference:
-    model, sequences = transformers_model(folder), [list(prompt) for prompt in PROMPTS]
+def reference(model: Any) -> Reference:
+    sequences = [list(prompt) for prompt in PROMPTS]
     for sequence in sequences:
         for _ in range(NEW_TOKENS):
             sequence.append(int(logits_of(model, sequence)[-1].argmax()))
     return Reference(logits_of(model, PROMPTS[0]), [sequence[-NEW_TOKENS:] for sequence in sequences])
 
 
+def int8_model(folder: Path, layout: Layout) -> Any:
+    """Every linear's weight replaced by what int8 makes of it: a scale per expert and output channel, and for weights
+    that are cut along their inputs (row-parallel) per rank too, as ranks quantize what they hold."""
+    model = transformers_model(folder)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.dim() == 3 or name.endswith("proj.weight"):
+                cut = layout.moe_tp if value.dim() == 3 else layout.tp
+                for share in value.chunk(cut if "down_proj" in name or "o_proj" in name else 1, dim=-1):
+                    scale = share.abs().amax(-1, keepdim=True) / 128
+                    ratio = (share / scale).double()
+                    share.copy_((ratio + ratio.sign() / 2).trunc().clamp(-128, 127) * scale)  # halves away from zero
+    return model
+
+
 @pytest.fixture(scope="module")
-def results(made: Made) -> dict[str, Reference]:
-    """References by model, after all cases ran in one MPI job."""
+def results(made: Made) -> Path:
+    """Folder of the .npz files that all cases wrote in one MPI job."""
     jobs = [
         {
-            "checkpoint": str(made.checkpoint(model, layout)),
-            "engine": str(made.folder / f"{model}-{layout}-{executor}.engine"),
-            "out": str(made.folder / f"{model}-{layout}-{executor}.npz"),
+            "checkpoint": str(made.checkpoint(model, layout, quant)),
+            "engine": str(made.folder / f"{model}-{layout}-{quant}-{executor}.engine"),
+            "out": str(made.folder / f"{model}-{layout}-{quant}-{executor}.npz"),
             "executor": executor,
             "prompts": PROMPTS,
             "new_tokens": NEW_TOKENS,
         }
-        for model, layout, executor in CASES
+        for model, layout, executor, quant in CASES + INT8
     ]
     run_jobs(jobs, made.folder)
-    return {model: reference(made.model(model)) for model in MODELS}
+    return made.folder
 
 
-@pytest.mark.parametrize(("model", "layout", "executor"), CASES, ids=str)
+@pytest.fixture(scope="module")
+def references(made: Made) -> Callable[[str, Layout | None], Reference]:
+    """The reference of a model; with a layout, of what int8 makes of it there."""
+
+    @cache
+    def find(name: str, int8: Layout | None) -> Reference:
+        folder = made.model(name)
+        return reference(int8_model(folder, int8) if int8 else transformers_model(folder))
+
+    return find
+
+
+@pytest.mark.parametrize(("model", "layout", "executor", "quant"), CASES + INT8, ids=str)
 def test_equals_transformers(
-    made: Made, results: dict[str, Reference], model: str, layout: Layout, executor: str
+    results: Path,
+    references: Callable[[str, Layout | None], Reference],
+    model: str,
+    layout: Layout,
+    executor: str,
+    quant: str,
 ) -> None:
-    found, expected = np.load(made.folder / f"{model}-{layout}-{executor}.npz"), results[model]
+    found = np.load(results / f"{model}-{layout}-{quant}-{executor}.npz")
+    expected = references(model, layout if quant == "int8" else None)
     assert np.abs(found["logits"] - expected.logits).max() < 1e-4 * np.abs(expected.logits).max()
     assert found["tokens"].tolist() == expected.tokens
     if executor == "native":
         assert np.array_equal(found["logits"], found["smaller_chunks"])
-
-
-@pytest.mark.parametrize("model", MAIN)
-def test_int8_is_upstreams_formula_per_expert_and_channel(made: Made, model: str) -> None:
-    """Both executors against transformers with every linear's weight replaced by what int8 makes of it."""
-    reference = transformers_model(made.model(model))
-    with torch.no_grad():
-        for name, value in reference.named_parameters():
-            if value.dim() == 3 or name.endswith("proj.weight"):
-                flat = value.view(-1, value.shape[-1])
-                scale = flat.abs().amax(1, keepdim=True) / 128
-                ratio = (flat / scale).double()
-                flat.copy_((ratio + ratio.sign() / 2).trunc().clamp(-128, 127) * scale)  # halves away from zero
-    tokens = list(random_prompts(1, 500, seed=3, longest=150)[0])
-    expected = logits_of(reference, tokens)
-    for executor in EXECUTORS:
-        generator = Generator(made.engine(model, quant="int8"), RuntimeOptions(executor=executor))
-        assert np.abs(generator.score(tokens) - expected).max() < 1e-4 * np.abs(expected).max(), executor
 
 
 @pytest.mark.parametrize("quant", ["none", "int8"])
