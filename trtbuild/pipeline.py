@@ -11,6 +11,8 @@ It performs what `plan.py` decided and decides nothing itself.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import tempfile
 from dataclasses import asdict
@@ -31,28 +33,29 @@ if TYPE_CHECKING:
     from trtbuild.spec import ConvertOptions
 
 
-def resolve(model: str, revision: str | None = None) -> ModelSource:
+def resolve(model: str, revision: str | None = None, *, allow_pickle: bool = False) -> ModelSource:
     """The folder of a local path or hub id, downloaded where it is missing (stage 1)."""
     from trtbuild.hub.snapshot import resolve_model
 
-    return resolve_model(model, revision)
+    return resolve_model(model, revision, allow_pickle=allow_pickle)
 
 
-def make_plan(model: str, options: ConvertOptions, revision: str | None = None) -> Plan:
+def make_plan(model: str, options: ConvertOptions, revision: str | None = None, *, allow_pickle: bool = False) -> Plan:
     """Plan a conversion without writing or downloading weights; the plan carries its problems.
 
     Raises:
         HubError, CheckpointError, UnsupportedModel: where there is nothing to plan with.
     """
     from trtbuild.checkpoint.config import read_spec
+    from trtbuild.checkpoint.quantized_source import KEY, with_scales
     from trtbuild.hub.snapshot import ModelHeaders, resolve_headers
     from trtbuild.plan import make_plan as decide
 
     source = resolve_headers(model, revision)
     if isinstance(source, ModelHeaders):
         family, spec = read_spec(source.config)
-        return decide(family, spec, options, source.index)
-    return _plan_folder(source.path, options)[0]
+        return decide(family, spec, options, with_scales(source.index, source.config.get(KEY)))
+    return _plan_folder(source.path, options, allow_pickle=allow_pickle)[0]
 
 
 def make_checkpoint(
@@ -63,34 +66,48 @@ def make_checkpoint(
     revision: str | None = None,
     progress: Progress = silent,
     force: bool = False,
+    workers: int = 0,
+    mpi: bool = False,
+    allow_pickle: bool = False,
 ) -> Path:
     """Convert a model to a TensorRT-LLM checkpoint in `out` (stage 2); returns `out`.
 
-    Everything that can be known before a weight is read is checked first: the output, the plan, the disk.
+    Everything that can be known before a weight is read is checked first: the output, the plan, the disk. What an
+    interrupted run of the same conversion has finished is verified and kept. The bytes depend neither on `workers`
+    (threads, 0 = one a core) nor on the processes that share the ranks under `mpi`.
 
     Raises:
-        OutputError, HubError, CheckpointError, UnsupportedModel, PlanError.
+        OutputError, HubError, CheckpointError, UnsupportedModel, PlanError; ToolError: no MPI where it was asked for.
+        SystemExit: with `mpi`, in all processes but the first.
     """
     from trtbuild.checkpoint.config import trtllm_config
-    from trtbuild.checkpoint.convert import convert
+    from trtbuild.checkpoint.journal import Journal
+    from trtbuild.checkpoint.team import Work, joined
 
-    check_output(out, force=force)
-    source = resolve(model, revision)
-    check_not_input(out, source.path)
-    plan, index = _plan_folder(source.path, options)
-    plan.require()
-    config = trtllm_config(plan.family, plan.spec, plan.options, plan.quant_algo)
-    with staged_dir(out, force=force) as folder:
-        check_disk(out, folder, plan.checkpoint_bytes)
-        digests = convert(plan.ranks, index, config, folder, progress)
-        write_manifest(
-            folder,
-            kind="checkpoint",
-            source=_describe(source, index),
-            options={**asdict(plan.options), "dtype": plan.dtype},
-            versions=tool_versions("torch"),
-            files=digests,
-        )
+    with joined(mpi) as team:
+        check_output(out, force=force)
+        source = resolve(model, revision, allow_pickle=allow_pickle)
+        check_not_input(out, source.path)
+        plan, index = _plan_folder(source.path, options, allow_pickle=allow_pickle)
+        plan.require()
+        config = trtllm_config(plan.family, plan.spec, plan.options, plan.quant_algo)
+        with staged_dir(out, force=force, resume=True) as folder:
+            journal = Journal(folder)
+            made_of = _describe(source, index)
+            journal.open(_fingerprint(plan, config, made_of, index))
+            held = sum(path.stat().st_size for path in folder.glob("rank*.safetensors"))
+            check_disk(out, folder, plan.checkpoint_bytes - held)
+            digests = team.convert(Work(plan.ranks, index, folder, workers), progress)
+            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            journal.remove()
+            write_manifest(
+                folder,
+                kind="checkpoint",
+                source=made_of,
+                options={**asdict(plan.options), "dtype": plan.dtype},
+                versions=tool_versions("numpy"),
+                files=digests,
+            )
     return out
 
 
@@ -103,6 +120,7 @@ def make_engine(
     revision: str | None = None,
     progress: Progress = silent,
     force: bool = False,
+    allow_pickle: bool = False,
 ) -> Path:
     """Build the engine of a model, or of a TensorRT-LLM checkpoint, in `out` (stage 3); returns `out`.
 
@@ -127,7 +145,7 @@ def make_engine(
             checkpoint = given.resolve()
         else:
             checkpoint = folder / "checkpoint"
-            make_checkpoint(model, checkpoint, options, revision=revision, progress=progress)
+            make_checkpoint(model, checkpoint, options, revision=revision, progress=progress, allow_pickle=allow_pickle)
         made_by = read_manifest(checkpoint)
         # An engine is about as large as its checkpoint, and until it stands both are on the disk.
         check_disk(out, folder, sum(path.stat().st_size for path in checkpoint.glob("rank*.safetensors")))
@@ -160,19 +178,23 @@ def check_disk(out: Path, folder: Path, need: int) -> None:
         raise OutputError(message, hint="Nothing was left behind; choose another place or make room.")
 
 
-def _plan_folder(folder: Path, options: ConvertOptions) -> tuple[Plan, dict[str, TensorInfo]]:
+def _plan_folder(
+    folder: Path, options: ConvertOptions, *, allow_pickle: bool = False
+) -> tuple[Plan, dict[str, TensorInfo]]:
     from trtbuild.checkpoint.config import load_config, read_spec
+    from trtbuild.checkpoint.quantized_source import KEY, with_scales
     from trtbuild.checkpoint.source import read_index
     from trtbuild.plan import make_plan as decide
 
-    family, spec = read_spec(load_config(folder))
-    index = read_index(folder)
+    config = load_config(folder)
+    family, spec = read_spec(config)
+    index = with_scales(read_index(folder, allow_pickle=allow_pickle), config.get(KEY))
     return decide(family, spec, options, index), index
 
 
 def _describe(source: ModelSource, index: dict[str, TensorInfo]) -> dict[str, Any]:
     """Where the weights came from, without a path of this machine."""
-    from trtbuild.checkpoint.source import describe_files
+    from trtbuild.checkpoint.source import describe_files, hub_digests
 
     return {
         "model": source.repo_id or source.path.resolve().name,
@@ -180,4 +202,13 @@ def _describe(source: ModelSource, index: dict[str, TensorInfo]) -> dict[str, An
         "revision": source.revision,
         "config_sha256": sha256_file(source.path / "config.json"),
         "files": describe_files(source.path, index),
+        "hub_sha256": hub_digests(source.path, index),
     }
+
+
+def _fingerprint(plan: Plan, config: dict[str, Any], made_of: dict[str, Any], index: dict[str, TensorInfo]) -> str:
+    """SHA-256 over all that decides a checkpoint's bytes, so that only the same conversion is resumed."""
+    files = sorted({info.file for info in index.values()})
+    times = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    parts = (__version__, plan.ranks, plan.dtype, config, made_of, times)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
