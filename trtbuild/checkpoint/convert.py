@@ -180,10 +180,11 @@ class _Crew:
     def _perform(self, block: Block, slot: _Slot) -> None:
         slot.uses = sum(len(share.copies) for share in block.shares)
         room = slot.buffer(sum(share.nbytes for share in block.shares)) if self._values.need_room(block) else None
+        raw = self._values.source(block)
         offset, touched = 0, []
         for share in block.shares:
             target = None if room is None else room[offset : offset + share.nbytes]
-            data = self._values.of(block, share, target).data
+            data = self._values.of(block, share, raw, target).data
             assert data.nbytes == share.nbytes, (block, data.nbytes)
             offset += share.nbytes
             for copy in share.copies:

@@ -54,6 +54,7 @@ class Reader:
         info = self._index[name]
         whole = self._whole(info)
         if transposed:
+            self._fetch(info, info.start, info.stop)
             return whole.T[rows[0] : rows[1]]
         width = whole.shape[1] * whole.itemsize
         self._fetch(info, info.start + rows[0] * width, info.start + rows[1] * width)

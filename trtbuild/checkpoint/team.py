@@ -6,7 +6,6 @@ all: the others notice between two blocks, nothing is published, and the first p
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -132,7 +131,7 @@ def _attempt(comm: Any, work: Work, progress: Progress) -> dict[str, str] | Exce
     except _USUAL as error:
         for other in range(comm.size):
             if other != comm.rank:
-                comm.isend(None, other, _FAILED)
+                comm.send(None, other, _FAILED)
         return error
 
 
@@ -143,8 +142,3 @@ def _watching(comm: Any, progress: Progress) -> Progress:
         progress(done, total, text)
 
     return report
-
-
-def under_mpirun() -> bool:
-    """Whether this process was started by Open MPI's or MPICH's launcher."""
-    return any(name in os.environ for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))

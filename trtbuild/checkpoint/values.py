@@ -34,18 +34,21 @@ class Values:
         whole = all(share.cols is None for share in block.shares)
         return bool(block.add) or block.transposed or not whole or info.dtype != block.dtype
 
-    def of(self, block: Block, share: Share, room: Array | None) -> Array:
-        """The share's bytes: `room` filled (uint8), or the source's own memory where `need_room` is false.
+    def source(self, block: Block) -> Array | None:
+        """The block as it lies in the source [rows, columns], read once for all shares; None for zeros."""
+        return self._reader.rows(block.source, block.rows, transposed=block.transposed) if block.source else None
+
+    def of(self, block: Block, share: Share, raw: Array | None, room: Array | None) -> Array:
+        """The share's bytes: `room` filled (uint8), or the memory of `raw` where `need_room` is false.
 
         Raises:
             CheckpointError: a value that is not finite, or will not be.
         """
-        if not block.source:
+        if raw is None:
             assert room is not None
             room[:] = 0
             return room
         info = self._index[block.source]
-        raw = self._reader.rows(block.source, block.rows, transposed=block.transposed)
         cols = share.cols or (0, raw.shape[1])
         raw = raw[:, cols[0] : cols[1]]
         if room is None:

@@ -56,17 +56,21 @@ def command(
     options = convert_options(
         tp, pp, dtype, quant, target, parallel_embedding, embedding_dim, embedding_sharing, moe_tp, moe_ep
     )
-    with progress_bar("checkpoint") as progress:
-        made = pipeline.make_checkpoint(
-            model,
-            output,
-            options,
-            revision=revision,
-            progress=progress,
-            force=force,
-            workers=workers,
-            mpi=mpi,
-            allow_pickle=allow_pickle,
-        )
+    try:
+        with progress_bar("checkpoint") as progress:
+            made = pipeline.make_checkpoint(
+                model,
+                output,
+                options,
+                revision=revision,
+                progress=progress,
+                force=force,
+                workers=workers,
+                mpi=mpi,
+                allow_pickle=allow_pickle,
+            )
+    except KeyboardInterrupt:
+        note("what was finished is kept beside the output; the same command goes on from there")
+        raise
     ranks = "1 rank" if options.world_size == 1 else f"{options.world_size} ranks"
     note(f"checkpoint of {ranks} in {made}")
