@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import threading
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 from tests.engines import Engines, greedy, log_probs_of, random_prompts, tokens_of
 from trtbuild.engine.options import BuildOptions
 from trtbuild.errors import RequestError
+from trtbuild.runtime import rank
 from trtbuild.runtime.generator import Generator
 from trtbuild.runtime.info import RuntimeOptions
 from trtbuild.runtime.request import Request, SamplingParams
@@ -159,7 +163,7 @@ def test_silu_over_its_whole_range(engines: Engines) -> None:
     import torch
 
     from trtbuild.runtime.executor import Batch
-    from trtbuild.runtime.program import Buffer, Kind
+    from trtbuild.runtime.ops import Buffer, Kind
 
     generator = Generator(engines.engine(engines.tiny()), RuntimeOptions(executor="native"))
     model = generator.model
@@ -176,3 +180,24 @@ def test_score_refuses_what_does_not_fit(generator: Generator) -> None:
         with pytest.raises(RequestError):
             generator.score(tokens)
     assert generator.stats()["kv_blocks_used"] == 0
+
+
+def test_first_tokens_are_delivered_before_the_next_step(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the ranks occupy every core they pause once a request, and not when nothing is left to compute."""
+    generator = Generator(engines.engine(engines.tiny()), RuntimeOptions(executor="native"))
+    pauses: list[float] = []
+    monkeypatch.setattr(rank.time, "sleep", pauses.append)
+    near, far = socket.socketpair()
+    leader = threading.Thread(target=rank.Leader(generator, far, crowded=True).run)
+    leader.start()
+    lines = map(json.loads, near.makefile("rb"))
+    assert "ready" in next(lines)
+    for count in (6, 1, 4):
+        near.sendall(json.dumps({"submit": greedy(f"{count} tokens", (1, 2, 3), count).to_json()}).encode() + b"\n")
+        while not next(lines)["output"]["finish_reason"]:
+            pass
+    near.shutdown(socket.SHUT_WR)
+    leader.join(10)
+    assert not leader.is_alive()
+    assert len(pauses) == 2
+    assert all(0 < pause < 0.003 for pause in pauses)

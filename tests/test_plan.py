@@ -127,7 +127,7 @@ def test_rope_of_old_and_new_transformers() -> None:
 def test_config_values_that_change_the_meaning_are_refused_together() -> None:
     bad = config(
         hidden_act="gelu",
-        rope_scaling={"type": "yarn", "factor": 4.0},
+        rope_scaling={"type": "dynamic", "factor": 4.0},
         quantization_config={"quant_method": "gptq"},
         num_key_value_heads=3,
         vocab_size=-1,
@@ -136,7 +136,7 @@ def test_config_values_that_change_the_meaning_are_refused_together() -> None:
         read_spec(bad)
     text = caught.value.message
     assert "hidden_act is 'gelu'; supported: silu, swish" in text
-    assert "rope_scaling type is 'yarn'; supported: default, linear, llama3" in text
+    assert "rope_scaling type is 'dynamic'; supported: default, linear, llama3, yarn (TensorRT-LLM" in text
     assert "quantization_config is set (quant_method 'gptq')" in text
     assert "num_attention_heads 8 is not a multiple of num_key_value_heads 3" in text
     assert "vocab_size is -1" in text

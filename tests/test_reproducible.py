@@ -87,7 +87,7 @@ def test_data_is_aligned_and_in_plan_order(llama_folder: Path, tmp_path: Path) -
     assert names[0] == "transformer.vocab_embedding.weight"
     assert names[-1] == "lm_head.weight"
     plan = pipeline.make_plan(str(llama_folder), ConvertOptions())
-    assert names == [job.name for job in plan.ranks[0].jobs]
+    assert names == [job.name for job in plan.parts[0].ranks[0].jobs]
 
 
 def test_source_dtypes_and_the_auto_rule(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ EXIT_CODES: dict[int, str] = {
     0: "done",
     1: "unexpected failure: a defect in trtbuild, run again with --debug",
     2: "wrong usage of the command line",
-    3: "the model, checkpoint, engine or options cannot be used (nothing was written)",
+    3: "the model, checkpoint, engine or options cannot be used, or check found errors (nothing was written)",
     4: "the output exists, cannot be written, or the disk is full",
     5: "an external program or a rank failed (mpirun, a rank, tritonserver)",
     6: "the Hugging Face hub refused, is offline, or does not have it",

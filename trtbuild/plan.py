@@ -1,5 +1,7 @@
 """Family x ModelSpec x options x source headers -> every tensor of every rank, and all problems at once.
 
+A `ModelPlan` has one `Plan` for each checkpoint folder: one, or two for an encoder-decoder model.
+
 PURE: touches no weight, file or array library; `trtbuild plan` runs it in a fraction of a second. Converting is then a
 dull loop over `Plan.ranks`.
 """
@@ -7,6 +9,7 @@ dull loop over `Plan.ranks`.
 from __future__ import annotations
 
 from collections.abc import Mapping as Dict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import prod
@@ -36,10 +39,15 @@ class Plan:
     ranks: tuple[RankJobs, ...]
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
-    parameters: int
-    source_bytes: int
+    reads: frozenset[str]
+    """Source tensors that go into the checkpoint."""
     memory_bytes: int
     """Host memory of the conversion."""
+
+    @property
+    def folder(self) -> str:
+        """Where below the output the checkpoint lies; empty for the output itself."""
+        return self.family.folder
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -52,24 +60,85 @@ class Plan:
 
     def require(self) -> None:
         """Raise PlanError with every problem, if there is one."""
-        if self.problems:
-            raise PlanError(self.problems)
+        _require(self.problems)
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """Everything that a model becomes: one plan for each of its checkpoint folders. Sizes in bytes."""
+
+    parts: tuple[Plan, ...]
+    parameters: int
+    source_bytes: int
+    """Of tensors that are read; one that both halves hold counts once."""
+
+    @property
+    def options(self) -> ConvertOptions:
+        return self.parts[0].options
+
+    @property
+    def dtype(self) -> str:
+        return self.parts[0].dtype
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return self._said([part.problems for part in self.parts])
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self._said([part.warnings for part in self.parts])
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Disk needed for the output."""
+        return sum(part.checkpoint_bytes for part in self.parts)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Host memory of the conversion, which does one folder after the other."""
+        return max(part.memory_bytes for part in self.parts)
+
+    def require(self) -> None:
+        """Raise PlanError with every problem of every folder, if there is one."""
+        _require(self.problems)
+
+    def _said(self, sentences: list[tuple[str, ...]]) -> tuple[str, ...]:
+        """Sentences of all parts; one that only some parts say names its folder."""
+        everywhere = set(sentences[0]).intersection(*sentences[1:])
+        found = [
+            said if said in everywhere else f"{part.folder}: {said}"
+            for part, all_said in zip(self.parts, sentences, strict=True)
+            for said in all_said
+        ]
+        return tuple(dict.fromkeys(found))
+
+
+def plan_model(
+    specs: Sequence[tuple[Family, ModelSpec]], options: ConvertOptions, index: Dict[str, TensorInfo]
+) -> ModelPlan:
+    """The plans of all folders of a model; `index` holds the source tensors by name (headers only)."""
+    parts = tuple(make_plan(family, spec, options, index) for family, spec in specs)
+    reads = frozenset[str]().union(*(part.reads for part in parts))
+    return ModelPlan(
+        parts=parts,
+        parameters=sum(prod(index[name].shape) for name in reads),
+        source_bytes=sum(_with_scale(index[name]) for name in reads),
+    )
 
 
 def make_plan(family: Family, spec: ModelSpec, options: ConvertOptions, index: Dict[str, TensorInfo]) -> Plan:
-    """Decide everything about a conversion; `index` holds the source tensors by name (headers only)."""
+    """Decide everything about one checkpoint folder; `index` holds the source tensors by name (headers only)."""
     options = _as_the_class_has_it(family, options)
     problems = _option_problems(options)
     dtype = resolved_dtype(spec, options)
     if not problems:
-        problems += _layout_problems(family, spec, options)
+        problems += layout_problems(family, spec, options)
     laid_out = not problems
     rough, warnings = _quant_problems(family, spec, options, dtype) if laid_out else ([], [])
     sources, missing = _coverage(family, spec, index)
     problems += rough + missing
     complete = laid_out and not missing
     ranks = shard(family, spec, options, dtype, sources) if complete else ()
-    used = {name for name in sources.values() if name in index}
     return Plan(
         family=family,
         spec=spec,
@@ -78,14 +147,18 @@ def make_plan(family: Family, spec: ModelSpec, options: ConvertOptions, index: D
         ranks=ranks,
         problems=tuple(problems),
         warnings=tuple(warnings),
-        parameters=sum(prod(index[name].shape) for name in used),
-        source_bytes=sum(_with_scale(index[name]) for name in used),
+        reads=frozenset(sources.values()),
         memory_bytes=_memory(ranks, index),
     )
 
 
 def _with_scale(info: TensorInfo) -> int:
     return info.nbytes + (info.scale.info.nbytes if info.scale else 0)
+
+
+def _require(problems: tuple[str, ...]) -> None:
+    if problems:
+        raise PlanError(problems)
 
 
 def _memory(ranks: tuple[RankJobs, ...], index: Dict[str, TensorInfo]) -> int:
@@ -130,7 +203,7 @@ def _option_problems(options: ConvertOptions) -> list[str]:
     return found
 
 
-def _layout_problems(family: Family, spec: ModelSpec, options: ConvertOptions) -> list[str]:
+def layout_problems(family: Family, spec: ModelSpec, options: ConvertOptions) -> list[str]:
     """Axes that the ranks cannot share, with the values of tp that work; stages that pp leaves empty."""
     tp, pp = options.tp_size, options.pp_size
     moe_tp, moe_ep = options.moe_sizes
@@ -140,20 +213,37 @@ def _layout_problems(family: Family, spec: ModelSpec, options: ConvertOptions) -
     if moe_tp * moe_ep != tp:
         return [f"moe_tp {moe_tp} x moe_ep {moe_ep} is not tp {tp}"]
     found = []
-    uncut = _uncut(family, spec, options)
-    if uncut:
-        works = [str(t) for t in range(1, spec.num_heads + 1) if not _uncut(family, spec, _other_tp(options, t))]
-        hint = f"tp {', '.join(works[:-1])} or {works[-1]} works" if len(works) > 1 else "only tp 1 works"
-        found += [f"{name} {count} does not divide {units} {axis.value}; {hint}" for name, count, axis, units in uncut]
+    uncut = uncut_axes(family, spec, options)
+    works = [t for t in range(1, spec.num_heads + 1) if uncut and not uncut_axes(family, spec, _other_tp(options, t))]
+    for name, count, axis, units in uncut:
+        if name == "moe_ep":
+            hint = _working(name, [size for size in range(1, tp + 1) if tp % size == 0 and units % size == 0])
+        else:
+            hint = _working("tp", works)
+        found.append(f"{name} {count} does not divide {units} {axis.value}; {hint}")
     if pp > spec.num_layers:
         found.append(f"pp {pp} is more than the {spec.num_layers} layers; at most pp {spec.num_layers} works")
     if pp > 1 and not family.pipeline:
         found.append(f"TensorRT-LLM cannot cut {spec.architecture} into pipeline stages; use pp 1")
     if tp > 1 and not family.tensor:
         found.append(f"TensorRT-LLM cannot cut {spec.architecture} into tensor-parallel ranks; use tp 1")
+    if METHODS[options.quant].quant_algo and not family.quantization:
+        found.append(f"TensorRT-LLM has no quantized form of {spec.architecture}; leave --quant out")
+    if options.use_parallel_embedding and all(rule.split is not Split.EMBED for rule in family.rules):
+        found.append(
+            f"every rank of {spec.architecture} holds its embeddings whole; leave --use-parallel-embedding out"
+        )
     if family.parallel_embedding and tp > 1:
         found += _forced_embedding_problems(spec, options)
     return found
+
+
+def _working(name: str, sizes: list[int]) -> str:
+    """ "tp 1, 2 or 4 works"."""
+    if not sizes:
+        return f"no {name} works"
+    *most, last = (str(size) for size in sizes)
+    return f"{name} {', '.join(most)} or {last} works" if most else f"only {name} {last} works"
 
 
 def _other_tp(options: ConvertOptions, tp: int) -> ConvertOptions:
@@ -173,7 +263,7 @@ def _forced_embedding_problems(spec: ModelSpec, options: ConvertOptions) -> list
     return found
 
 
-def _uncut(family: Family, spec: ModelSpec, options: ConvertOptions) -> list[tuple[str, int, Axis, int]]:
+def uncut_axes(family: Family, spec: ModelSpec, options: ConvertOptions) -> list[tuple[str, int, Axis, int]]:
     """(tp or moe_tp or moe_ep, its size, axis, units) of each axis that the ranks cannot share.
 
     Kv heads may also be repeated evenly (grouped-query attention).
@@ -250,6 +340,10 @@ def _coverage(family: Family, spec: ModelSpec, index: Dict[str, TensorInfo]) -> 
             wrong.append(f"{name} has dtype {info.dtype}{lacks}; supported: {', '.join(READABLE)}")
     used = set(names.values())
     unexpected = [n for n in index if n not in used and not any(fnmatchcase(n, p) for p in family.ignored)]
+    for refuse in family.unusable:
+        unread = [name for name in unexpected if fnmatchcase(name, refuse.name)]
+        wrong += [f"{_some(unread)}: {refuse.why}"] if unread else []
+        unexpected = [name for name in unexpected if name not in unread]
     found = [f"missing tensors: {_some(missing)}"] if missing else []
     found += wrong[:_SHOWN] + (
         [f"and {len(wrong) - _SHOWN} more tensors of wrong shape or dtype"] if wrong[_SHOWN:] else []

@@ -75,7 +75,8 @@ def _rank(
     """The jobs of one rank, first stage's tensors first; layers are numbered from 0 inside their stage."""
     mapping = rank_mapping(options, rank)
     layers = mapping.layers(spec.num_layers)
-    todo: list[tuple[Rule, int, int]] = []
+    # Those of every stage come first, so that every rank's file has the fuse groups in one order.
+    todo: list[tuple[Rule, int, int]] = [(rule, 0, 0) for rule in rules_of(family, spec, Stage.EVERY)]
     if mapping.is_first_stage:
         todo += [(rule, 0, 0) for rule in rules_of(family, spec, Stage.FIRST)]
     todo += [(rule, layer, local) for local, layer in enumerate(layers) for rule in rules_of(family, spec, Stage.LAYER)]

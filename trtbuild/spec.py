@@ -66,8 +66,13 @@ class ModelSpec:
         return int((self.config.get("moe") or {}).get("num_experts", 0))
 
     def holds(self, when: str) -> bool:
-        """Whether every word of `when` is a true config field; "!field" asks for a false or absent one."""
-        return all(bool(self.config.get(word.lstrip("!"))) != word.startswith("!") for word in when.split())
+        """Whether every word of `when` holds: "a" a true config field, "a=1" one of that value, "!..." the contrary."""
+        for word in when.split():
+            name, _, value = word.lstrip("!").partition("=")
+            found = self.config.get(name)
+            if (str(found) == value if value else bool(found)) == word.startswith("!"):
+                return False
+        return True
 
     def axis(self, axis: Axis) -> tuple[int, int]:
         """(units, elements per unit) of an axis; a cut never divides a unit, which is a head for attention."""

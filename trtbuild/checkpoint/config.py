@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping as Dict
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,16 @@ from trtbuild.layout import DTYPES
 from trtbuild.spec import ConvertOptions, ModelSpec, resolved_dtype
 
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-# What each rope scaling type needs; values are copied verbatim into `rotary_scaling`.
-_ROPE_FIELDS: dict[str, tuple[str, ...]] = {"linear": ("factor",), "llama3": _LLAMA3}
+# Numbers that each rope scaling type needs; values are copied verbatim into `rotary_scaling`. Yarn's original length
+# has a default on both sides, but not the same one.
+_ROPE_FIELDS: dict[str, tuple[str, ...]] = {
+    "linear": ("factor",),
+    "llama3": _LLAMA3,
+    "yarn": ("factor", "original_max_position_embeddings"),
+    "longrope": (),
+    "su": (),
+}
+_ROPE_REFUSED = {"dynamic": "TensorRT-LLM 1.2 means another formula by this name, with a fixed 'alpha'"}
 
 
 def load_config(folder: Path) -> dict[str, Any]:
@@ -55,7 +64,7 @@ def read_specs(config: Dict[str, Any]) -> list[tuple[Family, ModelSpec]]:
     """
     name, families = _find_families(config)
     flat = flattened(config)
-    problems: list[str] = []
+    problems = _contradictions(config)
     specs = [(family, _spec(family, family.architectures[name], flat, problems)) for family in families]
     if problems:
         problems = list(dict.fromkeys(problems))
@@ -68,16 +77,20 @@ def read_specs(config: Dict[str, Any]) -> list[tuple[Family, ModelSpec]]:
 def _spec(family: Family, architecture: str, config: Dict[str, Any], problems: list[str]) -> ModelSpec:
     fields: dict[str, Any] = {"architecture": architecture}
     fields |= {field: _value(config, key, problems) for field, key in family.keys.items()}
-    problems += _demands(family, config)
+    problems += _demands(family, config, fields)
     if "rotary_scaling" not in fields and family.rope_types:
         fields["rotary_scaling"] = _rope_scaling(family, config, problems)
-    _fill_heads(fields, problems)
+    _fill_sizes(fields, problems)
     act = fields["hidden_act"]
     if act not in family.activations:
-        problems.append(f"hidden_act is {act!r}; supported: {', '.join(sorted(family.activations))}")
+        spellings = family.keys["hidden_act"].names
+        name = "hidden_act" if "hidden_act" in spellings else spellings[0]
+        problems.append(f"{name} is {act!r}; supported: {', '.join(sorted(family.activations))}")
     fields["hidden_act"] = family.activations.get(act, act)
     fields |= family.constants
-    if family.derive is not None and not problems:
+    # A derive may count on the required fields; so its problems come together with the others.
+    required = [fields[field] for field, key in family.keys.items() if key.default is REQUIRED]
+    if family.derive is not None and None not in required:
         updates, found = family.derive(config, fields)
         fields |= updates
         problems += found
@@ -127,7 +140,9 @@ def flattened(config: Dict[str, Any]) -> dict[str, Any]:
     whole; a rope_scaling of type default is dropped.
     """
     inner = config.get("text_config")
-    flat = {**config, **inner} if isinstance(inner, Dict) else dict(config)
+    flat = dict(config)
+    if isinstance(inner, Dict):
+        flat |= {key: value for key, value in inner.items() if value is not None or key not in config}
     if isinstance(flat.get("rope_parameters"), Dict) and flat["rope_parameters"]:
         rope = dict(flat["rope_parameters"])
         local = rope.pop("sliding_attention", None)
@@ -140,6 +155,20 @@ def flattened(config: Dict[str, Any]) -> dict[str, Any]:
     if isinstance(scaling, Dict) and (scaling.get("rope_type") or scaling.get("type") or "default") == "default":
         flat["rope_scaling"] = None
     return flat
+
+
+def _contradictions(config: Dict[str, Any]) -> list[str]:
+    """Where both spellings of rope are there, transformers 5 reads the old one, and `flattened` the new one."""
+    inner = config.get("text_config")
+    both = {**config, **inner} if isinstance(inner, Dict) else config
+    old, new = both.get("rope_scaling"), both.get("rope_parameters")
+    if not isinstance(old, Dict) or not isinstance(new, Dict) or not old or not new:
+        return []
+    new = new.get("full_attention", new)
+    alias = {"type": "rope_type", "rope_type": "type"}
+    if all(value in (new.get(key), new.get(alias.get(key, key))) for key, value in old.items()):
+        return []
+    return ["rope_scaling and rope_parameters say different things; remove one"]
 
 
 def _find_families(config: Dict[str, Any]) -> tuple[str, tuple[Family, ...]]:
@@ -174,8 +203,16 @@ def _value(config: Dict[str, Any], key: Key, problems: list[str]) -> Any:
     return value
 
 
-def _demands(family: Family, config: Dict[str, Any]) -> list[str]:
+def _demands(family: Family, config: Dict[str, Any], fields: Dict[str, Any]) -> list[str]:
     found = []
+    for multiple in family.multiples:
+        value, base = config.get(multiple.name), fields.get(multiple.of)
+        if value is not None and base is not None and value != multiple.times * base:
+            times = f"{multiple.times} x " if multiple.times > 1 else ""
+            why = f" ({multiple.why})" if multiple.why else ""
+            found.append(
+                f"{multiple.name} is {value!r}; supported: {times}{multiple.of} = {multiple.times * base}{why}"
+            )
     for expect in family.expects:
         value = config.get(expect.name)
         if value is not None and value not in expect.allowed:
@@ -208,20 +245,52 @@ def _rope_scaling(family: Family, config: Dict[str, Any], problems: list[str]) -
     kind = rope.get("rope_type") or rope.get("type")
     if kind not in family.rope_types:
         supported = ", ".join(("default", *family.rope_types))
-        problems.append(f"rope_scaling type is {kind!r}; supported: {supported}")
+        why = f" ({_ROPE_REFUSED[kind]})" if kind in _ROPE_REFUSED else ""
+        problems.append(f"rope_scaling type is {kind!r}; supported: {supported}{why}")
         return None
+    wrong: list[str] = []
     for name in _ROPE_FIELDS[kind]:
-        wrong: list[str] = []
         _value(rope, Key((name,), float), wrong)
-        problems += [f"rope_scaling: {problem}" for problem in wrong]
-    return dict(rope)
+    if kind == "yarn":
+        wrong += _yarn_problems(rope) if not wrong else []
+    problems += [f"rope_scaling: {problem}" for problem in wrong]
+    # TensorRT-LLM looks at `type` first, and takes a null for a value.
+    found = {name: value for name, value in rope.items() if value is not None}
+    return found | ({"type": kind} if "type" in found else {})
 
 
-def _fill_heads(fields: dict[str, Any], problems: list[str]) -> None:
-    """Fill in what Hugging Face leaves out: kv heads = heads, head size = hidden / heads."""
+def _yarn_problems(rope: Dict[str, Any]) -> list[str]:
+    """Where the yarn of TensorRT-LLM (RopeEmbeddingUtils) is not the one of transformers (modeling_rope_utils)."""
+    found: list[str] = []
+    factor, given, mscale, all_dim = (
+        _value(rope, Key((name,), float, None, zero=True), found)
+        for name in ("factor", "attention_factor", "mscale", "mscale_all_dim")
+    )
+    if rope.get("truncate") is False:
+        found.append("truncate is False; TensorRT-LLM always rounds the range of the ramp")
+    if found:
+        return found
+
+    def magnitude(weight: float) -> float:
+        return 1 + 0.1 * weight * math.log(factor) if factor > 1 else 1.0
+
+    theirs = magnitude(1.0 if mscale is None else mscale) / magnitude(all_dim or 0.0)
+    ours = magnitude(mscale) / magnitude(all_dim) if mscale and all_dim else magnitude(1.0)
+    ours = ours if given is None else given
+    if not math.isclose(ours, theirs, rel_tol=1e-6):
+        found.append(
+            f"the model's attention factor is {ours:g}, but TensorRT-LLM, which knows only factor, mscale and "
+            f"mscale_all_dim, would make it {theirs:g}"
+        )
+    return found
+
+
+def _fill_sizes(fields: dict[str, Any], problems: list[str]) -> None:
+    """Fill in what Hugging Face leaves out: kv heads = heads, head size = hidden / heads, FFN = 4 x hidden."""
     heads, hidden = fields.get("num_attention_heads"), fields.get("hidden_size")
     if not heads or not hidden:
         return
+    fields["intermediate_size"] = fields.get("intermediate_size") or 4 * hidden
     fields["num_key_value_heads"] = kv_heads = fields.get("num_key_value_heads") or heads
     if heads % kv_heads:
         problems.append(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")

@@ -18,9 +18,11 @@ _FINGERPRINT = "fingerprint"
 class Journal:
     """The journal of one output directory; written by the process that writes the rank file."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, part: str = "") -> None:
+        """`part`: the subfolder of the output that the rank files are in, for one half of a model."""
         self._directory = directory
         self._folder = directory / FOLDER
+        self._lines = self._folder / part
 
     def open(self, fingerprint: str) -> bool:
         """Keep what is there if it has the same fingerprint, else clear the directory; whether something was kept."""
@@ -44,7 +46,7 @@ class Journal:
     def last(self, name: str) -> tuple[int, str] | None:
         """(bytes of data, SHA-256 of the file up to there) of the last complete line about a rank file."""
         try:
-            lines = (self._folder / name).read_text().split("\n")[:-1]  # what follows the last newline was cut off
+            lines = (self._lines / name).read_text().split("\n")[:-1]  # what follows the last newline was cut off
             count, digest = lines[-1].split()
             return int(count), digest
         except (OSError, ValueError, IndexError):
@@ -52,7 +54,7 @@ class Journal:
 
     def record(self, name: str, count: int, digest: str) -> None:
         """Add a line about a rank file."""
-        handle = os.open(self._folder / name, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        handle = os.open(self._lines / name, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             os.write(handle, f"{count} {digest}\n".encode())
         finally:
@@ -60,7 +62,8 @@ class Journal:
 
     def forget(self, name: str) -> None:
         """A rank file begins anew."""
-        (self._folder / name).unlink(missing_ok=True)
+        self._lines.mkdir(exist_ok=True)
+        (self._lines / name).unlink(missing_ok=True)
 
     def remove(self) -> None:
         """The conversion is complete."""

@@ -24,11 +24,15 @@ _USUAL = (TrtbuildError, OSError)
 
 @dataclass(frozen=True)
 class Work:
-    """What is converted, and where to; the same for every process. `workers` 0 shares the cores of a host."""
+    """What is converted, and where to; the same for every process. `workers` 0 shares the cores of a host.
+
+    `part` is the subfolder for one half of an encoder-decoder model.
+    """
 
     ranks: tuple[RankJobs, ...]
     index: dict[str, TensorInfo]
     folder: Path
+    part: str = ""
     workers: int = 0
 
     def share(self, number: int, count: int) -> Work:
@@ -37,9 +41,12 @@ class Work:
         return replace(self, ranks=self.ranks[number * total // count : (number + 1) * total // count])
 
     def perform(self, progress: Progress) -> dict[str, str]:
-        """SHA-256 by file name of the ranks' files."""
-        journal = Journal(self.folder)
-        return convert(self.ranks, self.index, self.folder, workers=self.workers, progress=progress, journal=journal)
+        """SHA-256 of the ranks' files by path below the output."""
+        place = self.folder / self.part
+        place.mkdir(exist_ok=True)
+        journal = Journal(self.folder, self.part)
+        made = convert(self.ranks, self.index, place, workers=self.workers, progress=progress, journal=journal)
+        return {Path(self.part, name).as_posix(): digest for name, digest in made.items()}
 
 
 class Alone:
@@ -58,11 +65,9 @@ class Leader:
 
     def __init__(self, comm: Any) -> None:
         self._comm = comm
-        self._shared = False
 
     def convert(self, work: Work, progress: Progress = silent) -> dict[str, str]:
         """Convert with all processes; raises the first error that one of them met."""
-        self._shared = True
         self._comm.bcast(work)
         results = self._comm.gather(_attempt(self._comm, work, progress))
         errors = [result for result in results if isinstance(result, _USUAL)]
@@ -72,8 +77,7 @@ class Leader:
 
     def end(self, code: int) -> None:
         """Tell the others how it ended; they wait for that, since mpirun ends a job when its first process leaves."""
-        if not self._shared:
-            self._comm.bcast(None)
+        self._comm.bcast(None)
         self._comm.bcast(code)
 
 
@@ -109,8 +113,7 @@ def _world() -> Any:
 
 def _follow(comm: Any) -> int:
     """The work of every process but the first; the exit code."""
-    work = comm.bcast(None)
-    if work is not None:
+    while (work := comm.bcast(None)) is not None:
         comm.gather(_attempt(comm, work, silent))
     return int(comm.bcast(None))
 

@@ -47,7 +47,7 @@ def command(
     allow_pickle: AllowPickleOpt = False,
     force: ForceOpt = False,
 ) -> None:
-    """Convert a model to a TensorRT-LLM checkpoint: config.json and rankN.safetensors.
+    """Convert a model, or re-shard a checkpoint, to a TensorRT-LLM checkpoint: config.json and rankN.safetensors.
 
     A run that was killed or interrupted is resumed by the same command: what it had finished is verified and kept.
     """

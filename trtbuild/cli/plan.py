@@ -24,7 +24,10 @@ from trtbuild.cli.options import (
 from trtbuild.cli.output import data, note, print_json
 
 if TYPE_CHECKING:
-    from trtbuild.plan import Plan
+    from rich.table import Table
+
+    from trtbuild.layout import RankJobs
+    from trtbuild.plan import ModelPlan, Plan
 
 NAME = "plan"
 PANEL = "Build"
@@ -61,14 +64,18 @@ def command(
     plan.require()
 
 
-def document(model: str, plan: Plan) -> dict[str, Any]:
-    """The plan as JSON; sizes in bytes. `schema` changes when a key is removed or changes its meaning."""
+def document(model: str, plan: ModelPlan) -> dict[str, Any]:
+    """The plan as JSON; sizes in bytes. `schema` changes when a key is removed or changes its meaning.
+
+    An encoder-decoder model has two `folders`, and the ranks of both are in `ranks`.
+    """
     options = plan.options
     return {
         "schema": SCHEMA,
         "model": model,
-        "architecture": plan.spec.architecture,
-        "family": plan.family.name,
+        "architecture": " + ".join(part.spec.architecture for part in plan.parts),
+        "family": plan.parts[0].family.name,
+        "folders": [part.folder for part in plan.parts],
         "tp": options.tp_size,
         "pp": options.pp_size,
         "dtype": plan.dtype,
@@ -80,52 +87,62 @@ def document(model: str, plan: Plan) -> dict[str, Any]:
         "memory_bytes": plan.memory_bytes,
         "problems": list(plan.problems),
         "warnings": list(plan.warnings),
-        "ranks": [
-            {
-                "rank": rank.rank,
-                "tp_rank": rank.tp_rank,
-                "pp_rank": rank.pp_rank,
-                "layers": [rank.layers.start, rank.layers.stop],
-                "bytes": rank.nbytes,
-                "tensors": [
-                    {"name": job.name, "dtype": job.dtype, "shape": list(job.shape), "bytes": job.nbytes}
-                    for job in rank.jobs
-                ],
-            }
-            for rank in plan.ranks
+        "ranks": [_rank(part, rank) for part in plan.parts for rank in part.ranks],
+    }
+
+
+def _rank(part: Plan, rank: RankJobs) -> dict[str, Any]:
+    return {
+        "folder": part.folder,
+        "rank": rank.rank,
+        "tp_rank": rank.tp_rank,
+        "pp_rank": rank.pp_rank,
+        "layers": [rank.layers.start, rank.layers.stop],
+        "bytes": rank.nbytes,
+        "tensors": [
+            {"name": job.name, "dtype": job.dtype, "shape": list(job.shape), "bytes": job.nbytes} for job in rank.jobs
         ],
     }
 
 
-def _show(plan: Plan) -> None:
-    from rich.table import Table
-
-    spec = plan.spec
-    heads = f"{spec.num_heads} heads ({spec.num_kv_heads} kv)"
-    data.print(
-        f"{spec.architecture}: {spec.num_layers} layers, hidden {spec.hidden_size}, {heads}, "
-        f"vocabulary {spec.vocab_size}, {plan.parameters / 1e6:.1f} M parameters",
-        highlight=False,
-        soft_wrap=True,
-    )
-    if plan.ranks:
-        table = Table(
-            title=f"tp {plan.options.tp_size} x pp {plan.options.pp_size}, {plan.dtype}, quant {plan.options.quant}"
+def _show(plan: ModelPlan) -> None:
+    for part in plan.parts:
+        spec = part.spec
+        heads = f"{spec.num_heads} heads ({spec.num_kv_heads} kv)"
+        data.print(
+            f"{spec.architecture}: {spec.num_layers} layers, hidden {spec.hidden_size}, {heads}, "
+            f"vocabulary {spec.vocab_size}"
+            + (f", {plan.parameters / 1e6:.1f} M parameters" if part is plan.parts[-1] else ""),
+            highlight=False,
+            soft_wrap=True,
         )
-        for column in ("rank", "tp rank", "stage", "layers", "tensors", "size"):
-            table.add_column(column, justify="right")
-        for rank in plan.ranks:
-            layers = f"{rank.layers.start}-{rank.layers.stop - 1}"
-            cells = (rank.rank, rank.tp_rank, rank.pp_rank, layers, len(rank.jobs), size(rank.nbytes))
-            table.add_row(*(str(cell) for cell in cells))
-        table.add_section()
-        tensors = sum(len(rank.jobs) for rank in plan.ranks)
-        table.add_row("all", "", "", f"0-{spec.num_layers - 1}", str(tensors), size(plan.checkpoint_bytes))
-        data.print(table)
+    for part in plan.parts:
+        if part.ranks:
+            data.print(_table(part))
+    if all(part.ranks for part in plan.parts):
         reads, writes, memory = (size(n) for n in (plan.source_bytes, plan.checkpoint_bytes, plan.memory_bytes))
         data.print(f"reads {reads}, writes {writes}, host memory {memory}", highlight=False)
     for warning in plan.warnings:
         note(f"warning: {warning}")
+
+
+def _table(part: Plan) -> Table:
+    """What each rank of one checkpoint folder holds."""
+    from rich.table import Table
+
+    options = part.options
+    title = f"tp {options.tp_size} x pp {options.pp_size}, {part.dtype}, quant {options.quant}"
+    table = Table(title=f"{part.folder}: {title}" if part.folder else title)
+    for column in ("rank", "tp rank", "stage", "layers", "tensors", "size"):
+        table.add_column(column, justify="right")
+    for rank in part.ranks:
+        layers = f"{rank.layers.start}-{rank.layers.stop - 1}"
+        cells = (rank.rank, rank.tp_rank, rank.pp_rank, layers, len(rank.jobs), size(rank.nbytes))
+        table.add_row(*(str(cell) for cell in cells))
+    table.add_section()
+    tensors = sum(len(rank.jobs) for rank in part.ranks)
+    table.add_row("all", "", "", f"0-{part.spec.num_layers - 1}", str(tensors), size(part.checkpoint_bytes))
+    return table
 
 
 def size(count: float) -> str:

@@ -15,13 +15,14 @@ app = typer.Typer(help="Show what is supported.", no_args_is_help=True)
 @app.command()
 def families(as_json: JsonOpt = False) -> None:
     """Model families and their Hugging Face architectures."""
-    from trtbuild.families import FAMILIES
+    from trtbuild.families import FAMILIES, families_of
 
     rows = [
         {
             "family": family.name,
             "architecture": hf,
             "tensorrt_llm": trt,
+            "folder": family.folder,
             "tensor_parallel": family.tensor,
             "pipeline_parallel": family.pipeline,
             "rope_types": ["default", *family.rope_types],
@@ -30,7 +31,25 @@ def families(as_json: JsonOpt = False) -> None:
         for family in FAMILIES
         for hf, trt in family.architectures.items()
     ]
-    _print("families", rows, as_json)
+    if as_json:
+        print_json({"schema": 1, "families": rows})
+        return
+    # Two tables, so that both are readable in 80 columns; TensorRT-LLM's names are in the JSON.
+    shown = [
+        {
+            "family": family.name,
+            "architecture": name,
+            "cut by": [kind for kind, can in (("tp", family.tensor), ("pp", family.pipeline)) if can],
+            "rope types": ["default", *family.rope_types],
+        }
+        for family in FAMILIES
+        for name in family.architectures
+        if not family.folder or family is families_of(name)[0]  # one row for both halves
+    ]
+    _table(shown)
+    # Several values of a family (halves, heads) share its name and its note.
+    notes = dict.fromkeys((family.name, family.note) for family in FAMILIES if family.note)
+    _table([{"family": name, "note": text} for name, text in notes])
 
 
 @app.command()
@@ -51,6 +70,15 @@ def methods(as_json: JsonOpt = False) -> None:
     _print("methods", rows, as_json)
 
 
+@app.command()
+def rules(as_json: JsonOpt = False) -> None:
+    """Rules of `trtbuild check`, with the severity that they usually have."""
+    from trtbuild.lint.finding import RULES
+
+    rows = [{"rule": name, "severity": rule.severity, "what holds": rule.text} for name, rule in RULES.items()]
+    _print("rules", rows, as_json)
+
+
 @app.command(name="exit-codes")
 def exit_codes(as_json: JsonOpt = False) -> None:
     """Exit codes of the program."""
@@ -62,7 +90,11 @@ def exit_codes(as_json: JsonOpt = False) -> None:
 def _print(name: str, rows: Sequence[Mapping[str, object]], as_json: bool) -> None:
     if as_json:
         print_json({"schema": 1, name: rows})
-        return
+    else:
+        _table(rows)
+
+
+def _table(rows: Sequence[Mapping[str, object]]) -> None:
     from rich.table import Table
 
     table = Table()
@@ -76,7 +108,7 @@ def _print(name: str, rows: Sequence[Mapping[str, object]], as_json: bool) -> No
 
 def _cell(value: object) -> str:
     if isinstance(value, list):
-        return ", ".join(str(item) for item in value)
+        return ", ".join(str(item) for item in value) or "-"
     return (
         {True: "yes", False: "no", None: "-"}.get(value, str(value)) if isinstance(value, bool | None) else str(value)
     )

@@ -102,12 +102,13 @@ def build_engine(
         ToolError: mpirun is missing or a rank died; names the rank and shows its last lines.
         OutputError: the disk is full.
     """
+    from trtbuild.runtime.architectures import require_seq_len
     from trtbuild.runtime.program import build_program
 
     config = read_checkpoint_config(checkpoint)
     build_config = options.build_config(config)
     mapping = engine_mapping(config)
-    build_program(config, mapping)
+    require_seq_len(build_program(config, mapping).features, build_config["max_seq_len"])
     argv = [sys.executable, "-m", "trtbuild.engine.cpu_rank", str(checkpoint), str(out), str(log_dir)]
     launcher_log = log_dir / LAUNCHER_LOG
     process = mpi.start_ranks(argv, mapping.world_size, log=launcher_log)

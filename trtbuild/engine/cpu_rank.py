@@ -15,7 +15,8 @@ from trtbuild import mpi
 from trtbuild.engine.cpu import KERNELS, engine_mapping, read_checkpoint_config
 from trtbuild.errors import CheckpointError
 from trtbuild.mapping import Mapping
-from trtbuild.runtime.program import Program, Weight, build_program
+from trtbuild.runtime.ops import Weight
+from trtbuild.runtime.program import Program, build_program
 
 if TYPE_CHECKING:
     from safetensors import safe_open as Source
@@ -55,14 +56,24 @@ def _engine_tensors(
     for weight in program.weights:
         tensor = _stacked(source, held, path, weight)
         if weight.quantized and int8:
-            from trtbuild.quantize.methods.int8 import quantize
-
-            values, scale = quantize(tensor)
+            values, scale = _quantized(tensor)
             yield weight.name, values
             # Upstream stores the scale in the model's dtype but divides by the exact one (checkpoint format 4.2).
             yield weight.name.removesuffix(".weight") + ".per_channel_scale", scale.to(dtype).float()
         else:
             yield weight.name, tensor.to(torch.float32 if weight.float32 else dtype).contiguous()
+
+
+def _quantized(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(int8, float32 scales) of a weight [out, in], or of each expert of a stack [experts, out, in] on its own."""
+    from trtbuild.quantize.methods.int8 import quantize
+
+    if tensor.dim() == 2:
+        return quantize(tensor)
+    values, scales = torch.empty(tensor.shape, dtype=torch.int8), torch.empty(tensor.shape[:2])
+    for expert, weight in enumerate(tensor):  # one at a time: the formula works on a float32 copy
+        values[expert], scales[expert] = quantize(weight)
+    return values, scales
 
 
 def _stacked(source: Source, held: set[str], path: Path, weight: Weight) -> torch.Tensor:

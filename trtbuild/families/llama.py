@@ -66,6 +66,8 @@ RULES = (*EMBEDDING, *NORMS[0], *ATTENTION, *NORMS[1], *GATED_MLP, *HEAD)
 
 # Fp8 weights are let through: checkpoint/quantized_source.py says which.
 QUANTIZED = Refuse("quantization_config", "the weights are quantized already; give the unquantized model")
+# What both the class and create_attention_const_params of its Attention layer do as transformers does.
+ROPE_TYPES = ("linear", "llama3", "yarn")
 SILU = {"silu": "silu", "swish": "silu"}
 CONSTANTS = {
     "position_embedding_type": "rope_gpt_neox",
@@ -82,7 +84,7 @@ LLAMA = Family(
     rules=RULES,
     constants=CONSTANTS,
     activations=SILU,
-    rope_types=("linear", "llama3"),
+    rope_types=ROPE_TYPES,
     expects=(Expect("partial_rotary_factor", (1, 1.0)), Expect("model_type", ("llama",))),
     refuses=(QUANTIZED, Refuse("sliding_window", "attention in this family always sees the whole context")),
     ignored=("*.rotary_emb.inv_freq",),

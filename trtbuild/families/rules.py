@@ -42,10 +42,20 @@ class Expect:
 
 @dataclass(frozen=True)
 class Refuse:
-    """A config key that must be absent, null, false or empty; `why` completes the sentence."""
+    """A config key that must be absent, null, false or empty (or a tensor); `why` completes the sentence."""
 
     name: str
     why: str
+
+
+@dataclass(frozen=True)
+class Multiple:
+    """A config value that must be `times` the spec's field `of`, where it is present; `why` explains the refusal."""
+
+    name: str
+    of: str
+    times: int = 1
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,8 +83,8 @@ class Rule:
     """One TensorRT-LLM tensor: its sources' parts, each cut on its own and then stacked in this order.
 
     "{i}" in `target` is the layer's index inside its pipeline stage. `when` names config fields of the spec that must
-    be true ("a !b": a true, b false). `experts`: the stack repeats for every expert of the rank and gains a leading
-    dim. `add` is added to every element (Gemma's norms); `dtype` overrules the checkpoint's (routers: float32).
+    be true ("a !b c=1": a true, b false, c 1). `experts`: the stack repeats for every expert of the rank and gains a
+    leading dim. `add` is added to every element (Gemma's norms); `dtype` overrules the checkpoint's (routers: float32).
     """
 
     target: str
@@ -106,8 +116,11 @@ class Family:
     rope_types: tuple[str, ...] = ()
     expects: tuple[Expect, ...] = ()
     refuses: tuple[Refuse, ...] = ()
+    multiples: tuple[Multiple, ...] = ()
     ignored: tuple[str, ...] = ()
     """fnmatch patterns of source tensors that carry no weights."""
+    unusable: tuple[Refuse, ...] = ()
+    """fnmatch patterns of source tensors that hold weights in a form that cannot be read, and what to do."""
     prefixes: tuple[tuple[str, str], ...] = ()
     """(prefix in `rules`, prefix that some files have instead)."""
     tensor: bool = True
@@ -116,6 +129,10 @@ class Family:
     """False where TensorRT-LLM's model class cannot be cut into pipeline stages."""
     parallel_embedding: bool = False
     """True where the class shards the vocabulary table by rows whenever tp > 1, whatever the config says (Gemma)."""
+    quantization: bool = True
+    """False where TensorRT-LLM's model class has no quantized form."""
+    engine: bool = True
+    """False where the cpu runtime, which generates with decoder-only models, has no engine for it."""
     folder: str = ""
     """Subfolder of the checkpoint for one half of an encoder-decoder model."""
     note: str = ""
@@ -142,6 +159,7 @@ def linear(
     *,
     bias: str | None = None,
     bias_split: Split | None = None,
+    stage: Stage = Stage.LAYER,
     when: str = "",
     **source_fields: Any,
 ) -> tuple[Rule, ...]:
@@ -152,11 +170,11 @@ def linear(
     names = (sources,) if isinstance(sources, str) else sources
     parts = [rows] if len(names) == 1 else [(axis,) for axis in rows]
     made = tuple(Source(f"{name}.weight", part, cols, **source_fields) for name, part in zip(names, parts, strict=True))
-    rules = [Rule(f"{target}.weight", made, split, when=when)]
+    rules = [Rule(f"{target}.weight", made, split, stage, when)]
     if bias is not None:
         vectors = tuple(
             replace(source, name=f"{name}.bias", cols=None, transposed=False)
             for name, source in zip(names, made, strict=True)
         )
-        rules.append(Rule(f"{target}.bias", vectors, bias_split or split, when=f"{when} {bias}".strip()))
+        rules.append(Rule(f"{target}.bias", vectors, bias_split or split, stage, f"{when} {bias}".strip()))
     return tuple(rules)

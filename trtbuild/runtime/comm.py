@@ -52,6 +52,11 @@ class Comm:
         self._await(source, _HIDDEN)
         self._world.Recv(x, source=source, tag=_HIDDEN)
 
+    def broadcast_hidden(self, x: NDArray[Any]) -> None:
+        """x [T, H] of the last stage to all ranks, in place: an encoder's output, which every decoder stage reads."""
+        if self._world is not None and self.mapping.pp_size > 1:
+            self._world.Bcast(x, root=self.mapping.world_size - self.mapping.tp_size)
+
     def gather_logits(self, local: NDArray[Any]) -> None:
         """Called on the last stage: its ranks' [R, rows] meet on its first rank, which hands them to rank 0."""
         whole = local
@@ -60,7 +65,7 @@ class Comm:
             self._tp.Gather(np.ascontiguousarray(local), parts, root=0)
             if parts is None:
                 return
-            whole = parts.transpose(1, 0, 2).reshape(local.shape[0], -1)
+            whole = parts.transpose(1, 0, 2).reshape(len(local), self.mapping.tp_size * local.shape[1])  # R may be 0
         if self.mapping.rank == 0:
             self._logits = whole
         elif self._world is not None and self.mapping.tp_rank == 0:

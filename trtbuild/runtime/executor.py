@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from trtbuild.runtime.program import Buffer, Op, Shapes
+from trtbuild.runtime.activations import ACTIVATIONS
+from trtbuild.runtime.features import Activation
+from trtbuild.runtime.ops import Buffer, Op
+from trtbuild.runtime.program import Program
+from trtbuild.runtime.torch_experts import TorchExperts
 
 if TYPE_CHECKING:
     from trtbuild.runtime.native.library import BatchStruct, OpStruct
@@ -24,7 +28,8 @@ _WTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 class Batch:
     """One step: T tokens of several sequences, R of which need logits. All int32.
 
-    token_ids, positions, slots: [T]; block_tables: [sequence slots, max_blocks]; rows: [R] indices into T.
+    token_ids, positions, slots: [T]; block_tables: [sequence slots, max_blocks]; rows: [R] indices into T;
+    lengths: [sequence slots] tokens of each sequence, those of later steps included (only long rope reads it).
     """
 
     token_ids: torch.Tensor
@@ -32,6 +37,7 @@ class Batch:
     slots: torch.Tensor
     block_tables: torch.Tensor
     rows: torch.Tensor
+    lengths: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int32))
 
     @property
     def num_tokens(self) -> int:
@@ -46,14 +52,19 @@ class Batch:
 class State:
     """What a rank holds between steps. Cache layouts are those that kernels.c explains."""
 
-    shapes: Shapes
+    program: Program
     weights: dict[str, torch.Tensor]
     buffers: dict[Buffer, torch.Tensor]
     keys: torch.Tensor  # [layers, blocks, kv_heads, head_size, block_tokens] float32
     values: torch.Tensor  # [layers, blocks, kv_heads, block_tokens, head_size] float32
-    cos: torch.Tensor
+    cos: torch.Tensor  # [tables, max_seq_len, rotary_size / 2] float32
     sin: torch.Tensor
     block_tokens: int
+    position_bias: torch.Tensor | None = None  # [heads, whole blocks of max_seq_len] float32
+
+    def scale_of(self, weight: str) -> torch.Tensor | None:
+        """Scales of an int8 weight, one an output row; None for a weight that is not quantized."""
+        return self.weights.get(weight.removesuffix(".weight") + ".per_channel_scale")
 
 
 class Executor(Protocol):
@@ -72,14 +83,18 @@ class NativeExecutor:
         self._compiled: dict[int, ctypes.Array[OpStruct]] = {}
         self._threads = num_threads
         self._scratch = torch.zeros(0)
+        self._longest_row = max((w.shape[-1] for w in state.weights.values()), default=0)
         self._batch: BatchStruct = BatchStruct()
-        shapes = state.shapes
+        shapes, features = state.program.shapes, state.program.features
         b = self._batch
         for buffer, tensor in state.buffers.items():
             b.buffer[buffer], b.width[buffer] = tensor.data_ptr(), tensor.shape[1]
         b.block_tokens, b.num_heads, b.num_kv_heads = state.block_tokens, shapes.num_heads, shapes.num_kv_heads
-        b.head_size, b.rotary_size, b.score_scale = shapes.head_size, shapes.rotary_size, shapes.head_size**-0.5
-        b.cos_table, b.sin_table = state.cos.data_ptr(), state.sin.data_ptr()
+        b.head_size, b.score_scale, b.soft_cap = shapes.head_size, features.score_scale, features.attention_soft_cap
+        b.rotary_size, b.rope_switch = features.rotary_size, features.rope_switch
+        b.cos_table, b.sin_table, b.table_stride = state.cos.data_ptr(), state.sin.data_ptr(), state.cos.stride(0)
+        if state.position_bias is not None:
+            b.position_bias, b.bias_stride = state.position_bias.data_ptr(), state.position_bias.stride(0)
         b.keys, b.values = state.keys.data_ptr(), state.values.data_ptr()
         b.layer_stride, b.block_stride = state.keys.stride(0), state.keys.stride(1)
         b.num_threads = num_threads
@@ -97,11 +112,12 @@ class NativeExecutor:
             batch.slots.data_ptr(),
         )
         b.block_tables, b.rows = batch.block_tables.data_ptr(), batch.rows.data_ptr()
+        b.lengths = batch.lengths.data_ptr()
         self._library.trtbuild_run(compiled, len(compiled), ctypes.byref(b))
 
     def _reserve(self, max_blocks: int) -> None:
-        """Scratch of each thread: the scores of the three heads that kernels.c takes at a time."""
-        floats = 3 * max_blocks * self._state.block_tokens
+        """Scratch of each thread: the scores of three heads, or three rows of a weight as float32."""
+        floats = 3 * max(max_blocks * self._state.block_tokens, self._longest_row)
         if self._scratch.numel() < floats * self._threads:
             self._scratch = torch.zeros(floats * self._threads)
             self._batch.scratch, self._batch.scratch_stride = self._scratch.data_ptr(), floats
@@ -114,23 +130,25 @@ class NativeExecutor:
             struct.kind, struct.in_, struct.out = op.kind, op.in_, op.out
             struct.in2 = -1 if op.in2 is None else op.in2
             struct.n, struct.k, struct.layer, struct.row, struct.column = op.n, op.k, op.layer, op.row, op.column
-            struct.of_rows, struct.eps = op.of_rows, op.eps
+            struct.of_rows, struct.eps, struct.factor = op.of_rows, op.eps, op.factor
+            struct.act, struct.window, struct.table = op.act, op.window, op.table
             if op.weight:
                 weight = self._state.weights[op.weight]
                 struct.weight, struct.wtype = weight.data_ptr(), _WTYPE[weight.dtype]
-            if (scale := self._state.weights.get(_scale_name(op.weight))) is not None:
+            if (scale := self._state.scale_of(op.weight)) is not None:
                 struct.scale = scale.data_ptr()
             if op.bias:
                 struct.bias = self._state.weights[op.bias].data_ptr()
         return compiled
 
 
-class TorchExecutor:
+class TorchExecutor(TorchExperts):
     """Each operation as the few lines of torch that define it."""
 
     def __init__(self, state: State, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
         self._state = state
+        self._shapes, self._features = state.program.shapes, state.program.features
 
     def run(self, ops: Sequence[Op], batch: Batch) -> None:
         for op in ops:
@@ -144,20 +162,39 @@ class TorchExecutor:
         out = self._get(op.out, batch.num_tokens).zero_()
         ids = batch.token_ids.long() - op.row
         mine = (ids >= 0) & (ids < op.n)
-        out[mine, op.column : op.column + op.k] = table[ids[mine]].float()
+        out[mine, op.column : op.column + op.k] = table[ids[mine]].float() * op.factor
 
-    def _norm(self, op: Op, batch: Batch) -> None:
+    def _add_position(self, op: Op, batch: Batch) -> None:
+        table = self._state.weights[op.weight]
+        positions = batch.positions.long() - op.row
+        mine = (positions >= 0) & (positions < op.n)
+        self._get(op.out, batch.num_tokens)[mine, op.column : op.column + op.k] += table[positions[mine]].float()
+
+    def _residual(self, op: Op, batch: Batch) -> torch.Tensor:
+        """The input of a norm, after the summand that waits for it."""
         count = batch.num_rows if op.of_rows else batch.num_tokens
         x = self._get(op.in_, count)
         if op.in2 is not None:
             x += self._get(op.in2, count)
-        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + op.eps)
-        self._get(op.out, count).copy_(x * scale * self._state.weights[op.weight])
+        return x
+
+    def _norm(self, op: Op, batch: Batch) -> None:
+        x = self._residual(op, batch)
+        self._get(op.out, len(x)).copy_(_rms_norm(x, self._state.weights[op.weight], op.eps))
+
+    def _layer_norm(self, op: Op, batch: Batch) -> None:
+        x = self._residual(op, batch)
+        weight, bias = self._state.weights[op.weight], self._state.weights[op.bias]
+        self._get(op.out, len(x)).copy_(torch.nn.functional.layer_norm(x, (op.k,), weight, bias, op.eps))
+
+    def _head_norm(self, op: Op, batch: Batch) -> None:
+        heads = self._get(op.in_, batch.num_tokens)[:, op.column : op.column + op.n * op.k].unflatten(1, (op.n, op.k))
+        heads.copy_(_rms_norm(heads, self._state.weights[op.weight], op.eps))
 
     def _linear(self, op: Op, batch: Batch) -> None:
         count = batch.num_rows if op.of_rows else batch.num_tokens
         y = torch.nn.functional.linear(self._get(op.in_, count), self._state.weights[op.weight].float())
-        scale = self._state.weights.get(_scale_name(op.weight))
+        scale = self._state.scale_of(op.weight)
         if scale is not None:
             y *= scale
         if op.bias:
@@ -165,20 +202,23 @@ class TorchExecutor:
         self._get(op.out, count).copy_(y)
 
     def _rope_cache(self, op: Op, batch: Batch) -> None:
-        s, state, tokens = self._state.shapes, self._state, batch.num_tokens
+        s, f, state, tokens = self._shapes, self._features, self._state, batch.num_tokens
         qkv = self._get(op.in_, tokens).view(tokens, -1, s.head_size)
-        positions = batch.positions.long()
-        cos, sin, half = state.cos[positions, None], state.sin[positions, None], s.rotary_size // 2
+        positions, slots, half = batch.positions.long(), batch.slots.long(), f.rotary_size // 2
+        table = torch.full_like(positions, op.table)
+        if f.rope_switch:
+            table += batch.lengths[slots] > f.rope_switch
+        cos, sin = state.cos[table, positions, None], state.sin[table, positions, None]
         rotated = qkv[:, : s.num_heads + s.num_kv_heads]
         a, b = rotated[..., :half].clone(), rotated[..., half : 2 * half].clone()
         rotated[..., :half], rotated[..., half : 2 * half] = a * cos - b * sin, b * cos + a * sin
-        blocks = batch.block_tables[batch.slots.long(), positions // state.block_tokens].long()
+        blocks = batch.block_tables[slots, positions // state.block_tokens].long()
         at = positions % state.block_tokens
         state.keys[op.layer, blocks, :, :, at] = qkv[:, s.num_heads : s.num_heads + s.num_kv_heads]
         state.values[op.layer, blocks, :, at] = qkv[:, s.num_heads + s.num_kv_heads :]
 
     def _attention(self, op: Op, batch: Batch) -> None:
-        s, state, tokens = self._state.shapes, self._state, batch.num_tokens
+        s, state, tokens = self._shapes, self._state, batch.num_tokens
         queries = self._get(op.in_, tokens).view(tokens, -1, s.head_size)[:, : s.num_heads]
         out = self._get(op.out, tokens).view(tokens, s.num_heads, s.head_size)
         for slot in batch.slots.unique().tolist():
@@ -191,16 +231,40 @@ class TorchExecutor:
             values = (
                 state.values[op.layer, blocks].transpose(0, 1).reshape(s.num_kv_heads, -1, s.head_size)[:, :context]
             )
-            mask = torch.arange(context) <= batch.positions[mine, None]
-            q = queries[mine].transpose(0, 1)[None]
+            y = self._attend(queries[mine].transpose(0, 1), keys, values, batch.positions[mine, None], op.window)
+            out[mine] = y.transpose(0, 1)
+
+    def _attend(
+        self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, window: int
+    ) -> torch.Tensor:
+        """q [heads, t, head_size] at `positions` [t, 1] over keys, values [kv_heads, context, head_size]."""
+        f, bias, at = self._features, self._state.position_bias, torch.arange(keys.shape[1])
+        visible = at <= positions
+        if window:
+            visible &= at > positions - window
+        hidden = torch.zeros(visible.shape).masked_fill(~visible, -torch.inf)
+        mask = hidden if bias is None else hidden + bias[:, None, : len(at)]
+        if not f.attention_soft_cap:
             y = torch.nn.functional.scaled_dot_product_attention(
-                q, keys[None], values[None], attn_mask=mask, enable_gqa=True
+                q[None], keys[None], values[None], attn_mask=mask, scale=f.score_scale, enable_gqa=True
             )
-            out[mine] = y[0].transpose(0, 1)
+            return y[0]
+        repeat = len(q) // len(keys)
+        scores = q @ keys.repeat_interleave(repeat, 0).mT * f.score_scale
+        scores = f.attention_soft_cap * torch.tanh(scores / f.attention_soft_cap) + mask
+        return scores.softmax(-1) @ values.repeat_interleave(repeat, 0)
 
     def _act_mul(self, op: Op, batch: Batch) -> None:
-        fc, gate = self._get(op.in_, batch.num_tokens).split(op.n, dim=1)
-        self._get(op.out, batch.num_tokens).copy_(torch.nn.functional.silu(fc) * gate)
+        halves = self._get(op.in_, batch.num_tokens).split(op.n, dim=1)
+        activated, other = halves if op.column == 0 else halves[::-1]
+        self._get(op.out, batch.num_tokens).copy_(ACTIVATIONS[Activation(op.act)](activated) * other)
+
+    def _act(self, op: Op, batch: Batch) -> None:
+        self._get(op.out, batch.num_tokens).copy_(ACTIVATIONS[Activation(op.act)](self._get(op.in_, batch.num_tokens)))
+
+    def _soft_cap(self, op: Op, batch: Batch) -> None:
+        x = self._get(op.in_, batch.num_rows if op.of_rows else batch.num_tokens)
+        self._get(op.out, len(x)).copy_(op.factor * torch.tanh(x / op.factor))
 
     def _add(self, op: Op, batch: Batch) -> None:
         assert op.in2 is not None
@@ -213,5 +277,5 @@ class TorchExecutor:
 EXECUTORS: dict[str, type[NativeExecutor] | type[TorchExecutor]] = {"native": NativeExecutor, "torch": TorchExecutor}
 
 
-def _scale_name(weight: str) -> str:
-    return weight.removesuffix(".weight") + ".per_channel_scale"
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight

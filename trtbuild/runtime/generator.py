@@ -146,6 +146,9 @@ class Generator:
             self._close(sequence)
             return Output(request.request_id, finish_reason="end_id")
         sequence.tokens.append(token)
+        if len(sequence.tokens) - 1 == self.model.program.features.rope_switch:
+            # Long rope changes its table for the whole sequence, so all keys are made again, as transformers does.
+            sequence.computed = 0
         reason = _finish_reason(sequence)
         if reason:
             self._close(sequence)
@@ -203,22 +206,23 @@ def make_batch(chunks: list[Chunk], block_tokens: int) -> Batch:
         slots=torch.tensor(slots, dtype=torch.int32),
         block_tables=torch.from_numpy(tables),
         rows=torch.tensor(rows, dtype=torch.int32),
+        lengths=torch.tensor([len(chunk.sequence.tokens) for chunk in chunks], dtype=torch.int32),
     )
 
 
 def pack_batch(batch: Batch) -> NDArray[Any]:
-    """A step as one int32 message: T, R, table rows and width, then the five arrays."""
+    """A step as one int32 message: T, R, table rows and width, then the six arrays."""
     sizes = torch.tensor([batch.num_tokens, batch.num_rows, *batch.block_tables.shape], dtype=torch.int32)
-    parts = (sizes, batch.token_ids, batch.positions, batch.slots, batch.rows, batch.block_tables.flatten())
-    message: NDArray[Any] = torch.cat(parts).numpy()
+    arrays = (batch.token_ids, batch.positions, batch.slots, batch.rows, batch.block_tables.flatten(), batch.lengths)
+    message: NDArray[Any] = torch.cat([sizes, *arrays]).numpy()
     return message
 
 
 def unpack_batch(message: NDArray[Any]) -> Batch:
     tokens, rows, slots, width = message[:4].tolist()
-    arrays = torch.from_numpy(message[4:]).split([tokens, tokens, tokens, rows, slots * width])
-    ids, positions, slot_of, wanted, tables = arrays
-    return Batch(ids, positions, slot_of, tables.view(slots, width), wanted)
+    arrays = torch.from_numpy(message[4:]).split([tokens, tokens, tokens, rows, slots * width, slots])
+    ids, positions, slot_of, wanted, tables, lengths = arrays
+    return Batch(ids, positions, slot_of, tables.view(slots, width), wanted, lengths)
 
 
 def _finish_reason(sequence: Sequence) -> FinishReason | None:

@@ -9,10 +9,15 @@ import torch
 from numpy.typing import NDArray
 
 from trtbuild.errors import EngineError, ToolError
+from trtbuild.mapping import Mapping
+from trtbuild.runtime.alibi import position_bias
+from trtbuild.runtime.architectures import require_seq_len
 from trtbuild.runtime.comm import Comm
 from trtbuild.runtime.executor import EXECUTORS, Batch, Executor, State
+from trtbuild.runtime.features import Position
 from trtbuild.runtime.info import TOKENS_PER_BLOCK, EngineInfo, default_threads
-from trtbuild.runtime.program import Buffer, Kind, Op, Program, build_program
+from trtbuild.runtime.ops import Buffer, Kind, Op
+from trtbuild.runtime.program import Program, build_program
 from trtbuild.runtime.rope import rope_tables
 
 
@@ -49,14 +54,16 @@ class RankModel:
         self.max_seq_len: int = info.build["max_seq_len"]
         self.max_num_tokens: int = info.build["max_num_tokens"]
         weights = load_weights(info.directory / f"rank{comm.mapping.rank}.engine", self.program)
-        cos, sin = rope_tables(info.pretrained, self.program.shapes.rotary_size, self.max_seq_len)
-        s, rows = self.program.shapes, max(max_batch_size, self.max_num_tokens)
+        f, s, rows = self.program.features, self.program.shapes, max(max_batch_size, self.max_num_tokens)
+        require_seq_len(f, self.max_seq_len)
+        cos, sin = rope_tables(f.ropes, f.rotary_size, self.max_seq_len)
         buffers = {buffer: torch.zeros(rows, width) for buffer, width in s.widths().items()}
         cache = (s.num_layers, kv_blocks, s.num_kv_heads)
         # empty, not zeros: untouched pages of the pool cost no memory
         keys = torch.empty(*cache, s.head_size, TOKENS_PER_BLOCK)
         values = torch.empty(*cache, TOKENS_PER_BLOCK, s.head_size)
-        self._state = State(s, weights, buffers, keys, values, cos, sin, TOKENS_PER_BLOCK)
+        bias = _position_bias(self.program, comm.mapping, self.max_seq_len)
+        self._state = State(self.program, weights, buffers, keys, values, cos, sin, TOKENS_PER_BLOCK, bias)
         threads = default_threads(comm.mapping.tp_size)
         self.executor = make_executor(executor or info.executor, self._state, threads)
         self._segments = _segments(self.program.ops)
@@ -96,6 +103,16 @@ class RankModel:
     def _rows(self, buffer: Buffer, count: int) -> NDArray[Any]:
         view: NDArray[Any] = self._state.buffers[buffer][:count].numpy()
         return view
+
+
+def _position_bias(program: Program, mapping: Mapping, max_seq_len: int) -> torch.Tensor | None:
+    """The alibi bias of this rank's heads, for whole blocks of keys; None for models without."""
+    f, mine = program.features, program.shapes.num_heads
+    if f.position is not Position.ALIBI:
+        return None
+    heads = range(mapping.tp_rank * mine, (mapping.tp_rank + 1) * mine)
+    length = -(-max_seq_len // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
+    return position_bias(mine * mapping.tp_size, heads, length, scale=f.alibi_scale, rounded=f.alibi_rounded)
 
 
 def make_executor(name: str, state: State, threads: int) -> Executor:

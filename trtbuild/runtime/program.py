@@ -10,73 +10,13 @@ Shapes: T tokens of the batch, R rows that need logits, H hidden, I intermediate
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any
 
-from trtbuild.errors import EngineError
 from trtbuild.mapping import Mapping
-from trtbuild.runtime.rope import SCALING_TYPES
-
-
-class Kind(IntEnum):
-    """Operations; the values up to TAKE_ROWS are those of kernels.c, the others are done by `model.py`."""
-
-    EMBED = 0
-    NORM = 1
-    LINEAR = 2
-    ROPE_CACHE = 3
-    ATTENTION = 4
-    ACT_MUL = 5
-    ADD = 6
-    TAKE_ROWS = 7
-    ALL_REDUCE = 100
-    RECEIVE = 101
-    SEND = 102
-    GATHER_LOGITS = 103
-
-
-class Buffer(IntEnum):
-    """Activations, float32 [T, width] (ROWS, LOGITS: [R, width])."""
-
-    X = 0  # residual stream, [T, H]
-    H = 1  # normed input of a block, [T, H]
-    QKV = 2
-    ATT = 3
-    FC_GATE = 4
-    MLP = 5
-    PART = 6  # output of a row-parallel linear: this rank's summand of the residual, [T, H]
-    ROWS = 7
-    LOGITS = 8
-
-
-@dataclass(frozen=True)
-class Op:
-    """One operation. `weight` and `bias` are engine tensor names; n outputs, k inputs."""
-
-    kind: Kind
-    out: Buffer = Buffer.X
-    in_: Buffer = Buffer.X
-    in2: Buffer | None = None
-    weight: str = ""
-    bias: str = ""
-    n: int = 0
-    k: int = 0
-    layer: int = 0
-    row: int = 0
-    column: int = 0
-    eps: float = 0.0
-    of_rows: bool = False
-
-
-@dataclass(frozen=True)
-class Weight:
-    """An engine tensor: checkpoint tensors stacked along dim 0; `quantized` ones follow the quant_algo."""
-
-    name: str
-    sources: tuple[str, ...]
-    shape: tuple[int, ...]
-    quantized: bool = False
-    float32: bool = False
+from trtbuild.runtime.architectures import head_size, intermediate_size, num_kv_heads, read_features
+from trtbuild.runtime.features import Features, Mlp, Norm, Position
+from trtbuild.runtime.moe import Experts, moe_block, rank_experts
+from trtbuild.runtime.ops import Buffer, Kind, Op, Weight
 
 
 @dataclass(frozen=True)
@@ -91,7 +31,8 @@ class Shapes:
     intermediate_size: int
     vocab_size: int
     vocab_rows: int  # of this rank's lm_head
-    rotary_size: int
+    fc_size: int  # outputs of the first linear of the MLP
+    experts: Experts | None = None
 
     @property
     def qkv_size(self) -> int:
@@ -104,39 +45,39 @@ class Shapes:
             Buffer.H: hidden,
             Buffer.QKV: self.qkv_size,
             Buffer.ATT: self.num_heads * self.head_size,
-            Buffer.FC_GATE: 2 * self.intermediate_size,
+            Buffer.FC_GATE: self.fc_size,
             Buffer.MLP: self.intermediate_size,
             Buffer.PART: hidden,
             Buffer.ROWS: hidden,
             Buffer.LOGITS: self.vocab_rows,
+            Buffer.MLP_PART: hidden,
+            **(self.experts.widths(hidden) if self.experts else {}),
         }
 
 
 @dataclass(frozen=True)
 class Program:
+    features: Features
     shapes: Shapes
     ops: tuple[Op, ...]
     weights: tuple[Weight, ...]
 
 
-# architecture -> nothing else needs to be known about it here
-_SUPPORTED = {"LlamaForCausalLM": {"position_embedding_type": "rope_gpt_neox", "hidden_act": "silu"}}
-
-
-def rank_shapes(config: dict[str, Any], mapping: Mapping) -> Shapes:
+def rank_shapes(config: dict[str, Any], mapping: Mapping, features: Features) -> Shapes:
     """Sizes of the rank `mapping.rank`; `config` is a checkpoint config (or an engine's pretrained_config)."""
-    tp, heads = mapping.tp_size, config["num_attention_heads"]
-    head_size = config.get("head_size") or config["hidden_size"] // heads
+    tp, experts = mapping.tp_size, rank_experts(features.moe, mapping) if features.moe else None
+    inter = experts.shared_inter if experts else intermediate_size(config) // tp
     return Shapes(
         hidden_size=config["hidden_size"],
         num_layers=len(mapping.layers(config["num_hidden_layers"])),
-        num_heads=heads // tp,
-        num_kv_heads=mapping.kv_heads(config["num_key_value_heads"]),
-        head_size=head_size,
-        intermediate_size=config["intermediate_size"] // tp,
+        num_heads=config["num_attention_heads"] // tp,
+        num_kv_heads=mapping.kv_heads(num_kv_heads(config)),
+        head_size=head_size(config),
+        intermediate_size=inter,
         vocab_size=config["vocab_size"],
         vocab_rows=-(-config["vocab_size"] // tp),
-        rotary_size=config.get("rotary_embedding_dim") or head_size,
+        fc_size=inter if features.mlp is Mlp.PLAIN else 2 * inter,
+        experts=experts,
     )
 
 
@@ -146,138 +87,158 @@ def build_program(config: dict[str, Any], mapping: Mapping) -> Program:
     Raises:
         EngineError: the architecture or one of its fields is not one that the cpu runtime can execute.
     """
-    _check(config)
-    shapes = rank_shapes(config, mapping)
-    ops: list[Op] = []
-    weights: list[Weight] = []
-    if mapping.is_first_stage:
-        _embedding(config, mapping, shapes, ops, weights)
-    else:
-        ops.append(Op(Kind.RECEIVE, out=Buffer.X))
-    pending = False  # whether PART still waits to be added to X
-    for layer in range(shapes.num_layers):
-        _layer(config, mapping, shapes, layer, pending, ops, weights)
-        pending = True
-    if pending:
-        ops.append(Op(Kind.ADD, in_=Buffer.X, in2=Buffer.PART, k=shapes.hidden_size))
-    if mapping.is_last_stage:
-        _head(config, shapes, ops, weights)
-    else:
-        ops.append(Op(Kind.SEND, in_=Buffer.X))
-    return Program(shapes, tuple(ops), tuple(weights))
+    features = read_features(config)
+    builder = _Builder(config, mapping, features, rank_shapes(config, mapping, features))
+    builder.build()
+    return Program(features, builder.shapes, tuple(builder.ops), tuple(builder.weights))
 
 
-def _check(config: dict[str, Any]) -> None:
-    wanted = _SUPPORTED.get(config["architecture"])
-    if wanted is None:
-        raise EngineError(
-            f"the cpu runtime cannot execute {config['architecture']}", hint=f"It executes: {', '.join(_SUPPORTED)}."
-        )
-    wrong = [
-        f"{key} {config.get(key)!r} (supported: {value!r})" for key, value in wanted.items() if config.get(key) != value
-    ]
-    scaling = config.get("rotary_scaling") or {}
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind not in SCALING_TYPES:
-        wrong.append(f"rotary_scaling {kind!r} (supported: {', '.join(SCALING_TYPES)})")
-    quantization = config.get("quantization") or {}
-    only = {
-        "quantization.quant_algo": (quantization.get("quant_algo"), (None, "W8A16")),
-        "quantization.kv_cache_quant_algo": (quantization.get("kv_cache_quant_algo"), (None,)),
-        "qk_layernorm": (config.get("qk_layernorm", False), (False,)),
-        "mapping.cp_size": (config.get("mapping", {}).get("cp_size", 1), (1,)),
-    }
-    wrong += [
-        f"{name} {value!r} (supported: {choice})" for name, (value, choice) in only.items() if value not in choice
-    ]
-    if wrong:
-        raise EngineError(f"the cpu runtime cannot execute {config['architecture']} with {'; '.join(wrong)}")
+class _Builder:
+    """Collects the operations and weights of one rank, in the order in which they run."""
 
+    def __init__(self, config: dict[str, Any], mapping: Mapping, features: Features, shapes: Shapes) -> None:
+        self.config, self.mapping, self.features, self.shapes = config, mapping, features, shapes
+        self.ops: list[Op] = []
+        self.weights: list[Weight] = []
+        # A row-parallel bias is complete on every rank and added once: only rank 0 applies it (checkpoint format 3.1).
+        self.adds_bias = mapping.tp_rank == 0
 
-def _embedding(config: dict[str, Any], mapping: Mapping, shapes: Shapes, ops: list[Op], weights: list[Weight]) -> None:
-    rows, columns, row, column = shapes.vocab_size, shapes.hidden_size, 0, 0
-    parallel = config.get("use_parallel_embedding", False) and mapping.tp_size > 1
-    if parallel and config.get("embedding_sharding_dim", 0) == 0:
-        rows, row = shapes.vocab_rows, shapes.vocab_rows * mapping.tp_rank
-    elif parallel:
-        columns = shapes.hidden_size // mapping.tp_size
-        column = columns * mapping.tp_rank
-    name = "transformer.vocab_embedding.weight"
-    weights.append(Weight(name, (name,), (rows, columns)))
-    ops.append(Op(Kind.EMBED, out=Buffer.X, weight=name, n=rows, k=columns, row=row, column=column))
-    if parallel:
-        ops.append(Op(Kind.ALL_REDUCE, out=Buffer.X))
+    def build(self) -> None:
+        if self.mapping.is_first_stage:
+            self._embedding()
+        else:
+            self.ops.append(Op(Kind.RECEIVE, out=Buffer.X))
+        layers = self.mapping.layers(self.config["num_hidden_layers"])
+        for local, layer in enumerate(layers):
+            self._layer(local, layer)
+        if layers:
+            self.ops.append(Op(Kind.ADD, in_=Buffer.X, in2=Buffer.PART, k=self.shapes.hidden_size))
+        if self.mapping.is_last_stage:
+            self._head()
+        else:
+            self.ops.append(Op(Kind.SEND, in_=Buffer.X))
 
+    def _embedding(self) -> None:
+        parallel = self.config.get("use_parallel_embedding", False) and self.mapping.tp_size > 1
+        self._table(Kind.EMBED, "transformer.vocab_embedding.weight", self.shapes.vocab_size, parallel)
+        if self.features.position is Position.LEARNED:
+            positions = self.features.max_positions
+            self._table(Kind.ADD_POSITION, "transformer.position_embedding.weight", positions, parallel)
+        if parallel:
+            self.ops.append(Op(Kind.ALL_REDUCE, out=Buffer.X))
+        if self.features.embedding_norm:
+            self._norm("transformer.ln_embed", Buffer.X, Buffer.X)
 
-def _layer(
-    config: dict[str, Any],
-    mapping: Mapping,
-    shapes: Shapes,
-    layer: int,
-    pending: bool,
-    ops: list[Op],
-    weights: list[Weight],
-) -> None:
-    base = f"transformer.layers.{layer}."
-    hidden, inter, eps = shapes.hidden_size, shapes.intermediate_size, config["norm_epsilon"]
-    attn_bias, mlp_bias = config.get("attn_bias", False), config.get("mlp_bias", False)
+    def _table(self, kind: Kind, name: str, entries: int, parallel: bool) -> None:
+        """An embedding table: whole, or cut by rows (padded) or by columns."""
+        rows, columns, row, column = entries, self.shapes.hidden_size, 0, 0
+        if parallel and self.config.get("embedding_sharding_dim", 0) == 0:
+            rows = -(-entries // self.mapping.tp_size)
+            row = rows * self.mapping.tp_rank
+        elif parallel:
+            columns //= self.mapping.tp_size
+            column = columns * self.mapping.tp_rank
+        self.weights.append(Weight(name, (name,), (rows, columns)))
+        factor = self.features.embedding_scale if kind is Kind.EMBED else 1.0
+        self.ops.append(Op(kind, Buffer.X, weight=name, n=rows, k=columns, row=row, column=column, factor=factor))
 
-    def norm(name: str, add: bool) -> None:
-        weights.append(Weight(base + name, (base + name,), (hidden,), float32=True))
-        ops.append(Op(Kind.NORM, Buffer.H, Buffer.X, Buffer.PART if add else None, base + name, k=hidden, eps=eps))
+    def _layer(self, local: int, layer: int) -> None:
+        """PART, the last layer's summand, is added to X by the first norm that reads X."""
+        f, base = self.features, f"transformer.layers.{local}."
+        self._norm(base + f.attention_norm, Buffer.H, Buffer.X, Buffer.PART if local else None)
+        self._attention(base, local, layer)
+        if f.parallel:
+            if f.mlp_norm:
+                self._norm(base + f.mlp_norm, Buffer.H, Buffer.X)
+            self._mlp(base, Buffer.MLP_PART)
+            self.ops.append(Op(Kind.ADD, in_=Buffer.PART, in2=Buffer.MLP_PART, k=self.shapes.hidden_size))
+            self._reduce_part()
+            return
+        self._reduce_part()
+        if f.after_attention:
+            self._norm(base + f.after_attention, Buffer.PART, Buffer.PART)
+        self._norm(base + f.mlp_norm, Buffer.H, Buffer.X, Buffer.PART)
+        self._mlp(base, Buffer.PART)
+        self._reduce_part()
+        if f.after_mlp:
+            self._norm(base + f.after_mlp, Buffer.PART, Buffer.PART)
 
-    def linear(name: str, sources: tuple[str, ...], out: Buffer, in_: Buffer, n: int, k: int, bias: bool) -> None:
-        weights.append(
-            Weight(f"{base}{name}.weight", tuple(f"{base}{s}.weight" for s in sources), (n, k), quantized=True)
+    def _attention(self, base: str, local: int, layer: int) -> None:
+        """H -> PART, not yet reduced."""
+        f, s, differs = self.features, self.shapes, self.features.layers[layer]
+        self._linear(base + "attention.qkv", Buffer.QKV, Buffer.H, s.qkv_size, s.hidden_size, bias=f.qkv_bias)
+        if f.qk_norm:
+            self._head_norm(base + "attention.q_layernorm.weight", 0, s.num_heads)
+            self._head_norm(base + "attention.k_layernorm.weight", s.num_heads * s.head_size, s.num_kv_heads)
+        self.ops += [
+            Op(Kind.ROPE_CACHE, in_=Buffer.QKV, layer=local, table=differs.rope),
+            Op(Kind.ATTENTION, Buffer.ATT, Buffer.QKV, layer=local, window=differs.window),
+        ]
+        width = s.num_heads * s.head_size
+        bias = f.dense_bias and self.adds_bias
+        self._linear(base + "attention.dense", Buffer.PART, Buffer.ATT, s.hidden_size, width, bias=bias)
+
+    def _mlp(self, base: str, out: Buffer) -> None:
+        """H -> `out`, not yet reduced."""
+        f, s = self.features, self.shapes
+        if s.experts:
+            moe_block(s.experts, base + "mlp.", s.hidden_size, f.activation, out, self.ops, self.weights)
+            return
+        name, parts = ("mlp.fc_gate", ("mlp.fc", "mlp.gate")) if f.mlp is Mlp.GATED else ("mlp.fc", ("mlp.fc",))
+        sources = tuple(base + part for part in parts)
+        self._linear(base + name, Buffer.FC_GATE, Buffer.H, s.fc_size, s.hidden_size, bias=f.mlp_bias, sources=sources)
+        inter = s.intermediate_size
+        kind = Kind.ACT if f.mlp is Mlp.PLAIN else Kind.ACT_MUL
+        column = inter if f.mlp is Mlp.FUSED_GATED else 0
+        self.ops.append(Op(kind, Buffer.MLP, Buffer.FC_GATE, n=inter, column=column, act=f.activation))
+        bias = f.mlp_bias and self.adds_bias
+        self._linear(base + "mlp.proj", out, Buffer.MLP, s.hidden_size, inter, bias=bias)
+
+    def _head(self) -> None:
+        f, s, hidden = self.features, self.shapes, self.shapes.hidden_size
+        self.ops.append(Op(Kind.TAKE_ROWS, Buffer.ROWS, Buffer.X, k=hidden))
+        self._norm("transformer.ln_f", Buffer.H, Buffer.ROWS, of_rows=True)
+        self._linear("lm_head", Buffer.LOGITS, Buffer.H, s.vocab_rows, hidden, bias=f.head_bias, of_rows=True)
+        if f.final_soft_cap:
+            cap = Op(Kind.SOFT_CAP, Buffer.LOGITS, Buffer.LOGITS, n=s.vocab_rows, factor=f.final_soft_cap, of_rows=True)
+            self.ops.append(cap)
+        self.ops.append(Op(Kind.GATHER_LOGITS, in_=Buffer.LOGITS))
+
+    def _norm(self, name: str, out: Buffer, in_: Buffer, add: Buffer | None = None, *, of_rows: bool = False) -> None:
+        """`in_` += `add` first, where there is one."""
+        layer_norm, hidden = self.features.norm is Norm.LAYER, self.shapes.hidden_size
+        weight, bias = f"{name}.weight", f"{name}.bias" if layer_norm else ""
+        self.weights += [Weight(part, (part,), (hidden,), float32=True) for part in (weight, bias) if part]
+        kind, eps = Kind.LAYER_NORM if layer_norm else Kind.NORM, self.features.norm_eps
+        self.ops.append(Op(kind, out, in_, add, weight, bias, k=hidden, eps=eps, of_rows=of_rows))
+
+    def _head_norm(self, name: str, column: int, heads: int) -> None:
+        size, eps = self.shapes.head_size, self.features.norm_eps
+        self.weights.append(Weight(name, (name,), (size,), float32=True))
+        op = Op(Kind.HEAD_NORM, Buffer.QKV, Buffer.QKV, weight=name, n=heads, k=size, column=column, eps=eps)
+        self.ops.append(op)
+
+    def _linear(
+        self,
+        name: str,
+        out: Buffer,
+        in_: Buffer,
+        n: int,
+        k: int,
+        *,
+        bias: bool,
+        sources: tuple[str, ...] = (),
+        of_rows: bool = False,
+    ) -> None:
+        """`of_rows` marks lm_head, which is never quantized (checkpoint format 4.0)."""
+        parts, bias_name = sources or (name,), f"{name}.bias" if bias else ""
+        self.weights.append(
+            Weight(f"{name}.weight", tuple(f"{part}.weight" for part in parts), (n, k), quantized=not of_rows)
         )
         if bias:
-            weights.append(Weight(f"{base}{name}.bias", tuple(f"{base}{s}.bias" for s in sources), (n,), float32=True))
-        bias_name = f"{base}{name}.bias" if bias else ""
-        ops.append(Op(Kind.LINEAR, out, in_, weight=f"{base}{name}.weight", bias=bias_name, n=n, k=k))
+            self.weights.append(Weight(bias_name, tuple(f"{part}.bias" for part in parts), (n,), float32=True))
+        self.ops.append(Op(Kind.LINEAR, out, in_, None, f"{name}.weight", bias_name, n=n, k=k, of_rows=of_rows))
 
-    def reduce_part() -> None:
-        if mapping.tp_size > 1:
-            ops.append(Op(Kind.ALL_REDUCE, out=Buffer.PART))
-
-    # A row-parallel bias is complete on every rank and added once, so only rank 0 applies it (checkpoint format 3.1).
-    first = mapping.tp_rank == 0
-    norm("input_layernorm.weight", pending)
-    linear("attention.qkv", ("attention.qkv",), Buffer.QKV, Buffer.H, shapes.qkv_size, hidden, attn_bias)
-    ops.append(Op(Kind.ROPE_CACHE, in_=Buffer.QKV, layer=layer))
-    ops.append(Op(Kind.ATTENTION, Buffer.ATT, Buffer.QKV, layer=layer))
-    linear(
-        "attention.dense",
-        ("attention.dense",),
-        Buffer.PART,
-        Buffer.ATT,
-        hidden,
-        shapes.num_heads * shapes.head_size,
-        attn_bias and first,
-    )
-    reduce_part()
-    norm("post_layernorm.weight", True)
-    linear("mlp.fc_gate", ("mlp.fc", "mlp.gate"), Buffer.FC_GATE, Buffer.H, 2 * inter, hidden, mlp_bias)
-    ops.append(Op(Kind.ACT_MUL, Buffer.MLP, Buffer.FC_GATE, n=inter))
-    linear("mlp.proj", ("mlp.proj",), Buffer.PART, Buffer.MLP, hidden, inter, mlp_bias and first)
-    reduce_part()
-
-
-def _head(config: dict[str, Any], shapes: Shapes, ops: list[Op], weights: list[Weight]) -> None:
-    hidden = shapes.hidden_size
-    weights.append(Weight("transformer.ln_f.weight", ("transformer.ln_f.weight",), (hidden,), float32=True))
-    weights.append(Weight("lm_head.weight", ("lm_head.weight",), (shapes.vocab_rows, hidden)))
-    ops += [
-        Op(Kind.TAKE_ROWS, Buffer.ROWS, Buffer.X, k=hidden),
-        Op(
-            Kind.NORM,
-            Buffer.H,
-            Buffer.ROWS,
-            None,
-            "transformer.ln_f.weight",
-            k=hidden,
-            eps=config["norm_epsilon"],
-            of_rows=True,
-        ),
-        Op(Kind.LINEAR, Buffer.LOGITS, Buffer.H, weight="lm_head.weight", n=shapes.vocab_rows, k=hidden, of_rows=True),
-        Op(Kind.GATHER_LOGITS, in_=Buffer.LOGITS),
-    ]
+    def _reduce_part(self) -> None:
+        if self.mapping.tp_size > 1:
+            self.ops.append(Op(Kind.ALL_REDUCE, out=Buffer.PART))

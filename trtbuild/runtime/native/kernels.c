@@ -28,10 +28,6 @@ typedef uint16_t h8 __attribute__((vector_size(16), aligned(2)));
 
 #define INLINE static inline __attribute__((always_inline))
 #define MAX_GROUP 3  /* query heads that share one pass over a block of keys */
-#define TILE_M 4     /* tokens x rows of a register tile: 12 sums, 3 weights, 1 input = 16 vector registers */
-#define TILE_N 3
-#define GEMV_N 8     /* rows at a time when there is one token: enough sums to hide the latency of FMA */
-#define M_BLOCK 64   /* tokens that stay in the second-level cache while the weights pass by */
 
 enum { F32, BF16, F16, INT8 };
 enum { EMBED, NORM, LINEAR, ROPE_CACHE, ATTENTION, ACT_MUL, ADD, TAKE_ROWS };
@@ -43,7 +39,10 @@ typedef struct {
     int32_t layer;          /* of this stage */
     int32_t row, column;    /* EMBED: first vocabulary row and hidden column that this rank holds */
     int32_t of_rows;        /* NORM, LINEAR: 1 works on the R rows that need logits, 0 on all tokens */
-    float eps;
+    int32_t act;            /* ACT, ACT_MUL: the activation */
+    int32_t window;         /* ATTENTION: tokens that are looked back to, the own one included; 0: all */
+    int32_t table;          /* ROPE_CACHE: the rotary table */
+    float eps, factor;      /* EMBED: scale; SOFT_CAP: the cap */
     const void *weight;
     const float *scale;     /* int8: [n] */
     const float *bias;      /* [n] or null */
@@ -60,11 +59,16 @@ typedef struct {
     const int32_t *rows;         /* [R] tokens whose logits are wanted */
     int32_t max_blocks, block_tokens;
     int32_t num_heads, num_kv_heads, head_size, rotary_size;
-    float score_scale;
-    const float *cos_table, *sin_table; /* [max_seq_len, rotary_size / 2] */
+    float score_scale, soft_cap;        /* of attention scores; 0: no cap */
+    const float *cos_table, *sin_table; /* [tables, max_seq_len, rotary_size / 2] */
+    int64_t table_stride;               /* in floats */
+    const int32_t *lengths;             /* [slots] tokens of each sequence, if rope_switch */
+    int32_t rope_switch;                /* longer sequences use the next rotary table; 0: never */
+    const float *position_bias;         /* [num_heads, whole blocks] added to the score of a key there, or null */
+    int64_t bias_stride;
     float *keys, *values;               /* [layers, blocks, kv_heads * head_size * B] */
     int64_t layer_stride, block_stride; /* in floats */
-    float *scratch;                     /* per thread: the scores of MAX_GROUP heads */
+    float *scratch;                     /* per thread: the scores of MAX_GROUP heads, or TILE_N rows of a weight */
     int64_t scratch_stride;
     int32_t num_threads;
 } batch_t;
@@ -74,7 +78,12 @@ typedef struct {
 INLINE v8 load(const float *p) { return *(const v8u *)p; }
 INLINE void store(float *p, v8 x) { *(v8u *)p = x; }
 INLINE v8 splat(float x) { return (v8){x, x, x, x, x, x, x, x}; }
-INLINE float sum8(v8 x) { return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7])); }
+INLINE float sum8(v8 x) { /* ((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7)) */
+    typedef float v4 __attribute__((vector_size(16)));
+    v4 y = (v4){x[0], x[1], x[2], x[3]} + (v4){x[4], x[5], x[6], x[7]};
+    y += (v4){y[2], y[3], y[0], y[1]};
+    return y[0] + y[1];
+}
 /* a * b + c in one rounding. Products and sums are never joined by the compiler (-ffp-contract=off), so that the same
  * number comes out of every specialization of a loop. */
 #ifdef __FMA__
@@ -95,26 +104,6 @@ INLINE float half_to_float(uint16_t h) {
     if (mag < 0x400) { v.f = (float)mag * 0x1p-24f; v.u |= sign; return v.f; }
     v.u = sign | (mag >= 0x7c00 ? 0x7f800000u | (mag & 0x3ff) << 13 : (mag << 13) + 0x38000000u);
     return v.f;
-#endif
-}
-
-INLINE v8 load_weight(const char *row, int type, int k) {
-    if (type == F32) return load((const float *)row + k);
-    if (type == INT8) {
-#ifdef __AVX2__ /* gcc 12 makes scalar code of the conversion below */
-        return (v8)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(row + k))));
-#else
-        return __builtin_convertvector(*(const b8 *)(row + k), v8);
-#endif
-    }
-    h8 h = *(const h8 *)((const uint16_t *)row + k);
-    if (type == BF16) return (v8)(__builtin_convertvector(h, v8ui) << 16);
-#if defined(__F16C__) && defined(__AVX2__)
-    return (v8)_mm256_cvtph_ps((__m128i)h);
-#else
-    v8 x;
-    for (int i = 0; i < 8; i++) x[i] = half_to_float(h[i]);
-    return x;
 #endif
 }
 
@@ -156,94 +145,198 @@ INLINE void share(int64_t total, int64_t unit, int thread, int threads, int64_t 
     if (*from > total) *from = total;
 }
 
+#include "ops.h"
+
 /* ---- linear: out[T, N] = in[T, K] . weight[N, K]^T ---- */
 
-/* One register tile. The rows of the next tile are fetched meanwhile (`ahead` bytes further on; 0: not any more): the
- * hardware follows one row well, but not the jump to the next. */
-INLINE void tile(const float *x, int64_t ldx, const char *w, int64_t ldw, int type, int k, int m_count, int n_count,
-                 int64_t ahead, float *out, int64_t ldo, const float *scale, const float *bias) {
-    v8 sum[TILE_M][GEMV_N];
+#ifdef __AVX512F__
+#define LANES 16
+#define TILE_M 8   /* tokens x rows of a register tile: 24 sums, 3 weights and 1 input of 32 vector registers */
+typedef float vw __attribute__((vector_size(64)));
+typedef float vwu __attribute__((vector_size(64), aligned(4)));
+INLINE vw fma_wide(vw a, vw b, vw c) { return (vw)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+/* Eight sums at a time, each in the order of sum8(lanes 0-7 + lanes 8-15): halves, quarters, pairs, ones. */
+INLINE void sum_lanes(const vw *sums, int count, float *out) {
+    for (int s = 0; s < count; s += 8) {
+        __m512 half[4], quarter[2];
+        for (int i = 0; i < 4; i++) {
+            __m512 a = (__m512)sums[s + 2 * i < count ? s + 2 * i : s], b = (__m512)sums[s + 2 * i + 1 < count ? s + 2 * i + 1 : s];
+            half[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+        }
+        for (int i = 0; i < 2; i++) {
+            __m512 a = half[2 * i], b = half[2 * i + 1];
+            quarter[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+        }
+        __m512d a = _mm512_castps_pd(quarter[0]), b = _mm512_castps_pd(quarter[1]);
+        __m512 pair = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+        __m512 one = _mm512_add_ps(pair, _mm512_permute_ps(pair, 0xb1));
+        one = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0), one);
+        _mm256_storeu_ps(out + s, _mm512_castps512_ps256(one));
+    }
+}
+INLINE vw load_weight(const char *row, int type, int k) {
+    if (type == F32) return *(const vwu *)((const float *)row + k);
+    if (type == INT8) return (vw)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(row + k))));
+    __m256i h = _mm256_loadu_si256((const __m256i *)((const uint16_t *)row + k));
+    if (type == BF16) return (vw)_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16);
+    return (vw)_mm512_cvtph_ps(h);
+}
+#else
+#define LANES 8
+#define TILE_M 4   /* 12 sums, 3 weights and 1 input of 16 vector registers */
+typedef v8 vw;
+typedef v8u vwu;
+INLINE vw fma_wide(vw a, vw b, vw c) { return fma8(a, b, c); }
+INLINE void sum_lanes(const vw *sums, int count, float *out) {
+#pragma GCC unroll 16
+    for (int s = 0; s < count; s++) out[s] = sum8(sums[s]);
+}
+INLINE vw load_weight(const char *row, int type, int k) {
+    if (type == F32) return load((const float *)row + k);
+    if (type == INT8) {
+#ifdef __AVX2__ /* gcc 12 makes scalar code of the conversion below */
+        return (v8)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(row + k))));
+#else
+        return __builtin_convertvector(*(const b8 *)(row + k), v8);
+#endif
+    }
+    h8 h = *(const h8 *)((const uint16_t *)row + k);
+    if (type == BF16) return (v8)(__builtin_convertvector(h, v8ui) << 16);
+#if defined(__F16C__) && defined(__AVX2__)
+    return (v8)_mm256_cvtph_ps((__m128i)h);
+#else
+    v8 x;
+    for (int i = 0; i < 8; i++) x[i] = half_to_float(h[i]);
+    return x;
+#endif
+}
+#endif
+#ifdef __AVX2__
+#define KEEP(x) __asm__("" : "+v"(x)) /* in a register: gcc loads it anew for every use */
+#else
+#define KEEP(x) (void)(x)
+#endif
+#define TILE_N 3
+#define GEMV_N 8   /* rows at a time when there is one token: enough sums to hide the latency of FMA */
+#define M_BLOCK 64 /* tokens that stay in the second-level cache while the weights pass by */
+
+/* Some rows of a weight against some tokens. */
+typedef struct {
+    const float *x;         /* [m_count, K], ldx floats apart */
+    const char *w;          /* [n_count, K], ldw bytes apart */
+    float *out;             /* [m_count, n_count], ldo floats apart */
+    const float *scale, *bias;
+    int64_t ldx, ldw, ldo;
+    int k, m_count, n_count;
+} part_t;
+
+/* One register tile. With `fetch`, the rows of the next tile come into the cache meanwhile: the hardware follows one
+ * row well, but not the jump to the next. */
+INLINE void tile(const part_t *p, int type, int fetch, int m_count, int n_count) {
+    const float *x = p->x;
+    const char *w = p->w;
+    int64_t ldx = p->ldx, ldw = p->ldw;
+    int k = p->k, i = 0;
+    vw sum[TILE_M * TILE_N];
     for (int m = 0; m < m_count; m++)
-        for (int n = 0; n < n_count; n++) sum[m][n] = splat(0);
-    int i = 0;
-    for (; i + 8 <= k; i += 8) {
-        v8 weight[GEMV_N];
+        for (int n = 0; n < n_count; n++) sum[m * n_count + n] = (vw){0};
+    for (; i + LANES <= k; i += LANES) {
+        vw weight[GEMV_N];
         for (int n = 0; n < n_count; n++) {
             weight[n] = load_weight(w + n * ldw, type, i);
-            if (ahead) __builtin_prefetch(w + n * ldw + ahead + i * weight_size(type));
+            if (fetch) __builtin_prefetch(w + (n + n_count) * ldw + i * weight_size(type));
         }
         for (int m = 0; m < m_count; m++) {
-            v8 xi = load(x + m * ldx + i);
-            for (int n = 0; n < n_count; n++) sum[m][n] = fma8(xi, weight[n], sum[m][n]);
+            vw xi = *(const vwu *)(x + m * ldx + i);
+            KEEP(xi);
+            for (int n = 0; n < n_count; n++) sum[m * n_count + n] = fma_wide(xi, weight[n], sum[m * n_count + n]);
         }
     }
+    float sums[TILE_M * TILE_N];
+    sum_lanes(sum, m_count * n_count, sums);
     for (int m = 0; m < m_count; m++)
         for (int n = 0; n < n_count; n++) {
-            float y = sum8(sum[m][n]);
+            float y = sums[m * n_count + n];
             for (int t = i; t < k; t++) y = fma1(x[m * ldx + t], one_weight(w + n * ldw, type, t), y);
-            if (scale) y *= scale[n];
-            if (bias) y += bias[n];
-            out[m * ldo + n] = y;
+            if (p->scale) y *= p->scale[n];
+            if (p->bias) y += p->bias[n];
+            p->out[m * p->ldo + n] = y;
         }
 }
 
-/* Rows [n, n + n_count) of the weight against tokens [m0, m1). */
-/* Up to TILE_M tokens from `m` on; `ahead` is a constant where it is 0, so that those loops carry no prefetch. */
-#define TOKENS(TYPE, NC, AHEAD)                                                                                     \
-    do {                                                                                                            \
-        const float *xm = x + m * ldx;                                                                              \
-        float *om = out + m * ldo;                                                                                  \
-        if (m1 - m >= 4) tile(xm, ldx, w, ldw, TYPE, k, 4, NC, AHEAD, om, ldo, scale, bias);                         \
-        else if (m1 - m == 3) tile(xm, ldx, w, ldw, TYPE, k, 3, NC, AHEAD, om, ldo, scale, bias);                    \
-        else if (m1 - m == 2) tile(xm, ldx, w, ldw, TYPE, k, 2, NC, AHEAD, om, ldo, scale, bias);                    \
-        else tile(xm, ldx, w, ldw, TYPE, k, 1, NC, AHEAD, om, ldo, scale, bias);                                     \
-    } while (0)
+#define CACHED 4   /* one more type: float32 that is in the cache already */
+#define TILES_OF(M) case M: if (p->n_count == TILE_N) tile(p, type, fetch, M, TILE_N); else tile(p, type, fetch, M, 1); return;
 
-#define ROWS(TYPE, NC)                                                                                              \
-    do {                                                                                                            \
-        int m = m0;                                                                                                 \
-        TOKENS(TYPE, NC, NC * ldw);                                                                                 \
-        for (m += TILE_M; m < m1; m += TILE_M) TOKENS(TYPE, NC, 0);                                                 \
-    } while (0)
-
-#define DEFINE_ROWS(NAME, TYPE)                                                                                     \
-    static void NAME(const float *x, int64_t ldx, const char *w, int64_t ldw, int k, int m0, int m1, int n_count,   \
-                     float *out, int64_t ldo, const float *scale, const float *bias) {                              \
-        if (n_count == GEMV_N) { tile(x, ldx, w, ldw, TYPE, k, 1, GEMV_N, GEMV_N * ldw, out, ldo, scale, bias); return; }         \
-        if (n_count == 3) ROWS(TYPE, 3);                                                                            \
-        if (n_count == 2) ROWS(TYPE, 2);                                                                            \
-        if (n_count == 1) ROWS(TYPE, 1);                                                                            \
+/* The tile of p's size: one or three rows against up to TILE_M tokens, or GEMV_N rows against one. */
+INLINE void any_tile(const part_t *p, int type, int fetch) {
+    if (p->n_count == GEMV_N) { tile(p, type, fetch, 1, GEMV_N); return; }
+    switch (p->m_count) {
+        TILES_OF(1) TILES_OF(2) TILES_OF(3) TILES_OF(4)
+#if TILE_M == 8
+        TILES_OF(5) TILES_OF(6) TILES_OF(7) TILES_OF(8)
+#endif
     }
+}
 
-DEFINE_ROWS(rows_f32, F32)
-DEFINE_ROWS(rows_bf16, BF16)
-DEFINE_ROWS(rows_f16, F16)
-DEFINE_ROWS(rows_int8, INT8)
+static void tile_f32(const part_t *p) { any_tile(p, F32, 1); }
+static void tile_bf16(const part_t *p) { any_tile(p, BF16, 1); }
+static void tile_f16(const part_t *p) { any_tile(p, F16, 1); }
+static void tile_int8(const part_t *p) { any_tile(p, INT8, 1); }
+static void tile_cached(const part_t *p) { any_tile(p, F32, 0); }
+static void (*const tile_of[])(const part_t *) = {tile_f32, tile_bf16, tile_f16, tile_int8, tile_cached};
 
-static void rows(int type, const float *x, int64_t ldx, const char *w, int64_t ldw, int k, int m0, int m1, int n_count,
-                 float *out, int64_t ldo, const float *scale, const float *bias) {
-    if (type == F32) rows_f32(x, ldx, w, ldw, k, m0, m1, n_count, out, ldo, scale, bias);
-    else if (type == BF16) rows_bf16(x, ldx, w, ldw, k, m0, m1, n_count, out, ldo, scale, bias);
-    else if (type == F16) rows_f16(x, ldx, w, ldw, k, m0, m1, n_count, out, ldo, scale, bias);
-    else rows_int8(x, ldx, w, ldw, k, m0, m1, n_count, out, ldo, scale, bias);
+INLINE void expand_rows(const part_t *p, int type, float *out) {
+    for (int n = 0; n < p->n_count; n++, out += p->k) {
+        const char *row = p->w + n * p->ldw;
+        int i = 0;
+        for (; i + LANES <= p->k; i += LANES) {
+            *(vwu *)(out + i) = load_weight(row, type, i);
+            __builtin_prefetch(row + p->n_count * p->ldw + i * weight_size(type));
+        }
+        for (; i < p->k; i++) out[i] = one_weight(row, type, i);
+    }
+}
+
+/* More tokens than one tile takes. From three tiles on, the weights become float32 once for all of them. */
+static void many_tiles(part_t p, int type, float *expanded) {
+    int left = p.m_count, tiles = (left + TILE_M - 1) / TILE_M;
+    if (type != F32 && tiles > 2) {
+        if (type == BF16) expand_rows(&p, BF16, expanded);
+        else if (type == F16) expand_rows(&p, F16, expanded);
+        else expand_rows(&p, INT8, expanded);
+        p.w = (const char *)expanded;
+        p.ldw = p.k * (int64_t)sizeof(float);
+        type = CACHED;
+    }
+    for (; tiles > 0; tiles--) {
+        p.m_count = (left + tiles - 1) / tiles;
+        tile_of[type](&p);
+        if (type == F32) type = CACHED;
+        left -= p.m_count;
+        p.x += p.m_count * p.ldx;
+        p.out += p.m_count * p.ldo;
+    }
 }
 
 static void linear(const op_t *op, const batch_t *b, int tokens, int thread) {
     const float *x = b->buffer[op->in];
-    float *out = b->buffer[op->out];
+    float *out = b->buffer[op->out], *expanded = b->scratch + thread * b->scratch_stride;
     int64_t ldx = b->width[op->in], ldo = b->width[op->out], ldw = op->k * weight_size(op->wtype);
-    const char *w = op->weight;
     int64_t from, to;
     share(op->n, 24, thread, b->num_threads, &from, &to);
-    for (int m0 = 0; m0 < tokens; m0 += M_BLOCK) {
-        int m1 = m0 + M_BLOCK < tokens ? m0 + M_BLOCK : tokens;
-        int step = tokens == 1 ? GEMV_N : TILE_N;
+    int step = tokens == 1 ? GEMV_N : TILE_N;
+    for (int m = 0; m < tokens; m += M_BLOCK) {
+        int m_count = tokens - m < M_BLOCK ? tokens - m : M_BLOCK;
         for (int64_t n = from; n < to;) {
-            int count = to - n < step ? (to - n < TILE_N ? (int)(to - n) : TILE_N) : step;
-            const char *wn = w + n * ldw;
-            const float *scale = op->scale ? op->scale + n : 0, *bias = op->bias ? op->bias + n : 0;
-            rows(op->wtype, x, ldx, wn, ldw, op->k, m0, m1, count, out + n, ldo, scale, bias);
-            n += count;
+            int n_count = to - n >= step ? step : to - n >= TILE_N ? TILE_N : 1;
+            part_t p = {
+                .x = x + m * ldx, .w = (const char *)op->weight + n * ldw, .out = out + m * ldo + n,
+                .scale = op->scale ? op->scale + n : 0, .bias = op->bias ? op->bias + n : 0,
+                .ldx = ldx, .ldw = ldw, .ldo = ldo, .k = op->k, .m_count = m_count, .n_count = n_count,
+            };
+            if (m_count > TILE_M) many_tiles(p, op->wtype, expanded);
+            else tile_of[op->wtype](&p);
+            n += n_count;
         }
     }
 }
@@ -259,7 +352,7 @@ static void embed(const op_t *op, const batch_t *b, int thread) {
         memset(out, 0, width * sizeof(float)); /* what other ranks hold comes with the all-reduce */
         if (id < 0 || id >= op->n) continue;
         const char *row = (const char *)op->weight + id * ldw;
-        for (int i = 0; i < op->k; i++) out[op->column + i] = one_weight(row, op->wtype, i);
+        for (int i = 0; i < op->k; i++) out[op->column + i] = one_weight(row, op->wtype, i) * op->factor;
     }
 }
 
@@ -305,7 +398,9 @@ static void rope_cache(const op_t *op, const batch_t *b, int thread) {
     for (int64_t t = from; t < to; t++) {
         float *q = b->buffer[op->in] + t * width, *k = q + (int64_t)b->num_heads * hd, *v = k + (int64_t)b->num_kv_heads * hd;
         int64_t position = b->positions[t];
-        const float *cosine = b->cos_table + position * half, *sine = b->sin_table + position * half;
+        int64_t table = op->table + (b->rope_switch && b->lengths[b->slots[t]] > b->rope_switch);
+        int64_t angle = table * b->table_stride + position * half;
+        const float *cosine = b->cos_table + angle, *sine = b->sin_table + angle;
         for (int h = 0; h < b->num_heads + b->num_kv_heads; h++) rotate(q + h * hd, cosine, sine, half);
         int64_t block = b->block_tables[(int64_t)b->slots[t] * b->max_blocks + position / bt];
         int64_t base = op->layer * b->layer_stride + block * b->block_stride, at = position % bt;
@@ -341,12 +436,12 @@ INLINE void block_scores(const float *q, int hd, int bt, const float *keys, int 
 }
 
 /* Channels [i, i + 8 * vectors) of softmax(scores) . values, for each query head. */
-INLINE void weigh_channels(const batch_t *b, const int32_t *table, int64_t base, int context, int group, int vectors, int i,
+INLINE void weigh_channels(const batch_t *b, const int32_t *table, int64_t base, int first, int context, int group, int vectors, int i,
                            const float *probs, int64_t ldp, float *out) {
     int hd = b->head_size, bt = b->block_tokens;
     v8 sum[MAX_GROUP][2];
     for (int g = 0; g < group; g++) sum[g][0] = sum[g][1] = splat(0);
-    for (int t = 0; t < context; t++) {
+    for (int t = first; t < context; t++) {
         const float *v = b->values + base + (int64_t)table[t / bt] * b->block_stride + (int64_t)(t % bt) * hd + i;
         v8 v0 = load(v), v1 = vectors > 1 ? load(v + 8) : v0;
         for (int g = 0; g < group; g++) {
@@ -359,36 +454,48 @@ INLINE void weigh_channels(const batch_t *b, const int32_t *table, int64_t base,
         for (int n = 0; n < vectors; n++) store(out + g * hd + i + 8 * n, sum[g][n]);
 }
 
-INLINE void weigh_values(const batch_t *b, const int32_t *table, int64_t base, int context, int group, const float *probs,
+INLINE void weigh_values(const batch_t *b, const int32_t *table, int64_t base, int first, int context, int group, const float *probs,
                          int64_t ldp, float *out) {
     int hd = b->head_size, bt = b->block_tokens, i = 0;
-    for (; i + 16 <= hd; i += 16) weigh_channels(b, table, base, context, group, 2, i, probs, ldp, out);
-    for (; i + 8 <= hd; i += 8) weigh_channels(b, table, base, context, group, 1, i, probs, ldp, out);
+    for (; i + 16 <= hd; i += 16) weigh_channels(b, table, base, first, context, group, 2, i, probs, ldp, out);
+    for (; i + 8 <= hd; i += 8) weigh_channels(b, table, base, first, context, group, 1, i, probs, ldp, out);
     for (; i < hd; i++)
         for (int g = 0; g < group; g++) {
             float sum = 0;
-            for (int t = 0; t < context; t++)
+            for (int t = first; t < context; t++)
                 sum = fma1(probs[g * ldp + t], b->values[base + (int64_t)table[t / bt] * b->block_stride + (int64_t)(t % bt) * hd + i], sum);
             out[g * hd + i] = sum;
         }
 }
 
-static void softmax(float *scores, int context, int padded) {
+/* Of scores [first, context); from..to are the whole vectors around them. */
+static void softmax(float *scores, int first, int context, int from, int to) {
     v8 best = splat(-INFINITY);
-    for (int t = context; t < padded; t++) scores[t] = -INFINITY;
-    for (int t = 0; t < padded; t += 8) best = max8(best, load(scores + t));
+    for (int t = from; t < first; t++) scores[t] = -INFINITY;
+    for (int t = context; t < to; t++) scores[t] = -INFINITY;
+    for (int t = from; t < to; t += 8) best = max8(best, load(scores + t));
     float top = best[0];
     for (int i = 1; i < 8; i++) top = best[i] > top ? best[i] : top;
     v8 total = splat(0);
-    for (int t = 0; t < padded; t += 8) {
+    for (int t = from; t < to; t += 8) {
         v8 e = exp8(load(scores + t) - splat(top));
-        if (t + 8 > context)
-            for (int i = 0; i < 8; i++) if (t + i >= context) e[i] = 0;
+        if (t < first || t + 8 > context)
+            for (int i = 0; i < 8; i++) if (t + i < first || t + i >= context) e[i] = 0;
         store(scores + t, e);
         total += e;
     }
     v8 inverse = splat(1.0f / sum8(total));
-    for (int t = 0; t < padded; t += 8) store(scores + t, load(scores + t) * inverse);
+    for (int t = from; t < to; t += 8) store(scores + t, load(scores + t) * inverse);
+}
+
+/* The soft cap, then the position bias; no family has both. */
+static void adjust_scores(const batch_t *b, int head, int from, int to, float *scores) {
+    if (b->soft_cap > 0)
+        for (int t = from; t < to; t += 8) store(scores + t, cap8(load(scores + t), b->soft_cap));
+    if (b->position_bias) {
+        const float *bias = b->position_bias + head * b->bias_stride;
+        for (int t = from; t < to; t += 8) store(scores + t, load(scores + t) + load(bias + t));
+    }
 }
 
 INLINE void attend(const op_t *op, const batch_t *b, int64_t t, int head, int group, float *scores) {
@@ -398,10 +505,15 @@ INLINE void attend(const op_t *op, const batch_t *b, int64_t t, int head, int gr
     int kv = head / (b->num_heads / b->num_kv_heads);
     const float *q = b->buffer[op->in] + t * b->width[op->in] + (int64_t)head * hd;
     int64_t base = op->layer * b->layer_stride + (int64_t)kv * hd * bt;
-    for (int n = 0; n < blocks; n++)
+    int first = op->window && context > op->window ? context - op->window : 0;
+    int from = first & ~7, to = (context + 7) & ~7;
+    for (int n = first / bt; n < blocks; n++)
         block_scores(q, hd, bt, b->keys + base + (int64_t)table[n] * b->block_stride, group, b->score_scale, scores + (int64_t)n * bt, lds);
-    for (int g = 0; g < group; g++) softmax(scores + g * lds, context, (context + 7) / 8 * 8);
-    weigh_values(b, table, base, context, group, scores, lds, b->buffer[op->out] + t * b->width[op->out] + (int64_t)head * hd);
+    for (int g = 0; g < group; g++) {
+        adjust_scores(b, head + g, from, to, scores + g * lds);
+        softmax(scores + g * lds, first, context, from, to);
+    }
+    weigh_values(b, table, base, first, context, group, scores, lds, b->buffer[op->out] + t * b->width[op->out] + (int64_t)head * hd);
 }
 
 /* Heads that share keys go together; a lone token is cut by head so that all threads have work. */
@@ -420,20 +532,6 @@ static void attention(const op_t *op, const batch_t *b, int thread) {
     }
 }
 
-/* out[T, n] = silu(in[:, :n]) * in[:, n:], the activated half first (TensorRT-LLM's fc, then gate). */
-static void act_mul(const op_t *op, const batch_t *b, int thread) {
-    int64_t from, to, n = op->n;
-    share(b->num_tokens * n, 64, thread, b->num_threads, &from, &to);
-    for (int64_t at = from; at < to;) {
-        int64_t t = at / n, i = at % n, end = i + (to - at) < n ? i + (to - at) : n;
-        const float *a = b->buffer[op->in] + t * 2 * n, *g = a + n;
-        float *out = b->buffer[op->out] + t * n;
-        at += end - i;
-        for (; i + 8 <= end; i += 8) { v8 x = load(a + i); store(out + i, x / (splat(1) + exp8(-x)) * load(g + i)); }
-        for (; i < end; i++) { v8 x = splat(a[i]); v8 y = x / (splat(1) + exp8(-x)); out[i] = y[0] * g[i]; }
-    }
-}
-
 static void add(const op_t *op, const batch_t *b, int thread) {
     int64_t from, to;
     share((int64_t)b->num_tokens * op->k, 8, thread, b->num_threads, &from, &to);
@@ -449,6 +547,8 @@ static void take_rows(const op_t *op, const batch_t *b, int thread) {
         memcpy(b->buffer[op->out] + r * width, b->buffer[op->in] + b->rows[r] * width, width * sizeof(float));
 }
 
+#include "moe.h"
+
 static void run_one(const op_t *op, const batch_t *b, int thread) {
     int tokens = op->of_rows ? b->num_rows : b->num_tokens;
     switch (op->kind) {
@@ -457,9 +557,14 @@ static void run_one(const op_t *op, const batch_t *b, int thread) {
     case LINEAR: linear(op, b, tokens, thread); break;
     case ROPE_CACHE: rope_cache(op, b, thread); break;
     case ATTENTION: attention(op, b, thread); break;
-    case ACT_MUL: act_mul(op, b, thread); break;
+    case ACT_MUL: case ACT: act(op, b, thread); break;
     case ADD: add(op, b, thread); break;
     case TAKE_ROWS: take_rows(op, b, thread); break;
+    case LAYER_NORM: layer_norm(op, b, tokens, thread); break;
+    case HEAD_NORM: head_norm(op, b, thread); break;
+    case SOFT_CAP: soft_cap(op, b, tokens, thread); break;
+    case ADD_POSITION: add_position(op, b, thread); break;
+    default: run_experts(op, b, thread);
     }
 }
 

@@ -28,7 +28,9 @@ class OpStruct(ctypes.Structure):
             (name, c_int32)
             for name in ("kind", "wtype", "in_", "in2", "out", "n", "k", "layer", "row", "column", "of_rows")
         ),
+        *((name, c_int32) for name in ("act", "window", "table")),
         ("eps", c_float),
+        ("factor", c_float),
         ("weight", c_void_p),
         ("scale", c_void_p),
         ("bias", c_void_p),
@@ -47,8 +49,14 @@ class BatchStruct(ctypes.Structure):
             for name in ("max_blocks", "block_tokens", "num_heads", "num_kv_heads", "head_size", "rotary_size")
         ),
         ("score_scale", c_float),
+        ("soft_cap", c_float),
         ("cos_table", c_void_p),
         ("sin_table", c_void_p),
+        ("table_stride", c_int64),
+        ("lengths", c_void_p),
+        ("rope_switch", c_int32),
+        ("position_bias", c_void_p),
+        ("bias_stride", c_int64),
         ("keys", c_void_p),
         ("values", c_void_p),
         ("layer_stride", c_int64),
@@ -100,9 +108,8 @@ def _compiled() -> Path:
     cc = compiler()
     if cc is None:
         raise ToolError("no C compiler found for the native kernels", hint="Install gcc or clang, or set CC.")
-    key = hashlib.sha256("\0".join([SOURCE.read_text(), *FLAGS, *cc, cpu_name(every_flag=True)]).encode()).hexdigest()[
-        :16
-    ]
+    sources = [path.read_text() for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h")))]
+    key = hashlib.sha256("\0".join([*sources, *FLAGS, *cc, cpu_name(every_flag=True)]).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trtbuild" / "native"
     target = cache / f"kernels-{key}.so"
     if not target.exists():

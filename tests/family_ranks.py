@@ -1,0 +1,99 @@
+"""Runs many small engines in one MPI job of four ranks; `run_jobs` starts it.
+
+Each job takes as many of the ranks as its checkpoint needs; jobs of different ranks run at the same time. Every rank
+builds its part of the engine, loads it, and rank 0 of the job writes what it computed to an .npz file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.tiny import ROOT
+from trtbuild import mpi
+from trtbuild.engine.cpu import engine_mapping, read_checkpoint_config
+from trtbuild.engine.cpu_rank import build_rank
+from trtbuild.engine.options import BuildOptions
+from trtbuild.runtime.generator import Generator, follow, load_rank
+from trtbuild.runtime.info import RuntimeOptions, read_engine
+from trtbuild.runtime.request import Request
+
+WORLD = 4
+LIMITS = BuildOptions(max_batch_size=4, max_seq_len=96, max_num_tokens=16)  # prompts are cut into chunks
+
+
+def run_jobs(jobs: list[dict[str, Any]], folder: Path) -> None:
+    """Run all of them; each {checkpoint, engine, out, executor, prompts, new_tokens} writes its `out`."""
+    from trtbuild.runtime.native.library import load_library
+
+    load_library()  # compiled once, not by every rank
+    first = 0
+    for job in jobs:
+        job["first"] = first
+        first = (first + read_checkpoint_config(Path(job["checkpoint"]))["mapping"]["world_size"]) % WORLD
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    argv = [sys.executable, "-c", "from tests.family_ranks import main; from pathlib import Path; import sys;"
+            " main(Path(sys.argv[1]))", str(folder / "jobs.json")]  # fmt: skip
+    log = folder / "mpirun.log"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRTBUILD_THREADS", "1")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=":")
+        process = mpi.start_ranks(argv, WORLD, log=log)
+    try:
+        assert process.wait(600) == 0, log.read_text()[-3000:]
+    finally:
+        mpi.stop_ranks(process)
+
+
+def run_job(job: dict[str, Any], world: Any) -> None:
+    checkpoint, engine = Path(job["checkpoint"]), Path(job["engine"])
+    config = read_checkpoint_config(checkpoint)
+    mapping = engine_mapping(config)
+    members = [(job["first"] + i) % world.Get_size() for i in range(mapping.world_size)]
+    if world.Get_rank() not in members:
+        return
+    rank = members.index(world.Get_rank())
+    group = world.Create_group(world.Get_group().Incl(members))
+    engine.mkdir(exist_ok=True)
+    build_rank(checkpoint, engine, config, mapping.at(rank))
+    if rank == 0:
+        described = {"target": "cpu", "executor": job["executor"]}
+        document = {"pretrained_config": config, "build_config": LIMITS.build_config(config), "trtbuild": described}
+        (engine / "config.json").write_text(json.dumps(document))
+    group.Barrier()
+    options, comm = RuntimeOptions(max_tokens_in_paged_kv_cache=512), group if mapping.world_size > 1 else None
+    if rank:
+        follow(load_rank(read_engine(engine), rank, options, comm)[0])
+    else:
+        generator = Generator(engine, options, comm)
+        np.savez(job["out"], **compute(generator, job["prompts"], job["new_tokens"]))
+        generator.close()
+
+
+def compute(generator: Generator, prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:
+    """Logits of the first prompt in chunks and in one piece, and greedy tokens of all prompts in flight together."""
+    chunked = generator.score(prompts[0])
+    requests = [Request(str(i), tuple(prompt), new_tokens) for i, prompt in enumerate(prompts)]
+    outputs = generator.generate(requests)
+    tokens = [[token for output in outputs[request.request_id] for token in output.token_ids] for request in requests]
+    generator.scheduler.max_num_tokens = 5
+    return {"logits": chunked, "tokens": np.array(tokens), "smaller_chunks": generator.score(prompts[0])}
+
+
+def main(jobs: Path) -> None:
+    from mpi4py import MPI
+
+    world = MPI.COMM_WORLD
+
+    def run() -> None:
+        for job in json.loads(jobs.read_text()):
+            print(f"rank {world.Get_rank()}: {job['out']}", flush=True)
+            run_job(job, world)
+
+    mpi.abort_on_error(run, lambda: world.Abort(1))

@@ -1,0 +1,74 @@
+"""Executes a re-sharding: copies blocks of old rank files into new ones. One new tensor in memory, any dtype."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping as Dict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtbuild.checkpoint.writer import header_bytes
+from trtbuild.layout import DTYPE_BYTES, TensorInfo
+from trtbuild.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from trtbuild.reshard import Recut, RecutRank
+
+Headers = Dict[int, Dict[str, TensorInfo]]
+
+
+def recut(
+    ranks: Sequence[RecutRank], headers: Headers, config: Dict[str, Any], folder: Path, progress: Progress = silent
+) -> dict[str, str]:
+    """Write config.json and rankN.safetensors into `folder`; returns SHA-256 in hex by file name.
+
+    `headers`: the old tensors by rank and name. `progress` counts bytes written.
+
+    Raises:
+        OSError: a file cannot be read or written.
+    """
+    total, done = sum(rank.nbytes for rank in ranks), 0
+    digests: dict[str, str] = {}
+    for rank in ranks:
+        name = f"rank{rank.rank}.safetensors"
+        digest = hashlib.sha256()
+        with (folder / name).open("wb") as handle:
+            head = header_bytes([part.job for part in rank.tensors])
+            handle.write(head)
+            digest.update(head)
+            for part in rank.tensors:
+                progress(done, total, part.job.group)
+                data = _tensor(part, headers).data
+                handle.write(data)
+                digest.update(data)
+                done += part.job.nbytes
+        digests[name] = digest.hexdigest()
+    progress(done, total, "")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return digests
+
+
+def _tensor(part: Recut, headers: Headers) -> Any:
+    """The bytes of a new tensor, numpy uint8 [rows, bytes of a row]."""
+    import numpy as np
+
+    job = part.job
+    size = DTYPE_BYTES[job.dtype]
+    made = np.zeros((job.rows, job.nbytes // max(job.rows, 1)), np.uint8)
+    for block in part.blocks:
+        old = _matrix(headers[block.rank][block.tensor], size)
+        (top, bottom), (left, right), (row, col) = block.rows, block.cols, block.at
+        made[row : row + bottom - top, col * size : (col + right - left) * size] = old[
+            top:bottom, left * size : right * size
+        ]
+    return made
+
+
+def _matrix(info: TensorInfo, size: int) -> Any:
+    """An old tensor as a memory map, uint8 [rows, bytes of a row]."""
+    import numpy as np
+
+    width = (info.shape[-1] if len(info.shape) > 1 else 1) * size
+    return np.memmap(info.file, np.uint8, "r", info.start, (info.nbytes,)).reshape(-1, width)
