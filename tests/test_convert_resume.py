@@ -18,7 +18,7 @@ from trtbuild import pipeline
 from trtbuild.errors import ToolError
 from trtbuild.manifest import read_manifest
 from trtbuild.mpi import find_mpirun, mpirun_command
-from trtbuild.plan import Plan
+from trtbuild.plan import ModelPlan
 from trtbuild.spec import ConvertOptions
 
 LAYERS = {"num_hidden_layers": 6, "hidden_size": 256, "intermediate_size": 512}
@@ -37,19 +37,21 @@ def run(model: Path, out: Path, *, kill_after: float = 0, how: str = "SIGKILL", 
     """
     count = out.with_name("count")
     code = f"""
-import os, signal
+import os, signal, threading
 from pathlib import Path
 from trtbuild import pipeline
 from trtbuild.checkpoint import blocks
 from trtbuild.spec import ConvertOptions
 blocks.BLOCK_BYTES = 1 << 16
-written, original = 0, os.pwrite
+written, original, lock = 0, os.pwrite, threading.Lock()
 def pwrite(file, data, offset):
     global written
-    written += original(file, data, offset)
+    count = original(file, data, offset)
+    with lock:
+        written += count
     if {kill_after} and written > {kill_after}:
         os.kill(os.getpid(), signal.{how})
-    return len(memoryview(data).cast("B"))
+    return count
 os.pwrite = pwrite
 pipeline.make_checkpoint({str(model)!r}, Path({str(out)!r}), ConvertOptions(**{options!r}))
 Path({str(count)!r}).write_text(str(written))
@@ -66,7 +68,7 @@ def same(one: Path, two: Path) -> bool:
     return all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
 
 
-def plan_of(model: Path, **options: Any) -> Plan:
+def plan_of(model: Path, **options: Any) -> ModelPlan:
     return pipeline.make_plan(str(model), ConvertOptions(**options))
 
 

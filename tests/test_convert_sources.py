@@ -33,7 +33,7 @@ def make_fp8(folder: Path, kind: Callable[[torch.Tensor], tuple[torch.Tensor, to
 
     `kind`: weight -> (fp8 weight, scale as stored, scale for each element). `extra`: scalars beside each weight.
     """
-    make_llama(folder, dtype="bfloat16", hidden_size=160, intermediate_size=288, num_attention_heads=10,
+    make_llama(folder, dtype="bfloat16", hidden_size=160, intermediate_size=290, num_attention_heads=10,
                num_key_value_heads=5)  # fmt: skip
     path = folder / "model.safetensors"
     tensors = load_file(path)

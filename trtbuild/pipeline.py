@@ -29,6 +29,7 @@ from trtbuild.progress import Progress, silent
 from trtbuild.staging import check_not_input, check_output, staged_dir, write_error
 
 if TYPE_CHECKING:
+    from trtbuild.checkpoint.team import Alone, Leader
     from trtbuild.engine.options import BuildOptions
     from trtbuild.families.rules import Family
     from trtbuild.hub.snapshot import ModelSource
@@ -88,9 +89,7 @@ def make_checkpoint(
         OutputError, HubError, CheckpointError, UnsupportedModel, PlanError, EngineError;
         ToolError: no MPI where it was asked for. SystemExit: with `mpi`, in all processes but the first.
     """
-    from trtbuild.checkpoint.config import trtllm_config
-    from trtbuild.checkpoint.journal import Journal
-    from trtbuild.checkpoint.team import Work, joined
+    from trtbuild.checkpoint.team import joined
     from trtbuild.hub.snapshot import local_folder
     from trtbuild.lint.read import parts_of
 
@@ -106,27 +105,43 @@ def make_checkpoint(
         if for_engine:
             require_engine(part.family for part in plan.parts)
         with staged_dir(out, force=force, resume=True) as folder:
-            configs = [trtllm_config(part.family, part.spec, part.options, part.quant_algo) for part in plan.parts]
-            made_of = _describe(source, index)
-            journal = Journal(folder)
-            journal.open(_fingerprint(plan, configs, made_of, index))
-            held = sum(path.stat().st_size for path in folder.rglob("rank*.safetensors"))
-            check_disk(out, folder, plan.checkpoint_bytes - held)
-            digests: dict[str, str] = {}
-            for part, config in zip(plan.parts, configs, strict=True):
-                digests |= team.convert(Work(part.ranks, index, folder, part.folder, workers), progress)
-                text = json.dumps(config, indent=2) + "\n"
-                (folder / part.folder / "config.json").write_text(text, encoding="utf-8")
-            journal.remove()
-            write_manifest(
-                folder,
-                kind="checkpoint",
-                source=made_of,
-                options={**asdict(plan.options), "dtype": plan.dtype},
-                versions=tool_versions("numpy"),
-                files=digests,
-            )
+            _write_checkpoint(team, plan, index, _describe(source, index), folder, out, workers, progress)
     return out
+
+
+def _write_checkpoint(
+    team: Alone | Leader,
+    plan: ModelPlan,
+    index: dict[str, TensorInfo],
+    made_of: dict[str, Any],
+    folder: Path,
+    out: Path,
+    workers: int,
+    progress: Progress,
+) -> None:
+    """Write everything that a plan says into `folder`, which is to become `out`, or what is missing of it there."""
+    from trtbuild.checkpoint.config import trtllm_config
+    from trtbuild.checkpoint.journal import Journal
+    from trtbuild.checkpoint.team import Work
+
+    configs = [trtllm_config(part.family, part.spec, part.options, part.quant_algo) for part in plan.parts]
+    journal = Journal(folder)
+    journal.open(_fingerprint(plan, configs, made_of, index))
+    held = sum(path.stat().st_size for path in folder.rglob("rank*.safetensors"))
+    check_disk(out, folder, plan.checkpoint_bytes - held)
+    digests: dict[str, str] = {}
+    for part, config in zip(plan.parts, configs, strict=True):
+        digests |= team.convert(Work(part.ranks, index, folder, part.folder, workers), progress)
+        (folder / part.folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    journal.remove()
+    write_manifest(
+        folder,
+        kind="checkpoint",
+        source=made_of,
+        options={**asdict(plan.options), "dtype": plan.dtype},
+        versions=tool_versions("numpy"),
+        files=digests,
+    )
 
 
 def reshard_checkpoint(

@@ -68,8 +68,11 @@ def blocks(
     for position, rank in sorted(enumerate(ranks), key=lambda item: item[1].pp_rank):
         start = 0
         for number, job in enumerate(rank.jobs):
+            # Finished ones keep the place of their group: ranks that stopped at different tensors must not disagree
+            # on the order, or blocks would wait for others that come after them.
+            group = groups.setdefault(job.group, [])
             if finished is None or number >= finished[position]:
-                groups.setdefault(job.group, []).append((_Place(position, start), job))
+                group.append((_Place(position, start), job))
             start += job.nbytes
     for jobs in groups.values():
         for alike in _alike(jobs):
