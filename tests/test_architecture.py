@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 ONLY_IN = {
     "huggingface_hub": {"hub"},
     "transformers": {"text"},
-    "mpi4py": {"runtime", "engine"},
+    "mpi4py": {"runtime", "engine", "checkpoint"},
     "tritonclient": {"client", "repo", "serve"},
     "jinja2": {"repo", "text"},
     "typer": {"cli"},
@@ -49,7 +49,7 @@ ONLY_IN = {
 }
 HEAVY = {"torch", "numpy", "transformers", "tritonclient", "mpi4py", "huggingface_hub", "safetensors", "jinja2", "grpc"}
 # These modules are the heavy code itself, loaded only by processes that compute.
-HEAVY_MODULES = {"runtime", "engine/cpu_rank.py", "engine/kernels.py", "checkpoint/cut.py", "quantize/packing.py"}
+HEAVY_MODULES = {"runtime", "engine/cpu_rank.py", "engine/kernels.py", "quantize/packing.py"}
 PURE = [
     "mapping",
     "layout",

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.tiny import load_rank, make_llama
 from trtbuild import pipeline
-from trtbuild.checkpoint.convert import load
+from trtbuild.checkpoint.reader import Reader
 from trtbuild.checkpoint.source import read_header
 from trtbuild.checkpoint.writer import ALIGNMENT
-from trtbuild.layout import TensorInfo
 from trtbuild.manifest import MANIFEST, read_manifest, sha256_file
 from trtbuild.spec import ConvertOptions
 
 
-def test_same_bytes_twice(llama_folder: Path, tmp_path: Path) -> None:
+def test_same_bytes_twice_and_with_any_number_of_workers(llama_folder: Path, tmp_path: Path) -> None:
     options = ConvertOptions(2, 2, "float16")
-    one = pipeline.make_checkpoint(str(llama_folder), tmp_path / "one", options)
-    two = pipeline.make_checkpoint(str(llama_folder), tmp_path / "two", options)
+    one = pipeline.make_checkpoint(str(llama_folder), tmp_path / "one", options, workers=1)
+    two = pipeline.make_checkpoint(str(llama_folder), tmp_path / "two", options, workers=5)
     names = sorted(path.name for path in one.iterdir())
     assert names == ["config.json", *(f"rank{r}.safetensors" for r in range(4)), MANIFEST]
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
@@ -35,15 +35,17 @@ def test_one_file_or_shards_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_each_source_is_read_once(llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[str] = []
+    read: dict[str, list[int]] = {}
 
-    def counted(info: TensorInfo, code: str) -> torch.Tensor:
-        read.append(info.name)
-        return load(info, code)
+    def counted(self: Reader, name: str, rows: tuple[int, int], *, transposed: bool = False) -> Any:
+        read.setdefault(name, []).extend(range(*rows))
+        return original(self, name, rows, transposed=transposed)
 
-    monkeypatch.setattr("trtbuild.checkpoint.convert.load", counted)
+    original = Reader.rows
+    monkeypatch.setattr(Reader, "rows", counted)
     pipeline.make_checkpoint(str(llama_folder), tmp_path / "out", ConvertOptions(4, 2))
-    assert len(read) == len(set(read)) == 4 * 9 + 3
+    tensors = {tensor.name: tensor.shape for tensor in read_header(llama_folder / "model.safetensors")}
+    assert {name: sorted(rows) for name, rows in read.items()} == {n: list(range(s[0])) for n, s in tensors.items()}
 
 
 def test_manifest_matches_the_files(llama_folder: Path, tmp_path: Path) -> None:

@@ -79,6 +79,12 @@ DTYPE_BYTES: dict[str, int] = {
 READABLE = ("F64", "F32", "F16", "BF16")
 """Source dtypes that hold plain weights; anything else is a quantized checkpoint."""
 
+SCALED = ("F8_E4M3", "F8_E5M2")
+"""Source dtypes that are read where they come with a `Scale`."""
+
+BLOCK_BYTES = 1 << 20
+"""Target size of what a conversion reads, casts, writes and hashes at a time: it stays in a core's cache."""
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -90,10 +96,19 @@ class TensorInfo:
     file: Path
     start: int
     stop: int
+    scale: Scale | None = None
 
     @property
     def nbytes(self) -> int:
         return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a quantized tensor is multiplied by: each element of `info` holds for `block` (rows, columns) of it."""
+
+    info: TensorInfo
+    block: tuple[int, int]
 
 
 Window = tuple[int, int]

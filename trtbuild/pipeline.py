@@ -13,6 +13,7 @@ It performs what `plan.py` decided and decides nothing itself.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -28,6 +29,7 @@ from trtbuild.progress import Progress, silent
 from trtbuild.staging import check_not_input, check_output, staged_dir, write_error
 
 if TYPE_CHECKING:
+    from trtbuild.checkpoint.team import Alone, Leader
     from trtbuild.engine.options import BuildOptions
     from trtbuild.families.rules import Family
     from trtbuild.hub.snapshot import ModelSource
@@ -37,27 +39,30 @@ if TYPE_CHECKING:
     from trtbuild.spec import ConvertOptions
 
 
-def resolve(model: str, revision: str | None = None) -> ModelSource:
+def resolve(model: str, revision: str | None = None, *, allow_pickle: bool = False) -> ModelSource:
     """The folder of a local path or hub id, downloaded where it is missing (stage 1)."""
     from trtbuild.hub.snapshot import resolve_model
 
-    return resolve_model(model, revision)
+    return resolve_model(model, revision, allow_pickle=allow_pickle)
 
 
-def make_plan(model: str, options: ConvertOptions, revision: str | None = None) -> ModelPlan:
+def make_plan(
+    model: str, options: ConvertOptions, revision: str | None = None, *, allow_pickle: bool = False
+) -> ModelPlan:
     """Plan a conversion without writing or downloading weights; the plan carries its problems.
 
     Raises:
         HubError, CheckpointError, UnsupportedModel: where there is nothing to plan with.
     """
     from trtbuild.checkpoint.config import read_specs
+    from trtbuild.checkpoint.quantized_source import KEY, with_scales
     from trtbuild.hub.snapshot import ModelHeaders, resolve_headers
     from trtbuild.plan import plan_model
 
     source = resolve_headers(model, revision)
     if isinstance(source, ModelHeaders):
-        return plan_model(read_specs(source.config), options, source.index)
-    return _plan_folder(source.path, options)[0]
+        return plan_model(read_specs(source.config), options, with_scales(source.index, source.config.get(KEY)))
+    return _plan_folder(source.path, options, allow_pickle=allow_pickle)[0]
 
 
 def make_checkpoint(
@@ -68,49 +73,75 @@ def make_checkpoint(
     revision: str | None = None,
     progress: Progress = silent,
     force: bool = False,
+    workers: int = 0,
+    mpi: bool = False,
+    allow_pickle: bool = False,
     for_engine: bool = False,
 ) -> Path:
     """Convert a model, or a TensorRT-LLM checkpoint of another layout, to a checkpoint in `out` (stage 2).
 
     Everything that can be known before a weight is read is checked first: the output, the plan, the disk, and with
     `for_engine` that the cpu runtime has an engine for the model. Half models lie in subfolders (encoder, decoder).
+    What an interrupted run of the same conversion has finished is verified and kept. The bytes depend neither on
+    `workers` (threads, 0 = one a core) nor on the processes that share the ranks under `mpi`.
 
     Raises:
-        OutputError, HubError, CheckpointError, UnsupportedModel, PlanError, EngineError.
+        OutputError, HubError, CheckpointError, UnsupportedModel, PlanError, EngineError;
+        ToolError: no MPI where it was asked for. SystemExit: with `mpi`, in all processes but the first.
     """
-    from trtbuild.checkpoint.config import trtllm_config
-    from trtbuild.checkpoint.convert import convert
+    from trtbuild.checkpoint.team import joined
     from trtbuild.hub.snapshot import local_folder
     from trtbuild.lint.read import parts_of
 
-    check_output(out, force=force)
-    given = local_folder(model)
-    if given is not None and parts_of(given):
-        return reshard_checkpoint(given, out, options, progress=progress, force=force)
-    source = resolve(model, revision)
-    check_not_input(out, source.path)
-    plan, index = _plan_folder(source.path, options)
-    plan.require()
-    if for_engine:
-        require_engine(part.family for part in plan.parts)
-    with staged_dir(out, force=force) as folder:
-        check_disk(out, folder, plan.checkpoint_bytes)
-        digests: dict[str, str] = {}
-        for part in plan.parts:
-            place = folder / part.folder
-            place.mkdir(exist_ok=True)
-            config = trtllm_config(part.family, part.spec, part.options, part.quant_algo)
-            made = convert(part.ranks, index, config, place, progress)
-            digests |= {(place / name).relative_to(folder).as_posix(): digest for name, digest in made.items()}
-        write_manifest(
-            folder,
-            kind="checkpoint",
-            source=_describe(source, index),
-            options={**asdict(plan.options), "dtype": plan.dtype},
-            versions=tool_versions("torch"),
-            files=digests,
-        )
+    with joined(mpi) as team:
+        check_output(out, force=force)
+        given = local_folder(model)
+        if given is not None and parts_of(given):
+            return reshard_checkpoint(given, out, options, progress=progress, force=force)
+        source = resolve(model, revision, allow_pickle=allow_pickle)
+        check_not_input(out, source.path)
+        plan, index = _plan_folder(source.path, options, allow_pickle=allow_pickle)
+        plan.require()
+        if for_engine:
+            require_engine(part.family for part in plan.parts)
+        with staged_dir(out, force=force, resume=True) as folder:
+            _write_checkpoint(team, plan, index, _describe(source, index), folder, out, workers, progress)
     return out
+
+
+def _write_checkpoint(
+    team: Alone | Leader,
+    plan: ModelPlan,
+    index: dict[str, TensorInfo],
+    made_of: dict[str, Any],
+    folder: Path,
+    out: Path,
+    workers: int,
+    progress: Progress,
+) -> None:
+    """Write everything that a plan says into `folder`, which is to become `out`, or what is missing of it there."""
+    from trtbuild.checkpoint.config import trtllm_config
+    from trtbuild.checkpoint.journal import Journal
+    from trtbuild.checkpoint.team import Work
+
+    configs = [trtllm_config(part.family, part.spec, part.options, part.quant_algo) for part in plan.parts]
+    journal = Journal(folder)
+    journal.open(_fingerprint(plan, configs, made_of, index))
+    held = sum(path.stat().st_size for path in folder.rglob("rank*.safetensors"))
+    check_disk(out, folder, plan.checkpoint_bytes - held)
+    digests: dict[str, str] = {}
+    for part, config in zip(plan.parts, configs, strict=True):
+        digests |= team.convert(Work(part.ranks, index, folder, part.folder, workers), progress)
+        (folder / part.folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    journal.remove()
+    write_manifest(
+        folder,
+        kind="checkpoint",
+        source=made_of,
+        options={**asdict(plan.options), "dtype": plan.dtype},
+        versions=tool_versions("numpy"),
+        files=digests,
+    )
 
 
 def reshard_checkpoint(
@@ -175,6 +206,7 @@ def make_engine(
     revision: str | None = None,
     progress: Progress = silent,
     force: bool = False,
+    allow_pickle: bool = False,
 ) -> Path:
     """Build the engine of a model, or of a TensorRT-LLM checkpoint, in `out` (stage 3); returns `out`.
 
@@ -200,7 +232,15 @@ def make_engine(
             checkpoint = given.resolve()
         else:
             checkpoint = folder / "checkpoint"
-            make_checkpoint(model, checkpoint, options, revision=revision, progress=progress, for_engine=True)
+            make_checkpoint(
+                model,
+                checkpoint,
+                options,
+                revision=revision,
+                progress=progress,
+                allow_pickle=allow_pickle,
+                for_engine=True,
+            )
         made_by = read_manifest(checkpoint)
         # An engine is about as large as its checkpoint, and until it stands both are on the disk.
         check_disk(out, folder, sum(path.stat().st_size for path in checkpoint.glob("rank*.safetensors")))
@@ -248,14 +288,17 @@ def check_disk(out: Path, folder: Path, need: int) -> None:
         raise OutputError(message, hint="Nothing was left behind; choose another place or make room.")
 
 
-def _plan_folder(folder: Path, options: ConvertOptions) -> tuple[ModelPlan, dict[str, TensorInfo]]:
+def _plan_folder(
+    folder: Path, options: ConvertOptions, *, allow_pickle: bool = False
+) -> tuple[ModelPlan, dict[str, TensorInfo]]:
     from trtbuild.checkpoint.config import load_config, read_specs
+    from trtbuild.checkpoint.quantized_source import KEY, with_scales
     from trtbuild.checkpoint.source import read_index
     from trtbuild.plan import plan_model
 
-    specs = read_specs(load_config(folder))
-    index = read_index(folder)
-    return plan_model(specs, options, index), index
+    config = load_config(folder)
+    index = with_scales(read_index(folder, allow_pickle=allow_pickle), config.get(KEY))
+    return plan_model(read_specs(config), options, index), index
 
 
 def _families_in(folder: Path) -> list[Family]:
@@ -295,7 +338,7 @@ def _describe_parent(given: Path, layout: ConvertOptions, dropped: set[str]) -> 
 
 def _describe(source: ModelSource, index: dict[str, TensorInfo]) -> dict[str, Any]:
     """Where the weights came from, without a path of this machine."""
-    from trtbuild.checkpoint.source import describe_files
+    from trtbuild.checkpoint.source import describe_files, hub_digests
 
     return {
         "model": source.repo_id or source.path.resolve().name,
@@ -303,4 +346,16 @@ def _describe(source: ModelSource, index: dict[str, TensorInfo]) -> dict[str, An
         "revision": source.revision,
         "config_sha256": sha256_file(source.path / "config.json"),
         "files": describe_files(source.path, index),
+        "hub_sha256": hub_digests(source.path, index),
     }
+
+
+def _fingerprint(
+    plan: ModelPlan, configs: list[dict[str, Any]], made_of: dict[str, Any], index: dict[str, TensorInfo]
+) -> str:
+    """SHA-256 over all that decides a checkpoint's bytes, so that only the same conversion is resumed."""
+    files = sorted({info.file for info in index.values()})
+    times = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    ranks = [part.ranks for part in plan.parts]
+    parts = (__version__, ranks, plan.dtype, configs, made_of, times)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

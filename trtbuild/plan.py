@@ -16,13 +16,15 @@ from math import prod
 
 from trtbuild.errors import PlanError
 from trtbuild.families.rules import Family, Rule
-from trtbuild.layout import DTYPE_BYTES, DTYPES, READABLE, Axis, RankJobs, Split, Stage, TensorInfo
+from trtbuild.layout import BLOCK_BYTES, DTYPES, READABLE, SCALED, Axis, RankJobs, Split, Stage, TensorInfo
 from trtbuild.quantize.methods import METHODS
 from trtbuild.shard import cut_axes, rank_mapping, rules_of, shard, shares, source_shape, sources_of, window
 from trtbuild.spec import TARGETS, ConvertOptions, ModelSpec, resolved_dtype
 
 _SHOWN = 8  # names listed before "and N more"
-_PROCESS_BYTES = 300_000_000  # resident size of Python with torch, measured
+_PROCESS_BYTES = 60_000_000  # anonymous memory of Python with numpy, measured
+_BLOCKS = 48  # of a conversion with 8 threads: those on the way, and temporaries of casts
+_WIDEST_ELEMENT = 8
 _HEADER_BYTES = 160  # of a safetensors header, per tensor
 
 
@@ -120,7 +122,7 @@ def plan_model(
     return ModelPlan(
         parts=parts,
         parameters=sum(prod(index[name].shape) for name in reads),
-        source_bytes=sum(index[name].nbytes for name in reads),
+        source_bytes=sum(_with_scale(index[name]) for name in reads),
     )
 
 
@@ -150,23 +152,26 @@ def make_plan(family: Family, spec: ModelSpec, options: ConvertOptions, index: D
     )
 
 
+def _with_scale(info: TensorInfo) -> int:
+    return info.nbytes + (info.scale.info.nbytes if info.scale else 0)
+
+
 def _require(problems: tuple[str, ...]) -> None:
     if problems:
         raise PlanError(problems)
 
 
 def _memory(ranks: tuple[RankJobs, ...], index: Dict[str, TensorInfo]) -> int:
-    """Peak bytes of converting: a fuse group's sources cast, the largest of them as read, one cut, and the process."""
-    groups: dict[str, tuple[set[str], int, int]] = {}
-    for job in (job for rank in ranks for job in rank.jobs):
-        names, largest, _ = groups.get(job.group, (set(), 0, 0))
-        names |= {piece.source for piece in job.pieces if piece.source}
-        groups[job.group] = (names, max(largest, job.nbytes), DTYPE_BYTES[job.dtype])
-    peaks = [
-        largest + max(index[name].nbytes for name in names) + sum(prod(index[name].shape) * size for name in names)
-        for names, largest, size in groups.values()
-    ]
-    return _PROCESS_BYTES + max(peaks) if peaks else 0
+    """Peak bytes of converting with up to 8 threads: the process, and blocks that do not depend on the model's size.
+
+    A block is a megabyte, or a row where one is larger; page cache, which the kernel can take back, is not counted.
+    """
+    if not ranks:
+        return 0
+    names = {piece.source for rank in ranks for job in rank.jobs for piece in job.pieces if piece.source}
+    widest = max(prod(index[name].shape[1:]) * _WIDEST_ELEMENT for name in names)
+    scales = sum(4 * prod(scale.info.shape) for scale in (index[name].scale for name in names) if scale)
+    return _PROCESS_BYTES + _BLOCKS * max(BLOCK_BYTES, widest) + scales
 
 
 def _as_the_class_has_it(family: Family, options: ConvertOptions) -> ConvertOptions:
@@ -330,8 +335,9 @@ def _coverage(family: Family, spec: ModelSpec, index: Dict[str, TensorInfo]) -> 
         info, shape = index[name], source_shape(spec, source)
         if info.shape != shape:
             wrong.append(f"{name} has shape {list(info.shape)}, but the config says {list(shape)}")
-        elif info.dtype not in READABLE:
-            wrong.append(f"{name} has dtype {info.dtype}; supported: {', '.join(READABLE)}")
+        elif info.dtype not in READABLE and info.scale is None:
+            lacks = " and no scale that fits it" if info.dtype in SCALED else ""
+            wrong.append(f"{name} has dtype {info.dtype}{lacks}; supported: {', '.join(READABLE)}")
     used = set(names.values())
     unexpected = [n for n in index if n not in used and not any(fnmatchcase(n, p) for p in family.ignored)]
     for refuse in family.unusable:

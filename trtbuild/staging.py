@@ -1,8 +1,8 @@
 """Output directories that appear whole or not at all.
 
 Everything is written to `.NAME.partial` beside the final place and renamed at the end, so a crash, Ctrl-C or a
-full disk leaves nothing that looks finished. A partial directory whose writer is gone is removed by the next run;
-one whose writer lives is refused (an advisory lock tells the two apart).
+full disk leaves nothing that looks finished. A partial directory whose writer is gone is removed by the next run, or
+handed to it where that asks to resume; one whose writer lives is refused (an advisory lock tells the two apart).
 """
 
 from __future__ import annotations
@@ -50,8 +50,11 @@ def check_output(out: Path, *, force: bool = False) -> None:
 
 
 @contextmanager
-def staged_dir(out: Path, *, force: bool = False) -> Iterator[Path]:
+def staged_dir(out: Path, *, force: bool = False, resume: bool = False) -> Iterator[Path]:
     """Yield a directory to write into; it becomes `out` when the block ends without an error.
+
+    With `resume` it holds what a killed or interrupted run left, and the block decides what of that is good; Ctrl-C and
+    SIGTERM then leave it for the next run, while errors always remove it.
 
     Raises:
         OutputError: the output exists, another process writes it, or the file system refuses.
@@ -62,7 +65,7 @@ def staged_dir(out: Path, *, force: bool = False) -> Iterator[Path]:
     partial = out.with_name(f".{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        lock = _claim(partial, out)
+        lock = _claim(partial, out, keep=resume)
     except OSError as error:
         raise write_error(out, error) from error
     try:
@@ -74,8 +77,9 @@ def staged_dir(out: Path, *, force: bool = False) -> Iterator[Path]:
         if error.errno in _REASONS and error.errno != errno.ENOENT:
             raise write_error(out, error) from error
         raise
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+    except BaseException as error:
+        if not resume or isinstance(error, Exception):
+            shutil.rmtree(partial, ignore_errors=True)
         raise
     finally:
         os.close(lock)
@@ -104,20 +108,24 @@ def write_error(out: Path, error: OSError) -> OutputError:
     )
 
 
-def _claim(partial: Path, out: Path) -> int:
-    """Create and lock the partial directory; leftovers of a dead writer are cleared first."""
+def _claim(partial: Path, out: Path, *, keep: bool) -> int:
+    """Create and lock the partial directory; leftovers of a dead writer are cleared first, unless `keep`."""
+    busy = OutputError(f"another trtbuild is writing {out} right now", hint="Wait for it, or choose another output.")
     if partial.exists():
         if _is_locked(partial / _LOCK):
-            raise OutputError(
-                f"another trtbuild is writing {out} right now", hint="Wait for it, or choose another output."
-            )
-        shutil.rmtree(partial)
-    partial.mkdir()
+            raise busy
+        if not keep:
+            shutil.rmtree(partial)
+    partial.mkdir(exist_ok=keep)
     lock = os.open(partial / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if keep else 0))
+    except BlockingIOError:
+        os.close(lock)
+        raise busy from None
     if not (partial / _LOCK).exists() or os.fstat(lock).st_ino != (partial / _LOCK).stat().st_ino:
         os.close(lock)  # another process took the directory for a leftover before it was locked
-        raise OutputError(f"another trtbuild is writing {out} right now", hint="Wait for it, or choose another output.")
+        raise busy
     return lock
 
 

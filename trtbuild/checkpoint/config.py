@@ -8,6 +8,7 @@ from collections.abc import Mapping as Dict
 from pathlib import Path
 from typing import Any
 
+from trtbuild.checkpoint import quantized_source
 from trtbuild.errors import CheckpointError, UnsupportedModel
 from trtbuild.families import architectures, families_of
 from trtbuild.families.rules import REQUIRED, Family, Key
@@ -220,13 +221,16 @@ def _demands(family: Family, config: Dict[str, Any], fields: Dict[str, Any]) -> 
             found.append(f"{expect.name} is {value!r}; supported: {allowed}{why}")
     for refuse in family.refuses:
         value = config.get(refuse.name)
+        if value and refuse.name == quantized_source.KEY and not quantized_source.unreadable(value):
+            continue
         if value:
             method = (
                 f" (quant_method {value['quant_method']!r})"
                 if isinstance(value, dict) and "quant_method" in value
                 else ""
             )
-            found.append(f"{refuse.name} is set{method}: {refuse.why}")
+            reason = f" ({quantized_source.unreadable(value)})" if refuse.name == quantized_source.KEY else ""
+            found.append(f"{refuse.name} is set{method}: {refuse.why}{reason}")
     return found
 
 

@@ -1,122 +1,199 @@
-"""Executes a plan: each fuse group is read once, cast once, cut for every rank and written. One group in memory."""
+"""Executes a plan: blocks of a megabyte are read once, checked, cast, written to every rank that holds them, hashed.
+
+Threads take blocks in order. Each writes its own block; then it hashes what has arrived of the files it wrote to, while
+the others go on. numpy, hashlib and the kernel release the interpreter lock for all of it. Memory does not depend on
+the model: a few blocks a thread.
+"""
 
 from __future__ import annotations
 
-import json
+import os
+import queue
+import threading
+from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as Dict
-from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtbuild.checkpoint.cut import cut
+from trtbuild.checkpoint.blocks import Block, blocks
+from trtbuild.checkpoint.journal import Journal
+from trtbuild.checkpoint.reader import Reader
+from trtbuild.checkpoint.values import Values
 from trtbuild.checkpoint.writer import RankWriter
-from trtbuild.errors import CheckpointError
-from trtbuild.layout import Job, RankJobs, TensorInfo
+from trtbuild.layout import RankJobs, TensorInfo
 from trtbuild.progress import Progress, silent
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+_AHEAD = 8  # blocks that may wait to be hashed, beside those in work
+_POLL_S = 0.2
 
 
 def convert(
     ranks: Sequence[RankJobs],
     index: Dict[str, TensorInfo],
-    config: Dict[str, Any],
     folder: Path,
+    *,
+    workers: int = 0,
     progress: Progress = silent,
+    journal: Journal | None = None,
 ) -> dict[str, str]:
-    """Write config.json and rankN.safetensors into `folder`; returns SHA-256 in hex by file name.
+    """Write rankN.safetensors of `ranks` into `folder`; returns SHA-256 in hex by file name.
 
-    `progress` counts bytes written. The same inputs give the same bytes.
+    `workers` threads (0 = one a core) make the same bytes whatever their number. `progress` counts bytes finished.
+    With a `journal`, tensors that an interrupted run completed are verified and kept.
 
     Raises:
         CheckpointError: a weight is NaN or infinite, beyond the range of the dtype, or cannot be read.
         OSError: the file system refuses (a full disk, for example).
     """
-    total, done = sum(rank.nbytes for rank in ranks), 0
-    groups: dict[str, list[tuple[int, Job]]] = {}
-    # Stages in order, so that the groups come in the order in which every rank's file holds them.
-    for position, rank in sorted(enumerate(ranks), key=lambda item: item[1].pp_rank):
-        for job in rank.jobs:
-            groups.setdefault(job.group, []).append((position, job))
+    workers = workers or default_workers()
     names = [f"rank{rank.rank}.safetensors" for rank in ranks]
     writers: list[RankWriter] = []
     try:
         for name, rank in zip(names, ranks, strict=True):
-            writers.append(RankWriter(folder / name, rank.jobs))
-        for group, jobs in groups.items():
-            progress(done, total, group)
-            code = "F32" if jobs[0][1].add else jobs[0][1].dtype
-            names_read = dict.fromkeys(piece.source for _, job in jobs for piece in job.pieces if piece.source)
-            tensors = {name: load(index[name], code) for name in names_read}
-            for position, job in jobs:
-                writers[position].write(job, finished(cut(tensors, job), job))
-                done += job.nbytes
-            del tensors  # before the next group is read, so that only one is held
-        progress(done, total, "")
-        digests = {name: writer.close() for name, writer in zip(names, writers, strict=True)}
+            record = None if journal is None else _recorder(journal, name)
+            writers.append(RankWriter(folder / name, rank.jobs, record))
+        with Reader(index) as reader, ThreadPoolExecutor(workers) as pool:
+            finished = list(pool.map(_resumed, ranks, names, writers, [journal] * len(ranks)))
+            kept = sum(job.nbytes for rank, count in zip(ranks, finished, strict=True) for job in rank.jobs[:count])
+            total = sum(rank.nbytes for rank in ranks)
+            crew = _Crew(blocks(ranks, index, finished), writers, Values(reader, index), workers, kept)
+            progress(kept, total, "")
+            try:
+                running = [pool.submit(crew.work) for _ in range(workers)]
+                while running:
+                    done, left = wait(running, _POLL_S, FIRST_EXCEPTION)
+                    progress(crew.done, total, crew.group)
+                    for future in done:
+                        future.result()
+                    running = list(left)
+            finally:
+                crew.stop()
+        progress(total, total, "")
+        return {name: writer.close() for name, writer in zip(names, writers, strict=True)}
     finally:
         for writer in writers:
             writer.abandon()
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return digests
 
 
-def finished(tensor: torch.Tensor, job: Job) -> torch.Tensor:
-    """What is done to a cut tensor: `job.add` added in float32, then the cast to `job.dtype`."""
-    return (tensor + job.add).to(torch_dtype(job.dtype)) if job.add else tensor
+def default_workers() -> int:
+    """One thread a core, and no more than a disk can serve."""
+    return min(8, len(os.sched_getaffinity(0)))
 
 
-def torch_dtype(code: str) -> torch.dtype:
-    """The torch dtype of a safetensors code."""
-    import torch
-
-    return {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[code]
+def _recorder(journal: Journal, name: str) -> Any:
+    return lambda count, digest: journal.record(name, count, digest)
 
 
-def load(info: TensorInfo, code: str) -> torch.Tensor:
-    """Read one tensor and cast it to the safetensors dtype `code`.
-
-    Raises:
-        CheckpointError: not finite before the cast, or beyond the range of the dtype after it.
-    """
-    import torch
-
-    dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    raw = torch.empty(info.nbytes, dtype=torch.uint8)
-    try:
-        with info.file.open("rb", buffering=0) as handle:
-            handle.seek(info.start)
-            _read_all(handle, raw.numpy().data)
-    except OSError as error:
-        raise CheckpointError(f"{info.file} cannot be read: {error.strerror or error}") from error
-    source = raw.view(dtypes[info.dtype]).reshape(info.shape)
-    result = source.to(dtypes[code])
-    if not _finite(result):
-        if not _finite(source):
-            raise CheckpointError(f"{info.name} in {info.file.name} holds NaN or infinite weights")
-        amax = float(source.abs().max())
-        limit = float(torch.finfo(dtypes[code]).max)
-        name = str(dtypes[code]).removeprefix("torch.")
-        message = f"{info.name} in {info.file.name} reaches {amax:g}, beyond {name}'s {limit:g}"
-        raise CheckpointError(message, hint="Use --dtype bfloat16 or float32.")
-    return result
+def _resumed(rank: RankJobs, name: str, writer: RankWriter, journal: Journal | None) -> int:
+    """Leading jobs of a rank that its file already holds, verified; 0 begins the file anew."""
+    last = journal.last(name) if journal else None
+    if last is not None:
+        count = size = 0
+        while count < len(rank.jobs) and size < last[0]:
+            size += rank.jobs[count].nbytes
+            count += 1
+        if size == last[0] and writer.resume(*last):
+            return count
+    if journal is not None:
+        journal.forget(name)
+    writer.start()
+    return 0
 
 
-def _finite(tensor: torch.Tensor) -> bool:
-    """Whether all elements are finite, without a mask as large as the tensor: extremes carry NaN and infinity."""
-    import torch
+class _Slot:
+    """Room for one block on its way from source to hash; `uses` counts the files that still need its bytes."""
 
-    if tensor.numel() == 0:
-        return True
-    low, high = torch.aminmax(tensor)
-    return bool(torch.isfinite(low)) and bool(torch.isfinite(high))
+    def __init__(self, free: queue.LifoQueue[_Slot | None]) -> None:
+        self._free = free
+        self._lock = threading.Lock()
+        self._buffer: Array | None = None
+        self.uses = 0
+
+    def buffer(self, nbytes: int) -> Array:
+        """A byte array of the slot's own; the memory is kept, since fresh memory is slow."""
+        import numpy as np
+
+        if self._buffer is None or self._buffer.nbytes < nbytes:
+            self._buffer = np.empty(nbytes, np.uint8)
+        return self._buffer[:nbytes]
+
+    def release(self) -> None:
+        """One use less; the last one frees the slot."""
+        with self._lock:
+            self.uses -= 1
+            if self.uses == 0:
+                self._free.put(self)
 
 
-def _read_all(handle: Any, view: memoryview) -> None:
-    while len(view):
-        # Linux moves at most 2 GiB in one call.
-        count = handle.readinto(view[: 1 << 30])
-        if not count:
-            raise OSError("it ends early")
-        view = view[count:]
+class _Crew:
+    """The threads' common state."""
+
+    def __init__(
+        self, todo: Iterator[Block], writers: Sequence[RankWriter], values: Values, workers: int, done: int
+    ) -> None:
+        self._todo = todo
+        self._writers = writers
+        self._values = values
+        self._workers = workers
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._free: queue.LifoQueue[_Slot | None] = queue.LifoQueue()
+        for _ in range(workers + _AHEAD):
+            self._free.put(_Slot(self._free))
+        self.done = done
+        self.group = ""
+
+    def work(self) -> None:
+        """Take blocks until there are none, or until somebody stops."""
+        try:
+            while (taken := self._take()) is not None:
+                self._perform(*taken)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Let every thread end after its block."""
+        self._stopped = True
+        for _ in range(self._workers):
+            self._free.put(None)
+
+    def _take(self) -> tuple[Block, _Slot] | None:
+        """The next block, and a slot for it. The slot comes first: every block that is taken can be finished."""
+        slot = self._free.get()
+        if slot is None or self._stopped:
+            return None
+        with self._lock:
+            block = next(self._todo, None)
+            if block is None:
+                self._free.put(slot)
+                return None
+            self.group = block.group
+        return block, slot
+
+    def _perform(self, block: Block, slot: _Slot) -> None:
+        slot.uses = sum(len(share.copies) for share in block.shares)
+        room = slot.buffer(sum(share.nbytes for share in block.shares)) if self._values.need_room(block) else None
+        raw = self._values.source(block)
+        offset, touched = 0, []
+        for share in block.shares:
+            target = None if room is None else room[offset : offset + share.nbytes]
+            data = self._values.of(block, share, raw, target).data
+            assert data.nbytes == share.nbytes, (block, data.nbytes)
+            offset += share.nbytes
+            for copy in share.copies:
+                writer = self._writers[copy.position]
+                writer.write(copy.start, data)
+                touched.append((writer, copy, data))
+        for writer, copy, data in touched:
+            writer.arrived(copy.start, data, copy.finishes, slot.release)
+        with self._lock:
+            self.done += block.nbytes
+        for writer, _copy, _data in touched:
+            writer.hash_arrived()

@@ -1,12 +1,14 @@
-"""Safetensors headers of a model folder -> TensorInfo by name. Reads no weight and imports no array library."""
+"""Headers of a model folder -> TensorInfo by name. Reads no weight, and for safetensors imports no array library."""
 
 from __future__ import annotations
 
 import json
+import re
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from trtbuild.checkpoint import pickled
 from trtbuild.errors import CheckpointError
 from trtbuild.layout import DTYPE_BYTES, TensorInfo
 
@@ -15,24 +17,27 @@ INDEX = "model.safetensors.index.json"
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library
 
 
-def read_index(folder: Path) -> dict[str, TensorInfo]:
+def read_index(folder: Path, *, allow_pickle: bool = False) -> dict[str, TensorInfo]:
     """All tensors of `folder`, from the headers alone; every contradiction between the files is looked for.
 
+    Safetensors win; PyTorch's .bin files are read where there are none and `allow_pickle` permits it.
+
     Raises:
-        CheckpointError: no safetensors, missing, truncated or corrupt files; one message names them all.
+        CheckpointError: no weights, missing, truncated or corrupt files; one message names them all.
     """
     problems: list[str] = []
-    weight_map = _weight_map(folder, problems)
-    files = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE]
+    single, index = _names(folder, allow_pickle)
+    weight_map = _weight_map(folder, single, index)
+    files = sorted(set(weight_map.values())) if weight_map is not None else [single]
     found: dict[str, TensorInfo] = {}
     for name in files:
         path = folder / name
         if not path.is_file():
             count = sum(1 for shard in (weight_map or {}).values() if shard == name)
-            problems.append(f"{name} is missing ({INDEX} places {count} tensors in it)")
+            problems.append(f"{name} is missing ({index} places {count} tensors in it)")
             continue
         try:
-            tensors = read_header(path)
+            tensors = pickled.read_tensors(path) if path.suffix == ".bin" else read_header(path)
         except CheckpointError as error:
             problems.append(error.message)
             continue
@@ -41,7 +46,7 @@ def read_index(folder: Path) -> dict[str, TensorInfo]:
                 problems.append(f"tensor {info.name} is in both {found[info.name].file.name} and {name}")
             found[info.name] = info
     if weight_map is not None and not problems:
-        problems += _compare(weight_map, found)
+        problems += _compare(weight_map, found, index)
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise CheckpointError(f"the weights in {folder} cannot be used:\n{lines}", hint="Fetch the files again.")
@@ -89,11 +94,28 @@ def describe_files(folder: Path, index: dict[str, TensorInfo]) -> dict[str, int]
     return {name: (folder / name).stat().st_size for name in sorted({info.file.name for info in index.values()})}
 
 
-def _weight_map(folder: Path, problems: list[str]) -> dict[str, str] | None:
+def hub_digests(folder: Path, index: dict[str, TensorInfo]) -> dict[str, str]:
+    """SHA-256 of the weight files as the hub states it: its cache keeps a file under that name. Empty elsewhere."""
+    found = {}
+    for name in describe_files(folder, index):
+        blob = (folder / name).resolve()
+        if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
+            found[name] = blob.name
+    return found
+
+
+def _names(folder: Path, allow_pickle: bool) -> tuple[str, str]:
+    """(single file, index) to look for."""
+    safe = any((folder / name).is_file() for name in (SINGLE, INDEX))
+    pickles = any((folder / name).is_file() for name in (pickled.SINGLE, pickled.INDEX))
+    return (pickled.SINGLE, pickled.INDEX) if allow_pickle and pickles and not safe else (SINGLE, INDEX)
+
+
+def _weight_map(folder: Path, single: str, index: str) -> dict[str, str] | None:
     """The index's tensor -> shard table; None for a single file, which wins as it does in transformers."""
-    if (folder / SINGLE).is_file():
+    if (folder / single).is_file():
         return None
-    path = folder / INDEX
+    path = folder / index
     if not path.is_file():
         raise _no_weights(folder)
     try:
@@ -111,17 +133,20 @@ def _no_weights(folder: Path) -> CheckpointError:
         message = f"{folder} has {', '.join(loose[:3])}, but neither {SINGLE} nor {INDEX}"
         return CheckpointError(message, hint="Fetch the model again, with its index.")
     if any(folder.glob("*.bin")) or any(folder.glob("*.pth")) or any(folder.glob("*.pt")):
-        hint = "Load the model with transformers and save it with save_pretrained(); that writes safetensors."
+        hint = (
+            f"If you trust where they come from, --allow-pickle reads {pickled.SINGLE} and its shards; or load the "
+            "model with transformers and save it with save_pretrained(), which writes safetensors."
+        )
         return CheckpointError(f"{folder} holds pickled weights only; trtbuild reads safetensors", hint=hint)
     return CheckpointError(f"{folder} has no weights ({SINGLE} or {INDEX})")
 
 
-def _compare(weight_map: dict[str, str], found: dict[str, TensorInfo]) -> list[str]:
+def _compare(weight_map: dict[str, str], found: dict[str, TensorInfo], index: str) -> list[str]:
     """What the index and the shards say differently."""
     absent = [name for name, shard in weight_map.items() if name not in found or found[name].file.name != shard]
     extra = [name for name in found if name not in weight_map]
-    problems = [f"{INDEX} places {name} in {weight_map[name]}, which does not hold it" for name in absent[:8]]
-    problems += [f"{found[name].file.name} holds {name}, which {INDEX} does not list" for name in extra[:8]]
+    problems = [f"{index} places {name} in {weight_map[name]}, which does not hold it" for name in absent[:8]]
+    problems += [f"{found[name].file.name} holds {name}, which {index} does not list" for name in extra[:8]]
     rest = max(0, len(absent) - 8) + max(0, len(extra) - 8)
     return problems + ([f"and {rest} more such tensors"] if rest else [])
 

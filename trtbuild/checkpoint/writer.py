@@ -1,58 +1,110 @@
-"""Streaming safetensors writer: the header goes down first, since the plan knows every size, then bytes in order."""
+"""Rank files: the header goes down first, since the plan knows every size; bytes may come out of order.
+
+What has arrived without a gap is hashed by whichever thread is free, so a file's SHA-256 is known when it is complete.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from trtbuild.layout import Job
 
-if TYPE_CHECKING:
-    import torch
-
 ALIGNMENT = 64
 """Data starts at a multiple of this, so that a memory map of the first tensor suits every vector load."""
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class _Pending:
+    data: memoryview
+    finishes: str
+    release: Callable[[], None]
 
 
 class RankWriter:
-    """Writes one `rankN.safetensors`; `write` takes the tensors in the order of `jobs`."""
+    """One `rankN.safetensors`. `done` leading bytes of its data are there already if their SHA-256 is `digest`."""
 
-    def __init__(self, path: Path, jobs: Sequence[Job]) -> None:
-        self._jobs = list(jobs)
-        self._next = 0
-        self._digest = hashlib.sha256()
-        self._file = path.open("wb")
-        self._put(header_bytes(jobs))
+    def __init__(self, path: Path, jobs: Sequence[Job], record: Callable[[int, str], None] | None = None) -> None:
+        self._header = header_bytes(jobs)
+        self._size = sum(job.nbytes for job in jobs)
+        self._file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        self._digest = hashlib.sha256(self._header)
+        self._record = record
+        self._lock = threading.Lock()
+        self._pending: dict[int, _Pending] = {}
+        self._hashed = 0
+        self._hashing = False
 
-    def write(self, job: Job, tensor: torch.Tensor) -> None:
-        """Append one contiguous tensor; its dtype, shape and turn must be the planned ones."""
-        import torch
+    def start(self) -> None:
+        """Begin an empty file."""
+        os.ftruncate(self._file, 0)
+        self._digest = hashlib.sha256(self._header)
+        self._hashed = 0
+        _write_all(self._file, memoryview(self._header), 0)
 
-        assert job == self._jobs[self._next], f"{job.name} out of turn"
-        data = tensor.reshape(-1).view(torch.uint8).numpy()
-        assert data.nbytes == job.nbytes, (job.name, data.nbytes, job.nbytes)
-        self._put(data.data)
-        self._next += 1
+    def resume(self, done: int, digest: str) -> bool:
+        """Go on after `done` bytes of data, if the file holds what had `digest`; else False, and `start` is due."""
+        total = len(self._header) + done
+        if os.fstat(self._file).st_size < total:
+            return False
+        found = hashlib.sha256()
+        for start in range(0, total, _CHUNK):
+            found.update(os.pread(self._file, min(_CHUNK, total - start), start))
+        if found.hexdigest() != digest:
+            return False
+        self._digest, self._hashed = found, done
+        return True
+
+    def write(self, start: int, data: memoryview) -> None:
+        """Put `data` at byte `start` of the file's data."""
+        _write_all(self._file, data, len(self._header) + start)
+
+    def arrived(self, start: int, data: memoryview, finishes: str, release: Callable[[], None]) -> None:
+        """Note that `data` was written; `release` is called when it is no longer needed."""
+        with self._lock:
+            self._pending[start] = _Pending(data, finishes, release)
+
+    def hash_arrived(self) -> None:
+        """Hash everything that has arrived without a gap, unless another thread is at it."""
+        while True:
+            with self._lock:
+                item = None if self._hashing else self._pending.pop(self._hashed, None)
+                if item is None:
+                    return
+                self._hashing = True
+            self._digest.update(item.data)
+            size = item.data.nbytes
+            item.release()
+            if item.finishes and self._record:
+                self._record(self._hashed + size, self._digest.copy().hexdigest())
+            with self._lock:
+                self._hashed += size
+                self._hashing = False
 
     def close(self) -> str:
         """Finish the file and return its SHA-256 in hex."""
-        assert self._next == len(self._jobs), f"{len(self._jobs) - self._next} tensors were never written"
-        self._file.close()
+        assert self._hashed == self._size, f"{self._size - self._hashed} bytes were never written"
+        os.ftruncate(self._file, len(self._header) + self._size)
+        self.abandon()
         return self._digest.hexdigest()
 
     def abandon(self) -> None:
-        """Close after a failure; the staging folder is thrown away by its owner."""
-        try:
-            self._file.close()
-        except OSError:
-            return
+        """Close after a failure; the staging folder belongs to its owner."""
+        if self._file >= 0:
+            file, self._file = self._file, -1
+            os.close(file)
 
-    def _put(self, data: bytes | memoryview) -> None:
-        self._file.write(data)
-        self._digest.update(data)
+
+def _write_all(file: int, data: memoryview, offset: int) -> None:
+    while data.nbytes:
+        count = os.pwrite(file, data, offset)
+        data, offset = data[count:], offset + count
 
 
 def header_bytes(jobs: Sequence[Job]) -> bytes:

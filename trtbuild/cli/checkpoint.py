@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trtbuild.cli.options import (
+    AllowPickleOpt,
     DtypeOpt,
     EmbeddingDimOpt,
     EmbeddingSharingOpt,
@@ -10,6 +11,7 @@ from trtbuild.cli.options import (
     ModelArg,
     MoeEpOpt,
     MoeTpOpt,
+    MpiOpt,
     OutputOpt,
     ParallelEmbeddingOpt,
     PpOpt,
@@ -17,6 +19,7 @@ from trtbuild.cli.options import (
     RevisionOpt,
     TargetOpt,
     TpOpt,
+    WorkersOpt,
     convert_options,
 )
 from trtbuild.cli.output import note, progress_bar
@@ -39,15 +42,35 @@ def command(
     moe_tp: MoeTpOpt = None,
     moe_ep: MoeEpOpt = None,
     revision: RevisionOpt = None,
+    workers: WorkersOpt = 0,
+    mpi: MpiOpt = False,
+    allow_pickle: AllowPickleOpt = False,
     force: ForceOpt = False,
 ) -> None:
-    """Convert a model, or re-shard a checkpoint, to a TensorRT-LLM checkpoint: config.json and rankN.safetensors."""
+    """Convert a model, or re-shard a checkpoint, to a TensorRT-LLM checkpoint: config.json and rankN.safetensors.
+
+    A run that was killed or interrupted is resumed by the same command: what it had finished is verified and kept.
+    """
     from trtbuild import pipeline
 
     options = convert_options(
         tp, pp, dtype, quant, target, parallel_embedding, embedding_dim, embedding_sharing, moe_tp, moe_ep
     )
-    with progress_bar("checkpoint") as progress:
-        made = pipeline.make_checkpoint(model, output, options, revision=revision, progress=progress, force=force)
+    try:
+        with progress_bar("checkpoint") as progress:
+            made = pipeline.make_checkpoint(
+                model,
+                output,
+                options,
+                revision=revision,
+                progress=progress,
+                force=force,
+                workers=workers,
+                mpi=mpi,
+                allow_pickle=allow_pickle,
+            )
+    except KeyboardInterrupt:
+        note("what was finished is kept beside the output; the same command goes on from there")
+        raise
     ranks = "1 rank" if options.world_size == 1 else f"{options.world_size} ranks"
     note(f"checkpoint of {ranks} in {made}")

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from trtbuild.cli.options import (
+    AllowPickleOpt,
     DtypeOpt,
     EmbeddingDimOpt,
     EmbeddingSharingOpt,
@@ -53,6 +54,7 @@ def command(
     moe_tp: MoeTpOpt = None,
     moe_ep: MoeEpOpt = None,
     revision: RevisionOpt = None,
+    allow_pickle: AllowPickleOpt = False,
     force: ForceOpt = False,
 ) -> None:
     """Build an engine: one process a rank, under mpirun.
@@ -66,5 +68,14 @@ def command(
     )
     limits = BuildOptions(max_batch_size, max_seq_len, max_num_tokens)
     with progress_bar("engine") as progress:
-        made = pipeline.make_engine(model, output, options, limits, revision=revision, progress=progress, force=force)
+        made = pipeline.make_engine(
+            model,
+            output,
+            options,
+            limits,
+            revision=revision,
+            progress=progress,
+            force=force,
+            allow_pickle=allow_pickle,
+        )
     note(f"engine of {len(list(made.glob('rank*.engine')))} rank(s) in {made}")

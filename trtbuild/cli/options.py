@@ -103,6 +103,20 @@ RevisionOpt = Annotated[
     str | None,
     typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a hub model.", show_default=False),
 ]
+AllowPickleOpt = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle",
+        help="Read PyTorch's .bin files where there are no safetensors; only for models that you trust.",
+    ),
+]
+WorkersOpt = Annotated[
+    int, typer.Option("--workers", min=0, metavar="N", help="Threads that convert; 0: one a core. Same bytes.")
+]
+MpiOpt = Annotated[
+    bool,
+    typer.Option("--mpi", help="Share the ranks among the processes of mpirun: mpirun -n N trtbuild checkpoint ..."),
+]
 ForceOpt = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Machine-readable JSON on stdout.")]
 

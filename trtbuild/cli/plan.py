@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from trtbuild.cli.options import (
+    AllowPickleOpt,
     DtypeOpt,
     EmbeddingDimOpt,
     EmbeddingSharingOpt,
@@ -46,6 +47,7 @@ def command(
     moe_tp: MoeTpOpt = None,
     moe_ep: MoeEpOpt = None,
     revision: RevisionOpt = None,
+    allow_pickle: AllowPickleOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Show the tensors of every rank, memory and disk needed, and all problems; reads no weights."""
@@ -54,7 +56,7 @@ def command(
     options = convert_options(
         tp, pp, dtype, quant, target, parallel_embedding, embedding_dim, embedding_sharing, moe_tp, moe_ep
     )
-    plan = pipeline.make_plan(model, options, revision)
+    plan = pipeline.make_plan(model, options, revision, allow_pickle=allow_pickle)
     if as_json:
         print_json(document(model, plan))
     else:

@@ -64,6 +64,7 @@ NORMS = (
 )
 RULES = (*EMBEDDING, *NORMS[0], *ATTENTION, *NORMS[1], *GATED_MLP, *HEAD)
 
+# Fp8 weights are let through: checkpoint/quantized_source.py says which.
 QUANTIZED = Refuse("quantization_config", "the weights are quantized already; give the unquantized model")
 # What both the class and create_attention_const_params of its Attention layer do as transformers does.
 ROPE_TYPES = ("linear", "llama3", "yarn")

@@ -30,6 +30,7 @@ PATTERNS = (
     "chat_template*",
 )
 """Files of a repository that are fetched: no pickles, no other frameworks."""
+_PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 _IGNORED = ("*/*", "consolidated*")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -54,8 +55,10 @@ class ModelHeaders:
     revision: str
 
 
-def resolve_model(model: str, revision: str | None = None) -> ModelSource:
+def resolve_model(model: str, revision: str | None = None, *, allow_pickle: bool = False) -> ModelSource:
     """The folder of `model`: a local folder (`local:` forces that), or `org/name[@revision]` (`hf:` forces that).
+
+    `allow_pickle` also fetches PyTorch's .bin files of a repository without safetensors.
 
     Raises:
         HubError: not found, gated, offline, or the network fails.
@@ -67,10 +70,16 @@ def resolve_model(model: str, revision: str | None = None) -> ModelSource:
     repo, wanted = hub_id(model, revision)
     from huggingface_hub import snapshot_download
 
-    with _translated(repo, wanted):
-        path = Path(
-            snapshot_download(repo, revision=wanted, allow_patterns=list(PATTERNS), ignore_patterns=list(_IGNORED))
-        )
+    def fetch(patterns: tuple[str, ...]) -> Path:
+        with _translated(repo, wanted):
+            found = snapshot_download(
+                repo, revision=wanted, allow_patterns=list(patterns), ignore_patterns=list(_IGNORED)
+            )
+        return Path(found)
+
+    path = fetch(PATTERNS)
+    if allow_pickle and not any(path.glob("*.safetensors")):
+        path = fetch(PATTERNS + _PICKLES)
     if not (path / "config.json").is_file():
         raise HubError(f"{repo} has no config.json: it is not a transformers model, or its download is incomplete")
     return ModelSource(path, repo, path.name)
