@@ -12,7 +12,7 @@ import torch
 
 from tests import family_models, test_moe
 from trtbuild.checkpoint.config import load_config, read_specs, trtllm_config
-from trtbuild.checkpoint.layer import read_jobs
+from trtbuild.checkpoint.layer import read_tensors
 from trtbuild.checkpoint.source import read_index
 from trtbuild.layout import RankJobs, TensorInfo
 from trtbuild.plan import make_plan
@@ -52,8 +52,9 @@ class Source:
     model: Any
 
     def weights(self, prefix: str = "", without: str = "\0") -> dict[str, torch.Tensor]:
-        jobs = [job for job in self.jobs.jobs if job.name.startswith(prefix) and not job.name.startswith(without)]
-        return read_jobs(jobs, self.index)
+        return read_tensors(
+            self.jobs, self.index, lambda job: job.name.startswith(prefix) and not job.name.startswith(without)
+        )
 
 
 def make_source(name: str, folder: Path) -> Source:
