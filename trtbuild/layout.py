@@ -126,13 +126,16 @@ class Field:
     has no such dim, GROUP = a group of inputs. So a weight is (1, 1), a scale per output (1, 0), one per group
     (1, GROUP), a factor of the inputs (0, 1), a scalar (0, 0) with shape [1] (experts: [E, 1]).
     `suffix` takes the place of "weight" in the tensor's name; `dtype` is a safetensors code, or "" for the
-    checkpoint's own dtype.
+    checkpoint's own dtype. `packed`: elements of that many consecutive outputs share one stored byte, the first of
+    them in its lowest bits. `shared`: a scalar of which all experts have the same one: [1].
     """
 
     suffix: str
     dtype: str
     rows: int = 1
     cols: int = 1
+    packed: int = 1
+    shared: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ class Method:
     `dim_multiple`: both dims of every quantized linear must be multiples of this x tp in TensorRT-LLM; 0 = free.
     `dtypes`: model dtypes that its kernels take there. `fields`: what the checkpoint holds for a quantized linear in
     logical form; empty where the checkpoint keeps plain weights (the engine build quantizes them, or nobody does).
-    `config`: what the method sets in the checkpoint's `quantization` beside quant_algo.
+    `config`: what the method sets in the checkpoint's `quantization` beside quant_algo. `experts`: whether
+    TensorRT-LLM has the method for mixture-of-experts layers.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Method:
     fields: tuple[Field, ...] = ()
     group_sizes: tuple[int, ...] = ()
     config: Dict[str, Any] = field(default_factory=dict)
+    experts: bool = True
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class InputStats:
 class LinearGroup:
     """A fuse group: module name inside the layer ("attention.qkv") -> its parts [out, in] float32, in stacking order.
 
-    q, k and v are three parts of one module; fc and gate are two modules of one part each.
+    q, k and v are three parts of one module; fc and gate are two modules of one part each. The parts of experts are
+    [E, out, in], and so are all fields stacked; their InputStats are for all experts, or with a leading dim E for each.
     """
 
     modules: Dict[str, tuple[torch.Tensor, ...]]

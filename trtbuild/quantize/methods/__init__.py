@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from trtbuild.quantize.method import Method
-from trtbuild.quantize.methods import int8, none
+from collections.abc import Callable
 
-METHODS: dict[str, Method] = {method.name: method for method in (none.METHOD, int8.METHOD)}
+from trtbuild.quantize.method import Fields, InputStats, LinearGroup, Method, QuantOptions
+from trtbuild.quantize.methods import fp8, fp8_rowwise, int4_awq, int8, int8_sq, none, w4a8_awq
+
+METHODS: dict[str, Method] = {
+    module.METHOD.name: module.METHOD for module in (none, int8, int4_awq, w4a8_awq, int8_sq, fp8, fp8_rowwise)
+}
+
+Quantize = Callable[[LinearGroup, InputStats | None, QuantOptions], dict[str, Fields]]
+
+QUANTIZE: dict[str, Quantize] = {
+    module.METHOD.name: module.quantize for module in (int4_awq, w4a8_awq, int8_sq, fp8, fp8_rowwise)
+}
+"""The arithmetic of each method that has fields."""

@@ -1,0 +1,88 @@
+"""Activation-aware weight quantization as NVIDIA ModelOpt's `awq_lite` does it (checkpoint format 6.1 and 6.2).
+
+Each linear is searched on its own: a scale s for every input channel, from a grid over alpha, that makes the error of
+the int4 weights least. ModelOpt runs each candidate on the activations; the mean squared error follows from their
+second moment alone: mean over tokens of |D x|^2 = trace(D gram D^T), D = changed weight - weight.
+Legend: g = group size, p = prequant (inputs are multiplied by it, weights divided), s = 1 / p.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from trtbuild.quantize.method import InputStats
+
+if TYPE_CHECKING:
+    import torch
+
+_STEPS = 11  # alpha = 0.0, 0.1, ..., 1.0
+
+
+def int4_groups(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight [.., out, in] -> (q int8 [.., out, in] in -8..7, scale float32 [.., out, in / g] = amax / 7, 1 for 0)."""
+    import torch
+
+    blocks = weight.unflatten(-1, (-1, group_size))
+    scale = blocks.abs().amax(dim=-1) / 7.0
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    q = (blocks / scale.unsqueeze(-1)).round_().clamp_(-8, 7)
+    return q.to(torch.int8).flatten(-2), scale
+
+
+def dequantized(q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Inverse of `int4_groups` up to rounding, float32."""
+    return (q.unflatten(-1, (scale.shape[-1], -1)) * scale.unsqueeze(-1)).flatten(-2)
+
+
+def search_prequant(
+    weight: torch.Tensor,
+    abs_mean: torch.Tensor,
+    gram: torch.Tensor | None,
+    group_size: int,
+    second: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """The best p [in] of one linear [out, in], float32; ones for a linear without statistics.
+
+    `second` is a further rounding of the dequantized int4 weights (W4A8's fp8).
+    """
+    import torch
+
+    if gram is None:
+        return torch.ones_like(abs_mean)
+    tiny = torch.finfo(torch.float32).tiny
+    blocks = weight.abs().unflatten(-1, (-1, group_size))
+    wscale = (blocks / (blocks.amax(dim=-1, keepdim=True) + tiny)).flatten(-2).mean(dim=0)
+    best, least = torch.ones_like(wscale), float("inf")
+    for alpha in torch.arange(0, 1.0 + 0.1, 0.1)[:_STEPS]:
+        s = (abs_mean.pow(alpha) / (wscale.pow(1 - alpha) + tiny)).clamp(min=1e-4, max=1e4)
+        s = s / (s.max() * s.min()).sqrt()
+        changed = dequantized(*int4_groups(weight * s, group_size))
+        if second is not None:
+            changed = second(changed)
+        error = changed.div_(s).sub_(weight)
+        # Summed in float64: near the minimum the candidates lie close together.
+        loss = float((error @ gram).mul_(error).sum(dtype=torch.float64))
+        if loss < least:
+            best, least = 1.0 / s, loss
+    return best
+
+
+def shared_prequant(
+    parts: tuple[torch.Tensor, ...],
+    stats: InputStats,
+    group_size: int,
+    second: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """One p [in] for all parts [out, in] or [E, out, in] of a module: the mean of each one's best."""
+    import torch
+
+    found = []
+    seen = stats.gram if stats.tokens else None
+    for part in parts:
+        experts = part if part.dim() == 3 else part.unsqueeze(0)
+        for number, weight in enumerate(experts):
+            mean = stats.abs_mean[number] if stats.abs_mean.dim() == 2 else stats.abs_mean
+            gram = seen[number] if seen is not None and seen.dim() == 3 else seen
+            found.append(search_prequant(weight.to(torch.float32), mean.float(), gram, group_size, second))
+    return torch.stack(found).mean(dim=0)

@@ -1,0 +1,60 @@
+"""Fp8 weights and activations with one scale per tensor (FP8): ModelOpt's FP8_DEFAULT_CFG (checkpoint format 4.6)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trtbuild.layout import Field
+from trtbuild.quantize.method import Fields, InputStats, LinearGroup, Method, QuantOptions
+from trtbuild.quantize.values import E4M3_MAX, positive, require_finite, require_seen, require_stats, stacked
+
+if TYPE_CHECKING:
+    import torch
+
+METHOD = Method(
+    name="fp8",
+    quant_algo="FP8",
+    description="fp8 (e4m3) weights and activations, one calibrated scale per tensor",
+    needs_calibration=True,
+    weight_bits=8,
+    dtypes=("float16", "bfloat16"),
+    fields=(
+        Field("weight", "F8_E4M3"),
+        Field("weights_scaling_factor", "F32", 0, 0),
+        Field("activation_scaling_factor", "F32", 0, 0, shared=True),
+    ),
+)
+
+
+def quantize(group: LinearGroup, stats: InputStats | None, options: QuantOptions) -> dict[str, Fields]:
+    """Fields of each module; q, k, v share a scale, and fc and gate do (the engine build fuses them).
+
+    Raises:
+        CheckpointError: weights that are not finite, statistics that are absent or cannot be.
+    """
+    require_finite(group)
+    found = require_stats(METHOD.name, group, stats)
+    require_seen(METHOD.name, group, found)
+    activation = positive(found.amax.float().max().reshape(1) / E4M3_MAX)
+    weights = {module: stacked(parts) for module, parts in group.modules.items()}
+    scales: dict[str, torch.Tensor] = {}  # by block ("mlp"): [1], or [E, 1]
+    for module, weight in weights.items():
+        block = module.rpartition(".")[0]
+        amax = weight.abs().amax(dim=(-2, -1)).unsqueeze(-1) / E4M3_MAX
+        scales[block] = amax.maximum(scales[block]) if block in scales else amax
+    made: dict[str, Fields] = {}
+    for module, weight in weights.items():
+        scale = positive(scales[module.rpartition(".")[0]])
+        made[module] = {
+            "weight": e4m3(weight / scale.unsqueeze(-1)) if weight.dim() == 3 else e4m3(weight / scale),
+            "weights_scaling_factor": scale.clone(),
+            "activation_scaling_factor": activation.clone(),
+        }
+    return made
+
+
+def e4m3(ratio: torch.Tensor) -> torch.Tensor:
+    """Cast with saturation, which a plain cast of torch does not have: far above 448 it gives NaN."""
+    import torch
+
+    return ratio.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)

@@ -1,0 +1,57 @@
+"""Int4 AWQ weights computed with in fp8 (W4A8_AWQ): ModelOpt's W4A8_AWQ_BETA_CFG (checkpoint format 4.4, 6)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from trtbuild.layout import Field
+from trtbuild.quantize.awq import dequantized, shared_prequant
+from trtbuild.quantize.method import Fields, InputStats, LinearGroup, QuantOptions
+from trtbuild.quantize.methods import int4_awq
+from trtbuild.quantize.values import E4M3_MAX, positive, require_finite, require_seen, require_stats, stacked
+
+if TYPE_CHECKING:
+    import torch
+
+METHOD = replace(
+    int4_awq.METHOD,
+    name="w4a8_awq",
+    quant_algo="W4A8_AWQ",
+    description="int4 AWQ weights, fp8 activations with one calibrated scale per layer",
+    dim_multiple=128,
+    fields=(
+        *int4_awq.METHOD.fields,
+        Field("activation_scaling_factor", "F32", 0, 0),
+        Field("weights_scaling_factor_2", "F32", 0, 0),
+    ),
+    group_sizes=(128,),
+)
+
+
+def quantize(group: LinearGroup, stats: InputStats | None, options: QuantOptions) -> dict[str, Fields]:
+    """Fields of each module. Raises CheckpointError as int4_awq, and for a layer that calibration never ran."""
+    require_finite(group)
+    found = require_stats(METHOD.name, group, stats, gram=True)
+    require_seen(METHOD.name, group, found)
+    made: dict[str, Fields] = {}
+    for module, parts in group.modules.items():
+        p = shared_prequant(parts, found, options.group_size, _through_fp8)
+        own = int4_awq.fields(stacked(parts) / p, p, options.group_size)
+        weights = dequantized(own["weight"], own["weights_scaling_factor"])
+        second = positive(weights.abs().amax(dim=(-2, -1)) / E4M3_MAX)
+        # Over all experts, of which some may never have run.
+        act = positive((found.amax.float() * p).max() / E4M3_MAX).expand_as(second)
+        shape = (-1, 1) if weights.dim() == 3 else (1,)
+        own["activation_scaling_factor"] = act.reshape(shape).contiguous()
+        own["weights_scaling_factor_2"] = second.reshape(shape)
+        made[module] = own
+    return made
+
+
+def _through_fp8(weight: torch.Tensor) -> torch.Tensor:
+    """Weights rounded to e4m3 with one scale for all of them."""
+    import torch
+
+    scale = positive(weight.abs().max() / E4M3_MAX)
+    return (weight / scale).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(torch.float32) * scale
