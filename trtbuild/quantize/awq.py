@@ -32,7 +32,8 @@ def int4_groups(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, to
 
 def dequantized(q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Inverse of `int4_groups` up to rounding, float32."""
-    return (q.unflatten(-1, (scale.shape[-1], -1)) * scale.unsqueeze(-1)).flatten(-2)
+    blocks: torch.Tensor = q.unflatten(-1, (scale.shape[-1], -1)) * scale.unsqueeze(-1)
+    return blocks.flatten(-2)
 
 
 def search_prequant(

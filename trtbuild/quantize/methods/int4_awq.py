@@ -1,4 +1,4 @@
-"""Int4 weights in groups of inputs, activation-aware (W4A16_AWQ): ModelOpt's INT4_AWQ_CFG (checkpoint format 4.3, 6)."""
+"""Int4 weights in groups of inputs, activation-aware (W4A16_AWQ): ModelOpt INT4_AWQ_CFG (checkpoint format 4.3, 6)."""
 
 from __future__ import annotations
 
