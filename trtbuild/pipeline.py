@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtbuild import __version__
-from trtbuild.errors import EngineError, OutputError
+from trtbuild.errors import EngineError, OutputError, PlanError
 from trtbuild.manifest import read_manifest, sha256_file, tool_versions, write_manifest
 from trtbuild.progress import Progress, silent
 from trtbuild.staging import check_not_input, check_output, staged_dir, write_error
@@ -102,11 +102,20 @@ def make_checkpoint(
         check_not_input(out, source.path)
         plan, index = _plan_folder(source.path, options, allow_pickle=allow_pickle)
         plan.require()
+        _require_plain(options)
         if for_engine:
             require_engine(part.family for part in plan.parts)
         with staged_dir(out, force=force, resume=True) as folder:
             _write_checkpoint(team, plan, index, _describe(source, index), folder, out, workers, progress)
     return out
+
+
+def _require_plain(options: ConvertOptions) -> None:
+    """Refuse a method whose fields nobody computes here: plain weights under its name would be read as packed ones."""
+    from trtbuild.quantize.methods import METHODS
+
+    if METHODS[options.quant].fields:
+        raise PlanError([f"trtbuild checkpoint does not quantize to {options.quant} yet; int8 works"])
 
 
 def _write_checkpoint(

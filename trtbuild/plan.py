@@ -16,6 +16,7 @@ from math import prod
 
 from trtbuild.errors import PlanError
 from trtbuild.families.rules import Family, Rule
+from trtbuild.fields import Quantized, shard_fields
 from trtbuild.layout import BLOCK_BYTES, DTYPES, READABLE, SCALED, Axis, RankJobs, Split, Stage, TensorInfo
 from trtbuild.quantize.methods import METHODS
 from trtbuild.shard import cut_axes, rank_mapping, rules_of, shard, shares, source_shape, sources_of, window
@@ -296,7 +297,8 @@ def _quant_problems(
     found = []
     if dtype not in method.dtypes:
         found.append(f"{method.name} in TensorRT-LLM needs dtype {' or '.join(method.dtypes)}, not {dtype}")
-    multiple = method.dim_multiple * options.tp_size
+    fit = _field_problems(family, spec, options, dtype)
+    multiple = max(method.dim_multiple, options.group_size if method.group_sizes else 0) * options.tp_size
     for rule in rules_of(family, spec) if multiple else ():
         if rule.stage is not Stage.LAYER or rule.split not in (Split.COLUMN, Split.ROW) or not rule.sources[0].cols:
             continue
@@ -305,7 +307,41 @@ def _quant_problems(
             name = rule.target.replace("transformer.layers.{i}.", "").removesuffix(".weight")
             need = f"multiples of {method.dim_multiple} x tp = {multiple}"
             found.append(f"{method.name} in TensorRT-LLM needs both dims of {name} {list(shape)} to be {need}")
-    return (found, []) if options.target == "tensorrt" else ([], found)
+    return (fit + found, []) if options.target == "tensorrt" else (fit, found)
+
+
+def _field_problems(family: Family, spec: ModelSpec, options: ConvertOptions, dtype: str) -> list[str]:
+    """What the method's numbers themselves cannot do, whatever the target: groups that do not divide, experts."""
+    method = METHODS[options.quant]
+    if not method.fields:
+        return []
+    if spec.num_experts and not method.experts:
+        return [f"TensorRT-LLM has no {method.name} for mixture-of-experts layers"]
+    if method.group_sizes and options.group_size not in method.group_sizes:
+        sizes = " or ".join(map(str, method.group_sizes))
+        return [f"{method.name} has group size {sizes}, not {options.group_size}"]
+    problems = {
+        size: _misfits(family, spec, replace(options, group_size=size), dtype)
+        for size in (options.group_size, *method.group_sizes)
+    }
+    found = problems[options.group_size]
+    works = [str(size) for size in method.group_sizes if not problems[size]]
+    if found and works:
+        found.append(f"{method.name} with group size {' or '.join(works)} works")
+    elif found and method.group_sizes:
+        found.append(
+            f"no group size of {method.name} ({' or '.join(map(str, method.group_sizes))}) works; try another tp"
+        )
+    return found
+
+
+def _misfits(family: Family, spec: ModelSpec, options: ConvertOptions, dtype: str) -> list[str]:
+    quantized = Quantized(METHODS[options.quant].fields, options.group_size)
+    try:
+        shard_fields(family, spec, options, dtype, quantized.stored)
+    except PlanError as error:
+        return list(error.problems)
+    return []
 
 
 def _out_features(rule: Rule, spec: ModelSpec, tp: int) -> int:

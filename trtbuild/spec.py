@@ -107,7 +107,7 @@ class ConvertOptions:
     """What the user asks of a conversion. `dtype` "auto" follows upstream: float32 becomes float16.
 
     `moe_tp_size` x `moe_ep_size` = tp_size says how experts are shared; None leaves the other one to decide, and all
-    of tp_size to cutting each expert where both are None.
+    of tp_size to cutting each expert where both are None. `group_size`: inputs that share a scale (group-wise methods).
     """
 
     tp_size: int = 1
@@ -120,6 +120,7 @@ class ConvertOptions:
     use_embedding_sharing: bool = False
     moe_tp_size: int | None = None
     moe_ep_size: int | None = None
+    group_size: int = 128
 
     @property
     def world_size(self) -> int:

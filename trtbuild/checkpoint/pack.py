@@ -1,0 +1,148 @@
+"""Executes a quantized layout: fields of a logical checkpoint are cut, then packed, then written as rank files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping as Dict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtbuild.checkpoint.config import trtllm_config
+from trtbuild.checkpoint.logical import read_logical
+from trtbuild.checkpoint.writer import header_bytes
+from trtbuild.errors import CheckpointError
+from trtbuild.fields import Quantized, shard_fields
+from trtbuild.layout import DTYPE_BYTES, Job, Piece, TensorInfo
+from trtbuild.progress import Progress, silent
+from trtbuild.spec import ConvertOptions, ModelSpec, resolved_dtype
+
+if TYPE_CHECKING:
+    from trtbuild.families.rules import Family
+    from trtbuild.quantize.method import Method
+
+_SHOWN = 8
+
+
+def pack_checkpoint(
+    logical: Path,
+    family: Family,
+    spec: ModelSpec,
+    options: ConvertOptions,
+    method: Method,
+    out: Path,
+    *,
+    group_size: int = 128,
+    kv_cache_algo: str | None = None,
+    progress: Progress = silent,
+) -> dict[str, str]:
+    """Cut a logical checkpoint for the ranks of `options` and write config.json and rankN.safetensors into `out`.
+
+    `kv_cache_algo` is INT8, FP8 or None. `progress` counts bytes written. Returns SHA-256 in hex by file name. A method
+    without fields (its engine build quantizes) gives plain weights and its quant_algo.
+
+    Raises:
+        CheckpointError: the logical checkpoint is incomplete, or not of this model, method or dtype.
+        PlanError: a layout that would cut groups or packed bytes.
+        OSError: a file cannot be read or written.
+    """
+    quantized = Quantized(method.fields, group_size, kv_scales=kv_cache_algo is not None)
+    dtype = resolved_dtype(spec, options)
+    index = read_logical(logical)
+    whole = shard_fields(family, spec, ConvertOptions(dtype=dtype), dtype, quantized)
+    _require_model(logical, index, whole[0].jobs)
+    cuts = shard_fields(family, spec, options, dtype, quantized)
+    stored = shard_fields(family, spec, options, dtype, quantized.stored)
+    total, done = sum(rank.nbytes for rank in stored), 0
+    digests: dict[str, str] = {}
+    for rank, packed in zip(cuts, stored, strict=True):
+        name, digest = f"rank{rank.rank}.safetensors", hashlib.sha256()
+        with (out / name).open("wb") as handle:
+            head = header_bytes(packed.jobs)
+            handle.write(head)
+            digest.update(head)
+            for job, target in zip(rank.jobs, packed.jobs, strict=True):
+                progress(done, total, job.group)
+                data = pack(cut_bytes(job, index), job, target).data
+                assert data.nbytes == target.nbytes, (target, data.nbytes)
+                handle.write(data)
+                digest.update(data)
+                done += target.nbytes
+        digests[name] = digest.hexdigest()
+    progress(done, total, "")
+    config = quantized_config(family, spec, options, method, group_size, kv_cache_algo)
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return digests
+
+
+def quantized_config(
+    family: Family, spec: ModelSpec, options: ConvertOptions, method: Method, group_size: int, kv_algo: str | None
+) -> dict[str, Any]:
+    """config.json of a quantized checkpoint (checkpoint format 1.4)."""
+    config = trtllm_config(family, spec, options, method.quant_algo)
+    config["quantization"] |= {**method.config, "kv_cache_quant_algo": kv_algo}
+    if method.group_sizes:
+        config["quantization"]["group_size"] = group_size
+    return config
+
+
+def cut_bytes(job: Job, index: Dict[str, TensorInfo]) -> Any:
+    """The bytes of a cut tensor, numpy uint8 [rows of pieces, bytes of a row], zeros added up to the job's shape."""
+    import numpy as np
+
+    size = DTYPE_BYTES[job.dtype]
+    rows = sum(piece.num_rows for piece in job.pieces)
+    # A vector along the outputs of experts counts as one vector (`shard_fields`): more rows than its shape says.
+    unit = job.shape[-1] if len(job.shape) > 1 and rows <= job.rows else 1
+    made = np.zeros((job.elements // unit, unit * size), np.uint8)
+    at = 0
+    for piece in job.pieces:
+        matrix = _matrix(piece, index, unit * size) if piece.source else None
+        cols = slice(None) if piece.cols is None else slice(piece.cols[0] * size, piece.cols[1] * size)
+        for start, stop in piece.rows:
+            if matrix is not None:
+                made[at : at + stop - start] = matrix[start:stop, cols]
+            at += stop - start
+    return made
+
+
+def pack(values: Any, job: Job, target: Job) -> Any:
+    """Bytes of a cut tensor -> bytes as stored: where `target` has half the rows, two of them share each byte.
+
+    The even row is in the low nibble (checkpoint format 4.3: b = (q[2i] & 15) | (q[2i + 1] & 15) << 4).
+    """
+    if job.nbytes == target.nbytes:
+        return values
+    assert (job.nbytes, job.dtype) == (2 * target.nbytes, "I8"), (job, target)
+    return (values[0::2] & 15) | (values[1::2] << 4)
+
+
+def _matrix(piece: Piece, index: Dict[str, TensorInfo], width: int) -> Any:
+    """A tensor as a memory map, uint8 [rows, bytes of a row]; `width`: bytes of a row where columns are not cut."""
+    import numpy as np
+
+    info = index[piece.source]
+    if piece.cols is not None:
+        width = info.shape[-1] * DTYPE_BYTES[info.dtype]
+    return np.memmap(info.file, np.uint8, "r", info.start, (info.nbytes,)).reshape(-1, width)
+
+
+def _require_model(folder: Path, index: Dict[str, TensorInfo], jobs: Sequence[Job]) -> None:
+    """Raise CheckpointError where a logical checkpoint has not the tensors of the whole model."""
+    problems = []
+    for job in jobs:
+        info = index.get(job.name)
+        if info is None:
+            problems.append(f"{job.name} is missing")
+        elif (info.dtype, info.shape) != (job.dtype, job.shape):
+            held = f"{info.dtype} {list(info.shape)}"
+            problems.append(f"{job.name} is {held}, but {job.dtype} {list(job.shape)} is needed")
+    names = {job.name for job in jobs}
+    problems += [f"{name} has no place in this model" for name in index if name not in names]
+    if problems:
+        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        lines = "\n".join(f"  - {text}" for text in [*problems[:_SHOWN], *more])
+        raise CheckpointError(
+            f"the logical checkpoint {folder} cannot be used:\n{lines}", hint="Run the quantization again."
+        )

@@ -1,0 +1,170 @@
+"""Quantized layouts: shard's windows of a weight -> windows of each field that stands for it. PURE: integers and names.
+
+A logical checkpoint holds the whole model by TensorRT-LLM's names with global layer numbers: plain tensors, and for
+every quantized linear the fields of its method. A field is cut where its weight is, so no method needs a rule of its
+own (checkpoint format 3.4). Legend: g = group size, e = expert.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from trtbuild.errors import PlanError
+from trtbuild.families.rules import Family, Rule, Source
+from trtbuild.layout import GROUP, Field, Job, Piece, RankJobs, Window
+from trtbuild.shard import rank_mapping, rules_of, shard
+from trtbuild.spec import ConvertOptions, ModelSpec
+
+LINEAR = re.compile(r"\.layers\.\d+\..*\b(qkv|dense|fc|gate|proj)\.weight$")
+"""Weights that methods quantize: no router, shared_expert_gate, embedding, norm or lm_head."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What a layout needs to know of a quantization: fields of a linear, g, and whether attention has KV scales."""
+
+    fields: tuple[Field, ...] = ()
+    group_size: int = 128
+    kv_scales: bool = False
+
+    @property
+    def stored(self) -> Quantized:
+        """The same with packed bytes as the elements: as rank files hold it."""
+        fields = tuple(replace(field, rows=field.rows * field.packed, packed=1) for field in self.fields)
+        return replace(self, fields=fields)
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A weight [rows, cols] of the whole model, or of one expert."""
+
+    rows: int
+    cols: int
+
+
+def shard_fields(
+    family: Family, spec: ModelSpec, options: ConvertOptions, dtype: str, quantized: Quantized
+) -> tuple[RankJobs, ...]:
+    """Every tensor of every rank as windows of a logical checkpoint; layer numbers in sources are global.
+
+    The rows of pieces count elements of a vector, and rows of a matrix or of experts' matrices one below the other; a
+    vector along the outputs of experts counts as one vector.
+
+    Raises:
+        PlanError: groups or packed bytes that this layout would have to cut, all of them.
+    """
+    wholes = _wholes(family, spec)
+    ranks = shard(replace(family, rules=tuple(map(_logical, family.rules))), spec, options, dtype, {})
+    problems: dict[str, None] = {}
+    made = []
+    for rank in ranks:
+        experts = rank_mapping(options, rank.rank).experts(spec.num_experts) if spec.num_experts else range(0)
+        jobs: list[Job] = []
+        for job in rank.jobs:
+            whole = wholes.get(job.group, _Whole(0, 0))
+            job = _of_experts(job, whole, experts)
+            if not quantized.fields or not LINEAR.search(job.name):
+                jobs.append(job)
+            else:
+                found = [_misfit(job, field, quantized.group_size) for field in quantized.fields]
+                problems |= dict.fromkeys(text for text in found if text)
+                jobs += () if any(found) else _fields(job, whole, quantized)
+            if quantized.kv_scales and job.name.endswith("attention.qkv.weight"):
+                jobs.append(_kv_scale(job))
+        made.append(replace(rank, jobs=tuple(jobs)))
+    if problems:
+        raise PlanError(tuple(problems))
+    return tuple(made)
+
+
+def _logical(rule: Rule) -> Rule:
+    """The rule with one source: the whole tensor by its own name."""
+    parts = tuple(
+        source.rows[part] for source in rule.sources for part in source.order or tuple(range(len(source.rows)))
+    )
+    return replace(rule, sources=(Source(rule.target, parts, rule.sources[0].cols),), add=0.0)
+
+
+def _wholes(family: Family, spec: ModelSpec) -> dict[str, _Whole]:
+    found = {}
+    for rule in rules_of(family, spec):
+        source = _logical(rule).sources[0]
+        whole = _Whole(sum(spec.size(axis) for axis in source.rows), spec.size(source.cols) if source.cols else 1)
+        for layer in range(spec.num_layers):
+            found[rule.target.format(i=layer)] = whole
+    return found
+
+
+def _of_experts(job: Job, whole: _Whole, experts: range) -> Job:
+    """Pieces of one expert's matrix -> of all experts' matrices, which the logical tensor holds one below the other."""
+    if len(job.shape) != 3:
+        return job
+    pieces = tuple(
+        replace(piece, rows=tuple((start + e * whole.rows, stop + e * whole.rows) for start, stop in piece.rows))
+        for e, piece in zip(experts, job.pieces, strict=True)
+    )
+    return replace(job, pieces=pieces)
+
+
+def _misfit(job: Job, field: Field, group_size: int) -> str:
+    """Why a field cannot be cut where its weight is, or nothing."""
+    name = job.group.split(".", 3)[-1].removesuffix(".weight")
+    edges = (job.shape[-1], *(edge for piece in job.pieces for edge in piece.cols or ()))
+    if field.cols == GROUP and any(edge % group_size for edge in edges):
+        return f"group size {group_size} does not divide the {job.shape[-1]} inputs of {name} on a rank"
+    if field.rows > 1 and any(edge % field.rows for piece in job.pieces for window in piece.rows for edge in window):
+        return f"{field.rows} outputs of {name} share a byte, and this layout cuts between them"
+    return ""
+
+
+def _fields(job: Job, whole: _Whole, quantized: Quantized) -> Iterator[Job]:
+    """The fields in place of a weight's job."""
+    for field in quantized.fields:
+        per_column = quantized.group_size if field.cols == GROUP else field.cols
+        lead = job.shape[:-2]
+        shape: tuple[int, ...]
+        if field.rows:
+            pieces = [_by_rows(piece, field.rows, per_column) for piece in job.pieces]
+            shape = (*lead, job.shape[-2] // field.rows, *((job.shape[-1] // per_column,) if per_column else ()))
+        elif per_column:
+            pieces = [_by_inputs(piece, whole, bool(lead)) for piece in job.pieces]
+            shape = (*lead, job.shape[-1])
+        else:
+            pieces = [Piece("", (_expert(piece, whole, bool(lead)),)) for piece in job.pieces]
+            shape = (*lead, 1)
+            if field.shared or not lead:
+                pieces, shape = [Piece("", ((0, 1),))], (1,)
+        source = job.group.removesuffix("weight") + field.suffix
+        yield Job(
+            name=job.name.removesuffix("weight") + field.suffix,
+            dtype=field.dtype or job.dtype,
+            shape=shape,
+            pieces=tuple(replace(piece, source=source) for piece in pieces),
+            group=source,
+        )
+
+
+def _by_rows(piece: Piece, rows: int, cols: int) -> Piece:
+    """A window of what has one element for `rows` outputs and `cols` inputs (0: no such dim)."""
+    window = (piece.cols[0] // cols, piece.cols[1] // cols) if piece.cols and cols else None
+    return Piece("", tuple((start // rows, stop // rows) for start, stop in piece.rows), window)
+
+
+def _by_inputs(piece: Piece, whole: _Whole, experts: bool) -> Piece:
+    """A window of a vector along the inputs; the experts' vectors are the rows of a matrix."""
+    if experts:
+        return Piece("", (_expert(piece, whole, True),), piece.cols)
+    return Piece("", (piece.cols or (0, whole.cols),))
+
+
+def _expert(piece: Piece, whole: _Whole, experts: bool) -> Window:
+    e = piece.rows[0][0] // whole.rows if experts else 0
+    return (e, e + 1)
+
+
+def _kv_scale(job: Job) -> Job:
+    """The scale of the KV cache of an attention, named by its qkv weight."""
+    name, group = (text.removesuffix("qkv.weight") + "kv_cache_scaling_factor" for text in (job.name, job.group))
+    return Job(name, "F32", (1,), (Piece(group, ((0, 1),)),), group)
