@@ -25,9 +25,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fields": BASE | {"families", "shard"},
     "shard": BASE | {"families"},
     "plan": BASE | {"families", "quantize", "shard", "fields"},
-    "reshard": BASE | {"families", "shard"},
+    "reshard": BASE | {"families", "shard", "fields"},
     # The linter reads by the same header reader and knows shapes by the same arithmetic as the converter.
-    "lint": BASE | {"families", "shard", "plan", "checkpoint", "quantize"},
+    "lint": BASE | {"families", "shard", "fields", "plan", "checkpoint", "quantize"},
     "runtime": BASE,
     "engine": BASE | {"runtime", "quantize"},
     "text": BASE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -91,11 +92,29 @@ def test_every_rank_holds_its_slices(name: str, kv: str, source: Path, tmp_path:
         assert seen == set(whole), (tp, pp)
 
 
+@pytest.mark.parametrize("kv", ["", "FP8"])
+@pytest.mark.parametrize("name", list(QUANTIZE))
+def test_resharding_a_quantized_checkpoint(name: str, kv: str, source: Path, tmp_path: Path) -> None:
+    """Every layout from every other one, as it was packed from the logical checkpoint."""
+    _, logical = make_logical(source, tmp_path, name, 128, kv=bool(kv))
+    family, spec = spec_of(source)
+    made = []
+    for tp, pp in LAYOUTS:
+        made.append((ConvertOptions(tp, pp, "float16", name), tmp_path / f"{tp}x{pp}"))
+        made[-1][1].mkdir()
+        pack_checkpoint(logical, family, spec, *made[-1][:1], METHODS[name], made[-1][1], kv_cache_algo=kv or None)
+    for number, ((_, old), (options, new)) in enumerate(pairwise([*made, made[0]])):
+        asked = ConvertOptions(options.tp_size, options.pp_size)
+        again = pipeline.make_checkpoint(str(old), tmp_path / f"again{number}", asked)
+        for path in new.iterdir():
+            assert (again / path.name).read_bytes() == path.read_bytes(), (old.name, path)
+
+
 @pytest.mark.parametrize("name", [name for name in QUANTIZE if METHODS[name].experts])
 def test_experts(name: str, tmp_path: Path) -> None:
     """Experts cut by moe_tp and shared by moe_ep hold the slices of the whole, in expert order."""
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1}
-    source = make_by_hand("mixtral", tmp_path / "source", **sizes)
+    source = make_by_hand("Mixtral", tmp_path / "source", **sizes)
     whole, logical = make_logical(source, tmp_path, name, 128)
     family, spec = spec_of(source)
     fc, at = whole["transformer.layers.0.mlp.fc.weight"], "transformer.layers.0.mlp."

@@ -143,14 +143,29 @@ def test_int8_as_plain_weights(tmp_path: Path) -> None:
         pipeline.make_checkpoint(str(whole), tmp_path / "no", replace(options, tp_size=8))
 
 
-def test_packed_weights_are_refused(golden: Path, tmp_path: Path) -> None:
+def test_weights_laid_out_for_a_gpu_are_refused(golden: Path, tmp_path: Path) -> None:
     given = golden / "llama-h128-tp1-pp1-float16-int8" / "trtllm"
-    with pytest.raises(CheckpointError, match=r"W8A16 weights in packed form .*cannot be re-sharded") as caught:
+    with pytest.raises(CheckpointError, match="W8A16 weights in a form that cannot be re-sharded") as caught:
         pipeline.make_checkpoint(str(given), tmp_path / "out", ConvertOptions(2, 1))
     assert "source model" in caught.value.hint
-    with pytest.raises(CheckpointError, match="FP8 with FP8 KV cache weights in packed form"):
-        pipeline.make_checkpoint(str(make("FP8 with kv", tmp_path)), tmp_path / "out", ConvertOptions(2, 1))
+    with pytest.raises(CheckpointError, match="W4A16_GPTQ weights in a form that cannot be re-sharded"):
+        pipeline.make_checkpoint(str(make("GPTQ", tmp_path)), tmp_path / "out", ConvertOptions(2, 1))
     assert not (tmp_path / "out").exists()
+
+
+def test_modelopts_export_goes_to_two_ranks_and_back(golden: Path, tmp_path: Path) -> None:
+    """Packed rows of AWQ too: two ranks are sound, and one rank again has every byte of ModelOpt's tensors."""
+    for name in ("int4_awq", "int8_sq", "fp8"):
+        given = golden.parent / "golden-modelopt" / f"{name}-tp1-calc32" / "trtllm"
+        two = pipeline.make_checkpoint(str(given), tmp_path / f"{name} two", ConvertOptions(2, 1))
+        assert not [finding for finding in check(two).findings if finding.severity == "error"]
+        one = pipeline.make_checkpoint(str(two), tmp_path / f"{name} one", ConvertOptions(1, 1))
+        ours, theirs = (load_rank(folder / "rank0.safetensors") for folder in (one, given))
+        assert set(ours) == set(theirs)
+        for tensor, wanted in theirs.items():
+            assert torch.equal(ours[tensor].contiguous().view(torch.uint8), wanted.contiguous().view(torch.uint8)), (
+                tensor
+            )
 
 
 def test_faults_are_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def reshard_checkpoint(
     """Re-shard a TensorRT-LLM checkpoint to the layout of `options`, bit for bit and without the source model.
 
     Raises:
-        CheckpointError: the checkpoint has faults (all of them listed), or packed weights.
+        CheckpointError: the checkpoint has faults (all of them listed), or weights laid out for a GPU.
         PlanError, OutputError: as `make_checkpoint`.
     """
     from trtbuild.checkpoint.recut import recut
@@ -176,7 +176,7 @@ def reshard_checkpoint(
         old = read_plain(given / part)
         new = new_layout(old, options)
         present = [frozenset(old.headers[rank]) for rank in range(old.options.world_size)]
-        ranks = reshard(old.family, old.spec, old.options, new, old.dtype, present)
+        ranks = reshard(old.family, old.spec, old.options, new, old.dtype, present, old.quantized)
         jobs.append((part, old, new, ranks))
         kept = {block.tensor for rank in ranks for recut_tensor in rank.tensors for block in recut_tensor.blocks}
         dropped |= {str(Path(part, name)) for table in old.headers.values() for name in table if name not in kept}

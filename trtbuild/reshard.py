@@ -14,8 +14,9 @@ from math import prod
 from typing import Any
 
 from trtbuild.families.rules import Family
+from trtbuild.fields import Quantized, shard_fields
 from trtbuild.layout import Job, Piece, RankJobs, Window
-from trtbuild.shard import shard, sources_of
+from trtbuild.shard import rules_of, shard, sources_of
 from trtbuild.spec import ConvertOptions, ModelSpec
 
 
@@ -71,19 +72,28 @@ def reshard(
     new: ConvertOptions,
     dtype: str,
     present: Sequence[frozenset[str]],
+    quantized: Quantized | None = None,
 ) -> tuple[RecutRank, ...]:
     """Every tensor of every new rank. `present`: names in each old rank file (a tied lm_head may be absent there).
 
-    `old` and `new` must be layouts without problems, and the old files hold what `old` says.
+    `old` and `new` must be layouts without problems, and the old files hold what `old` says; `quantized`: the stored
+    fields of their linears, where those are not plain weights.
     """
-    held = _held(shard(family, spec, old, dtype, {}), present)
-    fallbacks = {planned: source.fallback for source, planned in sources_of(family, spec) if source.fallback}
+    if quantized is None:
+        ranks_of = [shard(family, spec, options, dtype, {}) for options in (old, new)]
+        fallbacks = {planned: source.fallback for source, planned in sources_of(family, spec) if source.fallback}
+    else:
+        ranks_of = [shard_fields(family, spec, options, dtype, quantized) for options in (old, new)]
+        targets = {rule.sources[0].name: rule.target for rule in rules_of(family, spec)}
+        tied = [(rule.target, rule.sources[0].fallback) for rule in rules_of(family, spec)]
+        fallbacks = {target: targets[source] for target, source in tied if source}
+    held = _held(ranks_of[0], present)
     # A source that another tensor's copy may stand for, whatever that tensor is called.
     by_source: dict[str, list[_Held]] = {}
     for (_, source), places in held.items():
         by_source.setdefault(source, places)
     ranks = []
-    for rank in shard(family, spec, new, dtype, {}):
+    for rank in ranks_of[1]:
         tensors = []
         for job in rank.jobs:
             find = {

@@ -9,7 +9,8 @@ from typing import Any
 from trtbuild.errors import CheckpointError, PlanError
 from trtbuild.families import family_of_checkpoint
 from trtbuild.families.rules import Family
-from trtbuild.layout import TensorInfo
+from trtbuild.fields import Quantized, shard_fields
+from trtbuild.layout import Job, TensorInfo
 from trtbuild.lint.check import check
 from trtbuild.lint.config import mapping_of
 from trtbuild.lint.expected import dims_findings, jobs_of, options_of, spec_of
@@ -27,7 +28,10 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class PlainCheckpoint:
-    """Rank files whose tensors are plain weights; headers are by rank and by the names of the 1.x classes."""
+    """Rank files that can be cut; headers are by rank and by the names of the 1.x classes.
+
+    `quantized`: the stored fields of their linears, None where those are plain weights.
+    """
 
     config: dict[str, Any]
     family: Family
@@ -36,6 +40,7 @@ class PlainCheckpoint:
     quant: Quant
     headers: dict[int, dict[str, TensorInfo]]
     manifest: dict[str, Any]
+    quantized: Quantized | None = None
 
     @property
     def dtype(self) -> str:
@@ -66,7 +71,7 @@ def read_plain(folder: Path) -> PlainCheckpoint:
     """Open a sound checkpoint folder (one half of an encoder-decoder model) for re-sharding.
 
     Raises:
-        CheckpointError: an architecture that trtbuild does not know, or packed weights.
+        CheckpointError: an architecture that trtbuild does not know, or a form of weights that it cannot cut.
     """
     files = read_files(folder)
     config = files.config
@@ -83,19 +88,42 @@ def read_plain(folder: Path) -> PlainCheckpoint:
     headers = {
         rank: current_names(table, rank)[0] for rank, table in files.headers.items() if rank < options.world_size
     }
-    packed = [
-        job.name
-        for rank in jobs_of(family, config, options)
-        for job in rank.jobs
-        if job.name in headers[rank.rank] and headers[rank.rank][job.name].dtype != job.dtype
-    ]
-    if packed or quant.kv_algo or quant.algo not in ("", "W8A16", "W4A16"):
+    spec = spec_of(family, config)
+    quantized = _quantized(quant)
+    if quantized is None:
+        ranks = jobs_of(family, config, options)
+    else:
+        ranks = shard_fields(family, spec, options, options.dtype, quantized)
+    odd = [job.name for rank in ranks for job in rank.jobs if not _as_planned(job, headers[rank.rank], quantized)]
+    plain = quantized is None and not quant.kv_algo and quant.algo in ("", "W8A16", "W4A16")
+    if odd or not (quantized or plain):
         what = quant.algo or "quantized"
         what += f" with {quant.kv_algo} KV cache" if quant.kv_algo else ""
-        some = f" (for example {packed[0]})" if packed else ""
+        some = f" (for example {odd[0]})" if odd else ""
         hint = "Convert the source model to the new layout, and quantize that."
-        raise CheckpointError(f"{folder} holds {what} weights in packed form{some}: it cannot be re-sharded", hint=hint)
-    return PlainCheckpoint(config, family, spec_of(family, config), options, quant, headers, files.manifest)
+        raise CheckpointError(f"{folder} holds {what} weights in a form that cannot be re-sharded{some}", hint=hint)
+    return PlainCheckpoint(config, family, spec, options, quant, headers, files.manifest, quantized)
+
+
+def _quantized(quant: Quant) -> Quantized | None:
+    """The stored fields of a quantization that trtbuild has a method for; None for plain weights and other forms."""
+    methods = [method for method in METHODS.values() if method.quant_algo == quant.algo and method.fields]
+    if not methods and not (quant.kv_algo and quant.algo in ("", "W8A16", "W4A16")):
+        return None
+    fields = methods[0].fields if methods else ()
+    return Quantized(fields, quant.group_size, bool(quant.kv_algo)).stored
+
+
+def _as_planned(job: Job, held: dict[str, TensorInfo], quantized: Quantized | None) -> bool:
+    """Whether a tensor can be cut as `job` says; a tied lm_head may be absent, and fp8 may be called int8."""
+    info = held.get(job.name)
+    if info is None:
+        return quantized is None or job.name.startswith("lm_head.")
+    # The scales of experts' outputs lie [experts, outputs], which blocks of rows do not describe.
+    rows = sum(piece.num_rows for piece in job.pieces)
+    return info.nbytes == job.nbytes and rows <= job.rows and info.dtype in (
+        (job.dtype, "I8") if job.dtype == "F8_E4M3" else (job.dtype,)
+    )  # fmt: skip
 
 
 def new_layout(old: PlainCheckpoint, asked: ConvertOptions) -> ConvertOptions:
@@ -111,9 +139,14 @@ def new_layout(old: PlainCheckpoint, asked: ConvertOptions) -> ConvertOptions:
     if asked.quant != "none" and algo != (old.quant.algo or None):
         problems.append(f"the checkpoint's quant_algo is {old.quant.algo or None}; --quant needs the source model")
     name = next((name for name, method in METHODS.items() if (method.quant_algo or "") == old.quant.algo), "none")
-    options = options_of(old.family, replace(asked, quant=name), old.dtype)
+    options = options_of(old.family, replace(asked, quant=name, group_size=old.quant.group_size), old.dtype)
     found = layout_problems(old.family, old.spec, options)
     problems += found
+    if not found and old.quantized is not None:
+        try:
+            shard_fields(old.family, old.spec, options, old.dtype, old.quantized)
+        except PlanError as error:
+            problems += error.problems
     if not found and asked.target == "tensorrt":
         ranks = jobs_of(old.family, old.config, options)
         for finding in dims_findings(ranks, old.quant, options.tp_size, ERROR):
