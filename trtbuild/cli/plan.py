@@ -86,7 +86,7 @@ def document(model: str, plan: ModelPlan) -> dict[str, Any]:
         "checkpoint_bytes": plan.checkpoint_bytes,
         "memory_bytes": plan.memory_bytes,
         "problems": list(plan.problems),
-        "warnings": list(plan.warnings),
+        "warnings": warnings(plan),
         "ranks": [_rank(part, rank) for part in plan.parts for rank in part.ranks],
     }
 
@@ -103,6 +103,15 @@ def _rank(part: Plan, rank: RankJobs) -> dict[str, Any]:
             {"name": job.name, "dtype": job.dtype, "shape": list(job.shape), "bytes": job.nbytes} for job in rank.jobs
         ],
     }
+
+
+def warnings(plan: ModelPlan) -> list[str]:
+    """The plan's own, and that a method whose fields `trtbuild checkpoint` cannot compute yet is planned as plain."""
+    from trtbuild.quantize.methods import METHODS
+
+    name = plan.options.quant
+    unwired = [f"trtbuild checkpoint does not quantize to {name} yet; the sizes are those of plain weights"]
+    return [*plan.warnings, *(unwired if METHODS[name].fields else [])]
 
 
 def _show(plan: ModelPlan) -> None:
@@ -122,7 +131,7 @@ def _show(plan: ModelPlan) -> None:
     if all(part.ranks for part in plan.parts):
         reads, writes, memory = (size(n) for n in (plan.source_bytes, plan.checkpoint_bytes, plan.memory_bytes))
         data.print(f"reads {reads}, writes {writes}, host memory {memory}", highlight=False)
-    for warning in plan.warnings:
+    for warning in warnings(plan):
         note(f"warning: {warning}")
 
 
