@@ -7,24 +7,22 @@ A part is written aside and noted in the journal, so a run that was interrupted 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping as Dict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtbuild.checkpoint.journal import Journal
 from trtbuild.checkpoint.source import read_header
-from trtbuild.checkpoint.writer import header_bytes
+from trtbuild.checkpoint.writer import write_file
 from trtbuild.errors import CheckpointError
 from trtbuild.layout import Job, TensorInfo
+from trtbuild.manifest import sha256_file
 
 if TYPE_CHECKING:
     import torch
 
 MARKER = "logical.json"
-_CHUNK = 1 << 22
 
 
 class LogicalWriter:
@@ -45,7 +43,7 @@ class LogicalWriter:
         """Whether an earlier run finished the part, its SHA-256 verified."""
         last = self._journal.last(part)
         path = self._path(part)
-        if last is None or not path.is_file() or path.stat().st_size != last[0] or _sha256(path) != last[1]:
+        if last is None or not path.is_file() or path.stat().st_size != last[0] or sha256_file(path) != last[1]:
             return False
         self._done[part] = last[1]
         return True
@@ -59,21 +57,17 @@ class LogicalWriter:
         import torch
 
         jobs = [Job(name, _code(tensor), tuple(tensor.shape), (), "") for name, tensor in tensors.items()]
-        digest, aside = hashlib.sha256(), self._path(f".{part}")
-        with aside.open("wb") as handle:
-            head = header_bytes(jobs)
-            handle.write(head)
-            digest.update(head)
-            for tensor in tensors.values():
-                data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
-                handle.write(data)
-                digest.update(data)
-            handle.flush()
-            os.fsync(handle.fileno())
+        aside = self._path(f".{part}")
+        digest = write_file(
+            aside,
+            jobs,
+            (tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data for tensor in tensors.values()),
+            sync=True,
+        )
         aside.replace(self._path(part))
         self._journal.forget(part)
-        self._journal.record(part, self._path(part).stat().st_size, digest.hexdigest())
-        self._done[part] = digest.hexdigest()
+        self._journal.record(part, self._path(part).stat().st_size, digest)
+        self._done[part] = digest
 
     def close(self) -> dict[str, str]:
         """Mark the folder as complete; returns SHA-256 in hex by part."""
@@ -104,14 +98,6 @@ def read_logical(folder: Path) -> dict[str, TensorInfo]:
                 raise CheckpointError(f"{info.name} is in both {found[info.name].file.name} and {info.file.name}")
             found[info.name] = info
     return found
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while chunk := handle.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _code(tensor: torch.Tensor) -> str:

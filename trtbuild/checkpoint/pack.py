@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as Dict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtbuild.checkpoint.config import trtllm_config
 from trtbuild.checkpoint.logical import read_logical
-from trtbuild.checkpoint.writer import header_bytes
+from trtbuild.checkpoint.writer import write_file
 from trtbuild.errors import CheckpointError
 from trtbuild.fields import Quantized, shard_fields
-from trtbuild.layout import DTYPE_BYTES, Job, Piece, TensorInfo
+from trtbuild.layout import DTYPE_BYTES, Job, Piece, RankJobs, TensorInfo
 from trtbuild.progress import Progress, silent
 from trtbuild.spec import ConvertOptions, ModelSpec, resolved_dtype
 
@@ -56,20 +55,19 @@ def pack_checkpoint(
     stored = shard_fields(family, spec, options, dtype, quantized.stored)
     total, done = sum(rank.nbytes for rank in stored), 0
     digests: dict[str, str] = {}
+
+    def tensors(rank: RankJobs, packed: RankJobs) -> Iterator[memoryview]:
+        nonlocal done
+        for job, target in zip(rank.jobs, packed.jobs, strict=True):
+            progress(done, total, job.group)
+            data = pack(cut_bytes(job, index), job, target).data
+            assert data.nbytes == target.nbytes, (target, data.nbytes)
+            yield data
+            done += target.nbytes
+
     for rank, packed in zip(cuts, stored, strict=True):
-        name, digest = f"rank{rank.rank}.safetensors", hashlib.sha256()
-        with (out / name).open("wb") as handle:
-            head = header_bytes(packed.jobs)
-            handle.write(head)
-            digest.update(head)
-            for job, target in zip(rank.jobs, packed.jobs, strict=True):
-                progress(done, total, job.group)
-                data = pack(cut_bytes(job, index), job, target).data
-                assert data.nbytes == target.nbytes, (target, data.nbytes)
-                handle.write(data)
-                digest.update(data)
-                done += target.nbytes
-        digests[name] = digest.hexdigest()
+        name = f"rank{rank.rank}.safetensors"
+        digests[name] = write_file(out / name, packed.jobs, tensors(rank, packed))
     progress(done, total, "")
     config = quantized_config(family, spec, options, method, group_size, kv_cache_algo)
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as Dict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtbuild.checkpoint.writer import header_bytes
+from trtbuild.checkpoint.writer import write_file
 from trtbuild.layout import DTYPE_BYTES, TensorInfo
 from trtbuild.progress import Progress, silent
 
@@ -31,20 +30,17 @@ def recut(
     """
     total, done = sum(rank.nbytes for rank in ranks), 0
     digests: dict[str, str] = {}
+
+    def tensors(rank: RecutRank) -> Iterator[memoryview]:
+        nonlocal done
+        for part in rank.tensors:
+            progress(done, total, part.job.group)
+            yield _tensor(part, headers).data
+            done += part.job.nbytes
+
     for rank in ranks:
         name = f"rank{rank.rank}.safetensors"
-        digest = hashlib.sha256()
-        with (folder / name).open("wb") as handle:
-            head = header_bytes([part.job for part in rank.tensors])
-            handle.write(head)
-            digest.update(head)
-            for part in rank.tensors:
-                progress(done, total, part.job.group)
-                data = _tensor(part, headers).data
-                handle.write(data)
-                digest.update(data)
-                done += part.job.nbytes
-        digests[name] = digest.hexdigest()
+        digests[name] = write_file(folder / name, [part.job for part in rank.tensors], tensors(rank))
     progress(done, total, "")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return digests

@@ -9,8 +9,9 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from trtbuild.layout import Job
@@ -99,6 +100,23 @@ class RankWriter:
         if self._file >= 0:
             file, self._file = self._file, -1
             os.close(file)
+
+
+def write_file(path: Path, jobs: Sequence[Job], data: Iterable[memoryview], *, sync: bool = False) -> str:
+    """Write a file whose tensors come in order; returns its SHA-256 in hex. `sync` waits until the disk has it.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    digest = hashlib.sha256()
+    with path.open("wb") as handle:
+        for part in chain((memoryview(header_bytes(jobs)),), data):
+            handle.write(part)
+            digest.update(part)
+        if sync:
+            handle.flush()
+            os.fsync(handle.fileno())
+    return digest.hexdigest()
 
 
 def _write_all(file: int, data: memoryview, offset: int) -> None:

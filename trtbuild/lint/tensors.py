@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
-from trtbuild.layout import DTYPES, RankJobs, TensorInfo
+from trtbuild.layout import DTYPES, TensorInfo
 from trtbuild.lint import tables
 from trtbuild.lint.expected import renamed
 from trtbuild.lint.finding import ERROR, INFO, WARNING, Finding, find
@@ -220,12 +220,3 @@ def _one_dtype(
     )
     said = {name for name in plain if headers[name].dtype == code}
     return [head, *(f for f in found if not (f.rule == "tensor-dtype" and f.where in said))]
-
-
-def stages_of(ranks: Sequence[RankJobs], headers: Dict[int, Headers]) -> list[dict[int, Headers]]:
-    """Headers of each pipeline stage's ranks."""
-    stages: dict[int, dict[int, Headers]] = {}
-    for rank in ranks:
-        if rank.rank in headers:
-            stages.setdefault(rank.pp_rank, {})[rank.rank] = headers[rank.rank]
-    return list(stages.values())

@@ -90,10 +90,6 @@ class Blockwise:
         self._values = torch.zeros(*cache, TOKENS_PER_BLOCK, shapes.head_size)
         self._tables = torch.arange(blocks, dtype=torch.int32)[None]
 
-    def weight_names(self, layer: int) -> list[str]:
-        """Checkpoint names of what a layer needs."""
-        return [name for weight in self._weights_of(f"transformer.layers.{layer}.") for name in weight.sources]
-
     def linears(self, layer: int) -> tuple[Linear, ...]:
         """The quantizable linears of a layer, in the order in which they run."""
         base, s = f"transformer.layers.{layer}.", self.program.shapes
@@ -183,10 +179,6 @@ class LayerRun:
     weights: dict[str, torch.Tensor]
     base: str
     ops: tuple[Op, ...]
-
-    def weight(self, linear: Linear) -> torch.Tensor:
-        """The stacked float32 weight of a linear of this layer."""
-        return self.weights[f"{self.base}{linear.name}.weight"]
 
     def run(self, hidden: torch.Tensor, tap: Tap | None = None) -> torch.Tensor:
         """Hidden states [T, H] of one sequence after this layer; a buffer, valid until the next run."""
