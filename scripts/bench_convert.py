@@ -5,8 +5,10 @@
     python scripts/bench_convert.py --remove
 
 The model is made up once in the cache folder (TinyLlama's shape, 1.1 billion bfloat16 parameters in 5 files, 2.2 GB)
-and lies in the page cache. cp and conversion take turns, so that a slow minute of the machine hits both; each output is
-removed before the next run. RssAnon is sampled from /proc; page cache, which the kernel can take back, is not in it.
+and lies in the page cache. cp, SHA-256 of its output, and conversion take turns, so that a slow minute of the machine
+hits all; each output is removed before the next run. A file's SHA-256 is one chain, which no second core can speed up,
+so hashing alone is the bound of a conversion to one rank. RssAnon is sampled from /proc; page cache, which the kernel
+can take back, is not in it.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+from trtbuild.manifest import sha256_file
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trtbuild" / "bench"
@@ -133,19 +137,20 @@ def measure(model: Path, cases: dict[str, tuple[str, ...]], runs: int) -> dict[s
     """Figures of every case; the first turn warms up."""
     out = model.parent / "out"
     source_bytes = sum(path.stat().st_size for path in model.glob("*.safetensors"))
-    samples: dict[str, list[tuple[float, float, float]]] = {name: [] for name in cases}
+    samples: dict[str, list[tuple[float, ...]]] = {name: [] for name in cases}
     for turn in range(runs + 1):
         for name, options in cases.items():
-            copy = timed_copy(model, out)
+            copy, digest = timed_copy(model, out)
             seconds, memory = timed_conversion(model, out, options)
             if turn:
-                samples[name].append((copy, seconds, memory))
+                samples[name].append((copy, digest, seconds, memory))
     figures = {"interpreter": {"rss_anon_mb": interpreter_memory()}}
     for name, rows in samples.items():
-        copies, conversions, memories = zip(*rows, strict=True)
+        copies, digests, conversions, memories = zip(*rows, strict=True)
         figures[name] = {
             "gigabytes": source_bytes / 1e9,
             "cp_s": statistics.median(copies),
+            "sha256_s": statistics.median(digests),
             "convert_s": statistics.median(conversions),
             "convert_min_s": min(conversions),
             "convert_max_s": max(conversions),
@@ -155,15 +160,20 @@ def measure(model: Path, cases: dict[str, tuple[str, ...]], runs: int) -> dict[s
     return figures
 
 
-def timed_copy(model: Path, out: Path) -> float:
+def timed_copy(model: Path, out: Path) -> tuple[float, float]:
+    """Seconds of cp, and of hashing what it made."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     files = [str(path) for path in sorted(model.glob("*.safetensors"))]
     start = time.perf_counter()
     subprocess.run(["cp", *files, str(out)], check=True)
     seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    for path in sorted(out.iterdir()):
+        sha256_file(path)
+    digest = time.perf_counter() - start
     shutil.rmtree(out)
-    return seconds
+    return seconds, digest
 
 
 def timed_conversion(model: Path, out: Path, options: tuple[str, ...]) -> tuple[float, float]:
@@ -206,12 +216,17 @@ def show(figures: dict[str, dict[str, float]]) -> None:
     print(
         f"cores {len(os.sched_getaffinity(0))}, bare interpreter {figures['interpreter']['rss_anon_mb']:.0f} MB RssAnon"
     )
-    print("| | cp, s | convert, s (min to max) | x cp | peak RssAnon, MB |")
-    print("|---|---|---|---|---|")
+    print("| | cp, s | SHA-256, s | convert, s (min to max) | x cp | x both | peak RssAnon, MB |")
+    print("|---|---|---|---|---|---|---|")
     for name, row in figures.items():
-        if name != "interpreter":
-            spread = f"{row['convert_s']:.2f} ({row['convert_min_s']:.2f} to {row['convert_max_s']:.2f})"
-            print(f"| {name} | {row['cp_s']:.2f} | {spread} | {row['ratio']:.2f} | {row['rss_anon_mb']:.0f} |")
+        if name == "interpreter":
+            continue
+        spread = f"{row['convert_s']:.2f} ({row['convert_min_s']:.2f} to {row['convert_max_s']:.2f})"
+        both = row["convert_s"] / (row["cp_s"] + row["sha256_s"])
+        print(
+            f"| {name} | {row['cp_s']:.2f} | {row['sha256_s']:.2f} | {spread} | {row['ratio']:.2f} | {both:.2f} "
+            f"| {row['rss_anon_mb']:.0f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -146,6 +146,8 @@ class _Crew:
         self._free: queue.LifoQueue[_Slot | None] = queue.LifoQueue()
         for _ in range(workers + _AHEAD):
             self._free.put(_Slot(self._free))
+        # Where the next block of each file must start: one out of turn would be waited for forever.
+        self._next = [writer.hashed for writer in writers]
         self.done = done
         self.group = ""
 
@@ -174,6 +176,11 @@ class _Crew:
             if block is None:
                 self._free.put(slot)
                 return None
+            for share in block.shares:
+                for copy in share.copies:
+                    if copy.start != self._next[copy.position]:
+                        raise RuntimeError(f"{block.group}: byte {copy.start} of file {copy.position} is out of turn")
+                    self._next[copy.position] += share.nbytes
             self.group = block.group
         return block, slot
 
