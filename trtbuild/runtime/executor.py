@@ -21,7 +21,14 @@ from trtbuild.runtime.torch_experts import TorchExperts
 if TYPE_CHECKING:
     from trtbuild.runtime.native.library import BatchStruct, OpStruct
 
-_WTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+_WTYPE = {
+    torch.float32: 0,
+    torch.bfloat16: 1,
+    torch.float16: 2,
+    torch.int8: 3,
+    torch.uint8: 4,  # int4, as `int4.py` packs it
+    torch.float8_e4m3fn: 5,
+}
 
 
 @dataclass
@@ -63,8 +70,12 @@ class State:
     position_bias: torch.Tensor | None = None  # [heads, whole blocks of max_seq_len] float32
 
     def scale_of(self, weight: str) -> torch.Tensor | None:
-        """Scales of an int8 weight, one an output row; None for a weight that is not quantized."""
+        """Scales of a quantized weight, one an output row or one a group of inputs; None for another weight."""
         return self.weights.get(weight.removesuffix(".weight") + ".per_channel_scale")
+
+    def zero_of(self, weight: str) -> torch.Tensor | None:
+        """What is added to the weights of each group; None where nothing is."""
+        return self.weights.get(weight.removesuffix(".weight") + ".zero")
 
 
 class Executor(Protocol):
@@ -83,7 +94,7 @@ class NativeExecutor:
         self._compiled: dict[int, ctypes.Array[OpStruct]] = {}
         self._threads = num_threads
         self._scratch = torch.zeros(0)
-        self._longest_row = max((w.shape[-1] for w in state.weights.values()), default=0)
+        self._longest_row = max((op.k for op in state.program.ops), default=0)
         self._batch: BatchStruct = BatchStruct()
         shapes, features = state.program.shapes, state.program.features
         b = self._batch
@@ -116,8 +127,8 @@ class NativeExecutor:
         self._library.trtbuild_run(compiled, len(compiled), ctypes.byref(b))
 
     def _reserve(self, max_blocks: int) -> None:
-        """Scratch of each thread: the scores of three heads, or three rows of a weight as float32."""
-        floats = 3 * max(max_blocks * self._state.block_tokens, self._longest_row)
+        """Scratch of each thread: the scores of three heads, or what linear.h asks for."""
+        floats = max(3 * max_blocks * self._state.block_tokens, 5 * self._longest_row + 64)
         if self._scratch.numel() < floats * self._threads:
             self._scratch = torch.zeros(floats * self._threads)
             self._batch.scratch, self._batch.scratch_stride = self._scratch.data_ptr(), floats
@@ -137,6 +148,9 @@ class NativeExecutor:
                 struct.weight, struct.wtype = weight.data_ptr(), _WTYPE[weight.dtype]
             if (scale := self._state.scale_of(op.weight)) is not None:
                 struct.scale = scale.data_ptr()
+                struct.group = op.k // scale.shape[-1] if scale.dim() == weight.dim() else 0
+            if (zero := self._state.zero_of(op.weight)) is not None:
+                struct.zero = zero.data_ptr()
             if op.bias:
                 struct.bias = self._state.weights[op.bias].data_ptr()
         return compiled

@@ -1,6 +1,7 @@
 /* CPU kernels of trtbuild: runs a list of operations over one batch of tokens.
  *
- * All activations are float32; weights are float32, bfloat16, float16 or int8 with one scale per output row.
+ * All activations are float32; weights are float32, bfloat16, float16, or int8, int4 or fp8 (e4m3) with a scale per
+ * output row, or, int8 and int4, with a scale and perhaps a zero for each group of inputs: w = q * scale + zero.
  * Every number that is summed is summed in an order that depends on the reduced dimension alone, never on the number
  * of tokens in the batch, the number of threads or the chunk of a prompt. So a request gets the same bits alone and
  * in company, and that is tested.
@@ -29,7 +30,7 @@ typedef uint16_t h8 __attribute__((vector_size(16), aligned(2)));
 #define INLINE static inline __attribute__((always_inline))
 #define MAX_GROUP 3  /* query heads that share one pass over a block of keys */
 
-enum { F32, BF16, F16, INT8 };
+enum { F32, BF16, F16, INT8, INT4, FP8 };
 enum { EMBED, NORM, LINEAR, ROPE_CACHE, ATTENTION, ACT_MUL, ADD, TAKE_ROWS };
 
 typedef struct {
@@ -37,15 +38,18 @@ typedef struct {
     int32_t in, in2, out;   /* buffer numbers */
     int32_t n, k;           /* outputs, inputs */
     int32_t layer;          /* of this stage */
-    int32_t row, column;    /* EMBED: first vocabulary row and hidden column that this rank holds */
+    int32_t row, column;    /* EMBED: first vocabulary row and hidden column that this rank holds;
+                               LINEAR: first column of `out` */
     int32_t of_rows;        /* NORM, LINEAR: 1 works on the R rows that need logits, 0 on all tokens */
-    int32_t act;            /* ACT, ACT_MUL: the activation */
+    int32_t act;            /* ACT, ACT_MUL: the activation; PREPARE, ROPE_CACHE: the rounding */
     int32_t window;         /* ATTENTION: tokens that are looked back to, the own one included; 0: all */
     int32_t table;          /* ROPE_CACHE: the rotary table */
     float eps, factor;      /* EMBED: scale; SOFT_CAP: the cap */
-    const void *weight;
-    const float *scale;     /* int8: [n] */
-    const float *bias;      /* [n] or null */
+    int32_t group;          /* inputs that share a scale, a multiple of 32 that divides k; 0: one scale a row */
+    const void *weight;     /* PREPARE: float32 [k] or null; ROPE_CACHE with act: float32 [1] */
+    const float *scale;     /* int8, int4, fp8: [n], or [n, k / group] */
+    const float *zero;      /* [n, k / group] or null */
+    const float *bias;      /* [n] or null; PREPARE: the static scale, [1] */
 } op_t;
 
 typedef struct {
@@ -68,7 +72,7 @@ typedef struct {
     int64_t bias_stride;
     float *keys, *values;               /* [layers, blocks, kv_heads * head_size * B] */
     int64_t layer_stride, block_stride; /* in floats */
-    float *scratch;                     /* per thread: the scores of MAX_GROUP heads, or TILE_N rows of a weight */
+    float *scratch;                     /* per thread: the scores of MAX_GROUP heads, or what linear.h asks for */
     int64_t scratch_stride;
     int32_t num_threads;
 } batch_t;
@@ -107,15 +111,21 @@ INLINE float half_to_float(uint16_t h) {
 #endif
 }
 
+/* A weight as it is multiplied: int8 without its scale, fp8 as 2^-8 of its value, which is what its bits mean as a
+ * half (the same mantissa, an exponent 8 larger). */
+#define FP8_UNIT 256.0f
 INLINE float one_weight(const char *row, int type, int k) {
     if (type == F32) return ((const float *)row)[k];
     if (type == INT8) return (float)((const int8_t *)row)[k];
+    if (type == FP8) { uint8_t b = (uint8_t)row[k]; return half_to_float((uint16_t)((b & 0x80) << 8 | (b & 0x7f) << 7)); }
     uint16_t h = ((const uint16_t *)row)[k];
     if (type == BF16) { union { uint32_t u; float f; } v = {(uint32_t)h << 16}; return v.f; }
     return half_to_float(h);
 }
 
-INLINE int64_t weight_size(int type) { return type == F32 ? 4 : type == INT8 ? 1 : 2; }
+INLINE int64_t row_bytes(int type, int64_t k) {
+    return type == F32 ? 4 * k : type == INT8 || type == FP8 ? k : type == INT4 ? k / 2 : 2 * k;
+}
 
 /* e^x to about 1e-7 relative: 2^n by the exponent bits, the rest by a polynomial (Cephes coefficients). */
 INLINE v8 exp8(v8 x) {
@@ -146,205 +156,14 @@ INLINE void share(int64_t total, int64_t unit, int thread, int threads, int64_t 
 }
 
 #include "ops.h"
+#include "grid.h"
 
-/* ---- linear: out[T, N] = in[T, K] . weight[N, K]^T ---- */
-
-#ifdef __AVX512F__
-#define LANES 16
-#define TILE_M 8   /* tokens x rows of a register tile: 24 sums, 3 weights and 1 input of 32 vector registers */
-typedef float vw __attribute__((vector_size(64)));
-typedef float vwu __attribute__((vector_size(64), aligned(4)));
-INLINE vw fma_wide(vw a, vw b, vw c) { return (vw)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
-/* Eight sums at a time, each in the order of sum8(lanes 0-7 + lanes 8-15): halves, quarters, pairs, ones. */
-INLINE void sum_lanes(const vw *sums, int count, float *out) {
-    for (int s = 0; s < count; s += 8) {
-        __m512 half[4], quarter[2];
-        for (int i = 0; i < 4; i++) {
-            __m512 a = (__m512)sums[s + 2 * i < count ? s + 2 * i : s], b = (__m512)sums[s + 2 * i + 1 < count ? s + 2 * i + 1 : s];
-            half[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
-        }
-        for (int i = 0; i < 2; i++) {
-            __m512 a = half[2 * i], b = half[2 * i + 1];
-            quarter[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-        }
-        __m512d a = _mm512_castps_pd(quarter[0]), b = _mm512_castps_pd(quarter[1]);
-        __m512 pair = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
-        __m512 one = _mm512_add_ps(pair, _mm512_permute_ps(pair, 0xb1));
-        one = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0), one);
-        _mm256_storeu_ps(out + s, _mm512_castps512_ps256(one));
-    }
-}
-INLINE vw load_weight(const char *row, int type, int k) {
-    if (type == F32) return *(const vwu *)((const float *)row + k);
-    if (type == INT8) return (vw)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(row + k))));
-    __m256i h = _mm256_loadu_si256((const __m256i *)((const uint16_t *)row + k));
-    if (type == BF16) return (vw)_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16);
-    return (vw)_mm512_cvtph_ps(h);
-}
-#else
-#define LANES 8
-#define TILE_M 4   /* 12 sums, 3 weights and 1 input of 16 vector registers */
-typedef v8 vw;
-typedef v8u vwu;
-INLINE vw fma_wide(vw a, vw b, vw c) { return fma8(a, b, c); }
-INLINE void sum_lanes(const vw *sums, int count, float *out) {
-#pragma GCC unroll 16
-    for (int s = 0; s < count; s++) out[s] = sum8(sums[s]);
-}
-INLINE vw load_weight(const char *row, int type, int k) {
-    if (type == F32) return load((const float *)row + k);
-    if (type == INT8) {
-#ifdef __AVX2__ /* gcc 12 makes scalar code of the conversion below */
-        return (v8)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(row + k))));
-#else
-        return __builtin_convertvector(*(const b8 *)(row + k), v8);
-#endif
-    }
-    h8 h = *(const h8 *)((const uint16_t *)row + k);
-    if (type == BF16) return (v8)(__builtin_convertvector(h, v8ui) << 16);
-#if defined(__F16C__) && defined(__AVX2__)
-    return (v8)_mm256_cvtph_ps((__m128i)h);
-#else
-    v8 x;
-    for (int i = 0; i < 8; i++) x[i] = half_to_float(h[i]);
-    return x;
-#endif
-}
-#endif
-#ifdef __AVX2__
-#define KEEP(x) __asm__("" : "+v"(x)) /* in a register: gcc loads it anew for every use */
-#else
-#define KEEP(x) (void)(x)
-#endif
-#define TILE_N 3
-#define GEMV_N 8   /* rows at a time when there is one token: enough sums to hide the latency of FMA */
-#define M_BLOCK 64 /* tokens that stay in the second-level cache while the weights pass by */
-
-/* Some rows of a weight against some tokens. */
-typedef struct {
-    const float *x;         /* [m_count, K], ldx floats apart */
-    const char *w;          /* [n_count, K], ldw bytes apart */
-    float *out;             /* [m_count, n_count], ldo floats apart */
-    const float *scale, *bias;
-    int64_t ldx, ldw, ldo;
-    int k, m_count, n_count;
-} part_t;
-
-/* One register tile. With `fetch`, the rows of the next tile come into the cache meanwhile: the hardware follows one
- * row well, but not the jump to the next. */
-INLINE void tile(const part_t *p, int type, int fetch, int m_count, int n_count) {
-    const float *x = p->x;
-    const char *w = p->w;
-    int64_t ldx = p->ldx, ldw = p->ldw;
-    int k = p->k, i = 0;
-    vw sum[TILE_M * TILE_N];
-    for (int m = 0; m < m_count; m++)
-        for (int n = 0; n < n_count; n++) sum[m * n_count + n] = (vw){0};
-    for (; i + LANES <= k; i += LANES) {
-        vw weight[GEMV_N];
-        for (int n = 0; n < n_count; n++) {
-            weight[n] = load_weight(w + n * ldw, type, i);
-            if (fetch) __builtin_prefetch(w + (n + n_count) * ldw + i * weight_size(type));
-        }
-        for (int m = 0; m < m_count; m++) {
-            vw xi = *(const vwu *)(x + m * ldx + i);
-            KEEP(xi);
-            for (int n = 0; n < n_count; n++) sum[m * n_count + n] = fma_wide(xi, weight[n], sum[m * n_count + n]);
-        }
-    }
-    float sums[TILE_M * TILE_N];
-    sum_lanes(sum, m_count * n_count, sums);
-    for (int m = 0; m < m_count; m++)
-        for (int n = 0; n < n_count; n++) {
-            float y = sums[m * n_count + n];
-            for (int t = i; t < k; t++) y = fma1(x[m * ldx + t], one_weight(w + n * ldw, type, t), y);
-            if (p->scale) y *= p->scale[n];
-            if (p->bias) y += p->bias[n];
-            p->out[m * p->ldo + n] = y;
-        }
-}
-
-#define CACHED 4   /* one more type: float32 that is in the cache already */
-#define TILES_OF(M) case M: if (p->n_count == TILE_N) tile(p, type, fetch, M, TILE_N); else tile(p, type, fetch, M, 1); return;
-
-/* The tile of p's size: one or three rows against up to TILE_M tokens, or GEMV_N rows against one. */
-INLINE void any_tile(const part_t *p, int type, int fetch) {
-    if (p->n_count == GEMV_N) { tile(p, type, fetch, 1, GEMV_N); return; }
-    switch (p->m_count) {
-        TILES_OF(1) TILES_OF(2) TILES_OF(3) TILES_OF(4)
-#if TILE_M == 8
-        TILES_OF(5) TILES_OF(6) TILES_OF(7) TILES_OF(8)
-#endif
-    }
-}
-
-static void tile_f32(const part_t *p) { any_tile(p, F32, 1); }
-static void tile_bf16(const part_t *p) { any_tile(p, BF16, 1); }
-static void tile_f16(const part_t *p) { any_tile(p, F16, 1); }
-static void tile_int8(const part_t *p) { any_tile(p, INT8, 1); }
-static void tile_cached(const part_t *p) { any_tile(p, F32, 0); }
-static void (*const tile_of[])(const part_t *) = {tile_f32, tile_bf16, tile_f16, tile_int8, tile_cached};
-
-INLINE void expand_rows(const part_t *p, int type, float *out) {
-    for (int n = 0; n < p->n_count; n++, out += p->k) {
-        const char *row = p->w + n * p->ldw;
-        int i = 0;
-        for (; i + LANES <= p->k; i += LANES) {
-            *(vwu *)(out + i) = load_weight(row, type, i);
-            __builtin_prefetch(row + p->n_count * p->ldw + i * weight_size(type));
-        }
-        for (; i < p->k; i++) out[i] = one_weight(row, type, i);
-    }
-}
-
-/* More tokens than one tile takes. From three tiles on, the weights become float32 once for all of them. */
-static void many_tiles(part_t p, int type, float *expanded) {
-    int left = p.m_count, tiles = (left + TILE_M - 1) / TILE_M;
-    if (type != F32 && tiles > 2) {
-        if (type == BF16) expand_rows(&p, BF16, expanded);
-        else if (type == F16) expand_rows(&p, F16, expanded);
-        else expand_rows(&p, INT8, expanded);
-        p.w = (const char *)expanded;
-        p.ldw = p.k * (int64_t)sizeof(float);
-        type = CACHED;
-    }
-    for (; tiles > 0; tiles--) {
-        p.m_count = (left + tiles - 1) / tiles;
-        tile_of[type](&p);
-        if (type == F32) type = CACHED;
-        left -= p.m_count;
-        p.x += p.m_count * p.ldx;
-        p.out += p.m_count * p.ldo;
-    }
-}
-
-static void linear(const op_t *op, const batch_t *b, int tokens, int thread) {
-    const float *x = b->buffer[op->in];
-    float *out = b->buffer[op->out], *expanded = b->scratch + thread * b->scratch_stride;
-    int64_t ldx = b->width[op->in], ldo = b->width[op->out], ldw = op->k * weight_size(op->wtype);
-    int64_t from, to;
-    share(op->n, 24, thread, b->num_threads, &from, &to);
-    int step = tokens == 1 ? GEMV_N : TILE_N;
-    for (int m = 0; m < tokens; m += M_BLOCK) {
-        int m_count = tokens - m < M_BLOCK ? tokens - m : M_BLOCK;
-        for (int64_t n = from; n < to;) {
-            int n_count = to - n >= step ? step : to - n >= TILE_N ? TILE_N : 1;
-            part_t p = {
-                .x = x + m * ldx, .w = (const char *)op->weight + n * ldw, .out = out + m * ldo + n,
-                .scale = op->scale ? op->scale + n : 0, .bias = op->bias ? op->bias + n : 0,
-                .ldx = ldx, .ldw = ldw, .ldo = ldo, .k = op->k, .m_count = m_count, .n_count = n_count,
-            };
-            if (m_count > TILE_M) many_tiles(p, op->wtype, expanded);
-            else tile_of[op->wtype](&p);
-            n += n_count;
-        }
-    }
-}
+#include "linear.h"
 
 /* ---- the rest of a decoder layer ---- */
 
 static void embed(const op_t *op, const batch_t *b, int thread) {
-    int64_t from, to, width = b->width[op->out], ldw = op->k * weight_size(op->wtype);
+    int64_t from, to, width = b->width[op->out], ldw = row_bytes(op->wtype, op->k);
     share(b->num_tokens, 1, thread, b->num_threads, &from, &to);
     for (int64_t t = from; t < to; t++) {
         float *out = b->buffer[op->out] + t * width;
@@ -390,7 +209,8 @@ static void rotate(float *head, const float *cosine, const float *sine, int half
     }
 }
 
-/* Rotates q and k of qkv in place (rope_gpt_neox: the two halves of a head) and stores k and v into the cache. */
+/* Rotates q and k of qkv in place (rope_gpt_neox: the two halves of a head) and stores k and v into the cache; with
+ * `act` k and v are first rounded, in place, to the grid of scale weight[0]. */
 static void rope_cache(const op_t *op, const batch_t *b, int thread) {
     int64_t from, to, width = b->width[op->in];
     int hd = b->head_size, half = b->rotary_size / 2, bt = b->block_tokens;
@@ -402,6 +222,7 @@ static void rope_cache(const op_t *op, const batch_t *b, int thread) {
         int64_t angle = table * b->table_stride + position * half;
         const float *cosine = b->cos_table + angle, *sine = b->sin_table + angle;
         for (int h = 0; h < b->num_heads + b->num_kv_heads; h++) rotate(q + h * hd, cosine, sine, half);
+        if (op->act) round_run(k, 0, k, 2 * b->num_kv_heads * hd, *(const float *)op->weight, op->act);
         int64_t block = b->block_tables[(int64_t)b->slots[t] * b->max_blocks + position / bt];
         int64_t base = op->layer * b->layer_stride + block * b->block_stride, at = position % bt;
         for (int h = 0; h < b->num_kv_heads; h++) {
@@ -560,6 +381,7 @@ static void run_one(const op_t *op, const batch_t *b, int thread) {
     case ACT_MUL: case ACT: act(op, b, thread); break;
     case ADD: add(op, b, thread); break;
     case TAKE_ROWS: take_rows(op, b, thread); break;
+    case PREPARE: prepare(op, b, tokens, thread); break;
     case LAYER_NORM: layer_norm(op, b, tokens, thread); break;
     case HEAD_NORM: head_norm(op, b, thread); break;
     case SOFT_CAP: soft_cap(op, b, tokens, thread); break;

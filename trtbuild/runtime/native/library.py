@@ -31,9 +31,8 @@ class OpStruct(ctypes.Structure):
         *((name, c_int32) for name in ("act", "window", "table")),
         ("eps", c_float),
         ("factor", c_float),
-        ("weight", c_void_p),
-        ("scale", c_void_p),
-        ("bias", c_void_p),
+        ("group", c_int32),
+        *((name, c_void_p) for name in ("weight", "scale", "zero", "bias")),
     )
 
 

@@ -62,19 +62,22 @@ static void gather(const op_t *op, const batch_t *b, int thread) {
         }
 }
 
-/* out [P, n] = in [P, k] times the weight [column, n, k] of each pair's expert. */
+/* out [P, n] = in [P, k] times the weight [column, n, k] of each pair's expert; scales lie the same way. */
 static void expert_linear(const op_t *op, const batch_t *b, int thread) {
     op_t one = *op;
     batch_t own = *b;
     own.width[op->in] = op->k;
     own.width[op->out] = op->n;
+    one.column = 0;
+    int64_t scales = op->group ? (int64_t)op->n * (op->k / op->group) : op->n;
     for (int e = 0; e < op->column; e++) {
         int64_t pairs = count_pairs(op, b, e, e + 1);
         if (pairs) linear(&one, &own, (int)pairs, thread);
         own.buffer[op->in] += pairs * op->k;
         own.buffer[op->out] += pairs * op->n;
-        one.weight = (const char *)one.weight + (int64_t)op->n * op->k * weight_size(op->wtype);
-        if (op->scale) one.scale += op->n;
+        one.weight = (const char *)one.weight + op->n * row_bytes(op->wtype, op->k);
+        if (op->scale) one.scale += scales;
+        if (op->zero) one.zero += scales;
     }
 }
 

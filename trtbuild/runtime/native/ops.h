@@ -141,7 +141,7 @@ static void head_norm(const op_t *op, const batch_t *b, int thread) {
 
 /* Adds the learned embedding of each token's position, as far as this rank holds the table. */
 static void add_position(const op_t *op, const batch_t *b, int thread) {
-    int64_t from, to, ldw = op->k * weight_size(op->wtype);
+    int64_t from, to, ldw = row_bytes(op->wtype, op->k);
     share(b->num_tokens, 1, thread, b->num_threads, &from, &to);
     for (int64_t t = from; t < to; t++) {
         int64_t position = (int64_t)b->positions[t] - op->row;
