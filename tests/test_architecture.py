@@ -50,7 +50,7 @@ ONLY_IN = {
 }
 HEAVY = {"torch", "numpy", "transformers", "tritonclient", "mpi4py", "huggingface_hub", "safetensors", "jinja2", "grpc"}
 # These modules are the heavy code itself, loaded only by processes that compute.
-HEAVY_MODULES = {"runtime", "engine/cpu_rank.py", "engine/kernels.py", "quantize/packing.py"}
+HEAVY_MODULES = {"runtime", "engine/cpu_rank.py", "engine/kernels.py", "engine/quantized.py", "quantize/packing.py"}
 PURE = [
     "mapping",
     "layout",
@@ -75,6 +75,8 @@ PURE = [
     "runtime/program",
     "runtime/architectures",
     "runtime/features",
+    "runtime/forms",
+    "runtime/linears",
 ]
 EFFECTS = {"os", "subprocess", "socket", "shutil", "tempfile", "time", "urllib", "threading", "random"}
 SOURCES = sorted(PACKAGE.rglob("*.py")) + sorted((ROOT / "model_repo_templates").rglob("*.py"))

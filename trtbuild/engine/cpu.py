@@ -2,7 +2,7 @@
 
 The directory mirrors a TensorRT one: `config.json` (version, pretrained_config, build_config) and `rank{N}.engine`.
 A rank file is a safetensors file with the tensors of `runtime.program`: q, k, v and fc, gate stacked, quantized
-weights as int8 rows with one scale each, in the row order that the kernels stream; it is memory-mapped at load.
+weights packed as `runtime.forms` says, in the row order that the kernels stream; it is memory-mapped at load.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from trtbuild.errors import CheckpointError, PlanError
 from trtbuild.mapping import Mapping
 from trtbuild.progress import Progress, silent
 from trtbuild.quantize.methods import METHODS
+from trtbuild.runtime.forms import MIXED, layout_sm
 from trtbuild.spec import ConvertOptions
 from trtbuild.staging import write_error
 
@@ -32,6 +33,8 @@ KERNELS = "kernels.json"  # what was measured; its figures differ from build to 
 
 def read_checkpoint_config(checkpoint: Path) -> dict[str, Any]:
     """config.json of a TensorRT-LLM checkpoint whose rank files are all there.
+
+    Under MIXED_PRECISION the key `quant_cfg` is the document of quant_cfg.json, where `forms.form_of` looks for it.
 
     Raises:
         CheckpointError: it is not one, or rank files are missing.
@@ -52,6 +55,13 @@ def read_checkpoint_config(checkpoint: Path) -> dict[str, Any]:
     missing = [f"rank{r}.safetensors" for r in world if not (checkpoint / f"rank{r}.safetensors").is_file()]
     if missing:
         raise CheckpointError(f"checkpoint {checkpoint} lacks {', '.join(missing)}")
+    if (config.get("quantization") or {}).get("quant_algo") == MIXED:
+        path = checkpoint / "quant_cfg.json"
+        try:
+            config["quant_cfg"] = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            hint = "MIXED_PRECISION takes the algorithm of each layer from it; convert the model again."
+            raise CheckpointError(f"cannot read {path}: {error}", hint=hint) from error
     return config
 
 
@@ -108,7 +118,10 @@ def build_engine(
     config = read_checkpoint_config(checkpoint)
     build_config = options.build_config(config)
     mapping = engine_mapping(config)
-    require_seq_len(build_program(config, mapping).features, build_config["max_seq_len"])
+    program = build_program(config, mapping)
+    require_seq_len(program.features, build_config["max_seq_len"])
+    if any(weight.form and weight.form.zero for weight in program.weights):
+        layout_sm(config)
     argv = [sys.executable, "-m", "trtbuild.engine.cpu_rank", str(checkpoint), str(out), str(log_dir)]
     launcher_log = log_dir / LAUNCHER_LOG
     process = mpi.start_ranks(argv, mapping.world_size, log=launcher_log)

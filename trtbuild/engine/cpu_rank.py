@@ -7,28 +7,25 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from trtbuild import mpi
 from trtbuild.engine.cpu import KERNELS, engine_mapping, read_checkpoint_config
+from trtbuild.engine.quantized import RankFile, engine_fields
 from trtbuild.errors import CheckpointError
 from trtbuild.mapping import Mapping
 from trtbuild.runtime.ops import Weight
 from trtbuild.runtime.program import Program, build_program
-
-if TYPE_CHECKING:
-    from safetensors import safe_open as Source
-
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def build_rank(checkpoint: Path, out: Path, config: dict[str, Any], mapping: Mapping) -> None:
     """Read `rankN.safetensors`, quantize and stack, write `rankN.engine`.
 
     Raises:
-        CheckpointError: a tensor is missing, has another shape, or holds NaN or infinity.
+        CheckpointError: a tensor is missing, has another shape, or numbers that cannot be.
+        EngineError: the runtime cannot execute the model.
     """
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
@@ -37,7 +34,7 @@ def build_rank(checkpoint: Path, out: Path, config: dict[str, Any], mapping: Map
     path = checkpoint / f"rank{mapping.rank}.safetensors"
     try:
         with safe_open(str(path), framework="pt") as source:
-            tensors = dict(_engine_tensors(source, path, program, config))
+            tensors = dict(_engine_tensors(RankFile(source, path, config), program))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     # Under another name until it is whole: the parent counts finished ranks by their files.
@@ -47,48 +44,34 @@ def build_rank(checkpoint: Path, out: Path, config: dict[str, Any], mapping: Map
     partial.rename(out / f"rank{mapping.rank}.engine")
 
 
-def _engine_tensors(
-    source: Source, path: Path, program: Program, config: dict[str, Any]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    int8 = (config.get("quantization") or {}).get("quant_algo") == "W8A16"
-    dtype = _DTYPES[config["dtype"]]
-    held = set(source.keys())
+def _engine_tensors(file: RankFile, program: Program) -> Iterator[tuple[str, torch.Tensor]]:
     for weight in program.weights:
-        tensor = _stacked(source, held, path, weight)
-        if weight.quantized and int8:
-            values, scale = _quantized(tensor)
-            yield weight.name, values
-            # Upstream stores the scale in the model's dtype but divides by the exact one (checkpoint format 4.2).
-            yield weight.name.removesuffix(".weight") + ".per_channel_scale", scale.to(dtype).float()
+        base = weight.name.removesuffix("weight")
+        if weight.form:
+            for suffix, tensor in engine_fields(file, weight, weight.form).items():
+                yield base + suffix, tensor
+        elif weight.name.endswith(".kv_cache_scaling_factor"):
+            yield weight.name, _kv_scale(file, weight.name)
         else:
-            yield weight.name, tensor.to(torch.float32 if weight.float32 else dtype).contiguous()
+            tensor = _stacked(file, weight)
+            yield weight.name, tensor.to(torch.float32 if weight.float32 else file.dtype).contiguous()
 
 
-def _quantized(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(int8, float32 scales) of a weight [out, in], or of each expert of a stack [experts, out, in] on its own."""
-    from trtbuild.quantize.methods.int8 import quantize
-
-    if tensor.dim() == 2:
-        return quantize(tensor)
-    values, scales = torch.empty(tensor.shape, dtype=torch.int8), torch.empty(tensor.shape[:2])
-    for expert, weight in enumerate(tensor):  # one at a time: the formula works on a float32 copy
-        values[expert], scales[expert] = quantize(weight)
-    return values, scales
-
-
-def _stacked(source: Source, held: set[str], path: Path, weight: Weight) -> torch.Tensor:
-    missing = [name for name in weight.sources if name not in held]
-    if missing:
-        raise CheckpointError(f"{path} lacks {', '.join(missing)}")
-    parts = [source.get_tensor(name) for name in weight.sources]
+def _stacked(file: RankFile, weight: Weight) -> torch.Tensor:
+    file.require(*weight.sources)
+    length, *rest = weight.shape
+    parts = [file.get(name, (length // len(weight.sources), *rest)) for name in weight.sources]
     tensor: torch.Tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
-    if tuple(tensor.shape) != weight.shape:
-        raise CheckpointError(
-            f"{path}: {' + '.join(weight.sources)} has shape {tuple(tensor.shape)}, expected {weight.shape}"
-        )
-    if not bool(torch.isfinite(tensor).all()):
-        raise CheckpointError(f"{path}: {' + '.join(weight.sources)} holds NaN or infinity")
+    if not tensor.is_floating_point() or tensor.dtype is torch.float8_e4m3fn:
+        raise CheckpointError(f"{file.path}: {weight.sources[0]} is {tensor.dtype}, but config.json says it is plain")
     return tensor
+
+
+def _kv_scale(file: RankFile, name: str) -> torch.Tensor:
+    """[1]: one scale for keys and values, or the greater of theirs (checkpoint format 4.10)."""
+    own = [name.replace("kv_cache", f"{which}_cache") for which in ("k", "v")]
+    names = own if all(map(file.has, own)) and not file.has(name) else [name]
+    return torch.stack([file.scales(one, (1,), (), zero=False).reshape(1) for one in names]).amax(dim=0)
 
 
 def main(checkpoint: Path, out: Path, log_dir: Path) -> None:

@@ -59,7 +59,7 @@ def _linears(ops: tuple[Op, ...]) -> tuple[Op, ...]:
     """The linears of one layer, and the expert operations between them: what lies from one attention to the next."""
     starts = [index for index, op in enumerate(ops) if op.kind is Kind.ATTENTION]
     layer = ops[starts[0] : starts[1] if len(starts) > 1 else None] if starts else ()
-    return tuple(op for op in layer if op.kind in {Kind.LINEAR, *EXPERT_KINDS} and not op.of_rows)
+    return tuple(op for op in layer if op.kind in {Kind.PREPARE, Kind.LINEAR, *EXPERT_KINDS} and not op.of_rows)
 
 
 def _microseconds(executor: Executor, ops: tuple[Op, ...], count: int) -> float:

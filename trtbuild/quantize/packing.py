@@ -50,6 +50,33 @@ def preprocess_weights_for_mixed_gemm(weight: torch.Tensor, bits: int, act_bits:
     return (_pack(biased.reshape(-1)) if bits == 4 else biased).reshape(weight.shape).contiguous()
 
 
+def undo_mixed_gemm(laid: torch.Tensor, bits: int, act_bits: int, sm: int) -> torch.Tensor:
+    """Inverse of `preprocess_weights_for_mixed_gemm`: laid bytes int8 [K, N * bits / 8] -> signed int8 [K, N].
+
+    Raises:
+        CheckpointError: bits, SM or sizes for which no layout exists.
+    """
+    import torch
+
+    if (bits, act_bits) not in _ROWS:
+        raise CheckpointError(f"no mixed-gemm layout for {bits}-bit weights with {act_bits}-bit activations")
+    sm = 80 if sm > 90 else sm
+    num_rows, num_cols = laid.shape[0], laid.shape[1] * 8 // bits
+    _check_sizes(num_rows, num_cols, bits, act_bits, sm)
+    rows, order = _ROWS[bits, act_bits], _REGISTER[bits]
+    stored = (_unpack(laid) if bits == 4 else laid).reshape(-1, len(order)) ^ (-128 if bits == 8 else 8)
+    values = torch.empty_like(stored)
+    values[:, list(order)] = stored
+    interleave, tile = act_bits // bits, 1024 // act_bits
+    if sm < 90 and interleave > 1:
+        values = values.reshape(num_cols // interleave, num_rows // tile, interleave, tile).transpose(1, 2)
+    blocks = values.reshape(num_cols, num_rows).T.reshape(-1, len(rows), num_cols)
+    natural = torch.empty_like(blocks)
+    natural[:, list(rows)] = blocks
+    natural = natural.reshape(num_rows, num_cols)
+    return (natural ^ 8) - 8 if bits == 4 else natural  # the sign of a nibble
+
+
 def _check_sizes(num_rows: int, num_cols: int, bits: int, act_bits: int, sm: int) -> None:
     if sm < 75:
         raise CheckpointError(f"no mixed-gemm layout for SM {sm}: 75 is the least")

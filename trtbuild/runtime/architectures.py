@@ -13,6 +13,7 @@ from typing import Any
 
 from trtbuild.errors import EngineError
 from trtbuild.runtime.features import Activation, Config, Features, Layer, Mlp, Norm, Position, Rope, scaling_kind
+from trtbuild.runtime.forms import config_problems
 from trtbuild.runtime.moe import moe_problems, read_moe
 
 
@@ -110,13 +111,10 @@ def _activations(architecture: Architecture) -> dict[str, Activation]:
 
 
 def _problems(config: Config, architecture: Architecture) -> list[str]:
-    quantization = config.get("quantization") or {}
     choices: dict[str, tuple[Any, tuple[Any, ...]]] = {
         "position_embedding_type": (config.get("position_embedding_type"), architecture.positions),
         "hidden_act": (config.get("hidden_act"), tuple(_activations(architecture))),
         "rotary_scaling": (scaling_kind(config.get("rotary_scaling") or {}), architecture.scaling),
-        "quantization.quant_algo": (quantization.get("quant_algo"), (None, "W8A16")),
-        "quantization.kv_cache_quant_algo": (quantization.get("kv_cache_quant_algo"), (None,)),
         "mapping.cp_size": (config.get("mapping", {}).get("cp_size", 1), (1,)),
         **{key: (config.get(key, value), (value,)) for key, value in architecture.fixed.items()},
     }
@@ -126,6 +124,7 @@ def _problems(config: Config, architecture: Architecture) -> list[str]:
         if value not in allowed
     ]
     needed = (*architecture.required, *_NEEDED.get(config.get("position_embedding_type", ""), ()))
+    found += config_problems(config)
     found += moe_problems(config, wanted=architecture.moe)
     found += [f"no {key}" for key in needed if config.get(key) is None]
     rotates = _POSITIONS.get(config.get("position_embedding_type", ""), Position.ROPE) is Position.ROPE

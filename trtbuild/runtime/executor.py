@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from trtbuild.errors import ToolError
 from trtbuild.runtime.activations import ACTIVATIONS
 from trtbuild.runtime.features import Activation
+from trtbuild.runtime.forms import Round
 from trtbuild.runtime.ops import Buffer, Op
+from trtbuild.runtime.packed import linear, on_grid, prepared
 from trtbuild.runtime.program import Program
 from trtbuild.runtime.torch_experts import TorchExperts
 
@@ -84,11 +87,16 @@ class Executor(Protocol):
 
 
 class NativeExecutor:
-    """One call into kernels.c for each run of operations."""
+    """One call into kernels.c for each run of operations.
+
+    Raises:
+        ToolError: the kernels cannot be compiled here, or have not the form of some weight.
+    """
 
     def __init__(self, state: State, num_threads: int) -> None:
         from trtbuild.runtime.native.library import BatchStruct, load_library
 
+        _require_kernels(state.program)
         self._library = load_library()
         self._state = state
         self._compiled: dict[int, ctypes.Array[OpStruct]] = {}
@@ -207,13 +215,22 @@ class TorchExecutor(TorchExperts):
 
     def _linear(self, op: Op, batch: Batch) -> None:
         count = batch.num_rows if op.of_rows else batch.num_tokens
-        y = torch.nn.functional.linear(self._get(op.in_, count), self._state.weights[op.weight].float())
-        scale = self._state.scale_of(op.weight)
-        if scale is not None:
-            y *= scale
+        state, x = self._state, self._get(op.in_, count)[:, : op.k]
+        y = linear(x, state.weights[op.weight], state.scale_of(op.weight), state.zero_of(op.weight))
         if op.bias:
             y += self._state.weights[op.bias]
-        self._get(op.out, count).copy_(y)
+        self._get(op.out, count)[:, op.column : op.column + op.n] = y
+
+    def _prepare(self, op: Op, batch: Batch) -> None:
+        if op.in2 is None:
+            count = batch.num_rows if op.of_rows else batch.num_tokens
+            x, out = (self._get(buffer, count)[:, : op.k] for buffer in (op.in_, op.out))
+        else:
+            pairs = len(self._routes(op, batch)[0])
+            x, out = (self._pairs(buffer, pairs, op.k) for buffer in (op.in_, op.out))
+        weights = self._state.weights
+        prequant, step = (weights[name] if name else None for name in (op.weight, op.bias))
+        out.copy_(prepared(x, prequant, step, Round(op.act)))
 
     def _rope_cache(self, op: Op, batch: Batch) -> None:
         s, f, state, tokens = self._shapes, self._features, self._state, batch.num_tokens
@@ -228,6 +245,9 @@ class TorchExecutor(TorchExperts):
         rotated[..., :half], rotated[..., half : 2 * half] = a * cos - b * sin, b * cos + a * sin
         blocks = batch.block_tables[slots, positions // state.block_tokens].long()
         at = positions % state.block_tokens
+        if op.act:  # what attention reads is what an int8 or fp8 cache holds
+            scale, stored = state.weights[op.weight], qkv[:, s.num_heads :]
+            stored.copy_(on_grid(stored / scale, Round(op.act)) * scale)
         state.keys[op.layer, blocks, :, :, at] = qkv[:, s.num_heads : s.num_heads + s.num_kv_heads]
         state.values[op.layer, blocks, :, at] = qkv[:, s.num_heads + s.num_kv_heads :]
 
@@ -289,6 +309,17 @@ class TorchExecutor(TorchExperts):
 
 
 EXECUTORS: dict[str, type[NativeExecutor] | type[TorchExecutor]] = {"native": NativeExecutor, "torch": TorchExecutor}
+
+
+_GROUP_UNIT = 32  # of the native kernels
+
+
+def _require_kernels(program: Program) -> None:
+    """Raise ToolError where the native kernels have not the form of a weight."""
+    groups = {weight.form.group for weight in program.weights if weight.form}
+    odd = [str(group) for group in sorted(groups) if group % _GROUP_UNIT]
+    if odd:
+        raise ToolError(f"the native kernels take groups of multiples of {_GROUP_UNIT}, not of {', '.join(odd)}")
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

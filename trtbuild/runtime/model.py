@@ -15,17 +15,20 @@ from trtbuild.runtime.architectures import require_seq_len
 from trtbuild.runtime.comm import Comm
 from trtbuild.runtime.executor import EXECUTORS, Batch, Executor, State
 from trtbuild.runtime.features import Position
+from trtbuild.runtime.forms import engine_tensors
 from trtbuild.runtime.info import TOKENS_PER_BLOCK, EngineInfo, default_threads
 from trtbuild.runtime.ops import Buffer, Kind, Op
 from trtbuild.runtime.program import Program, build_program
 from trtbuild.runtime.rope import rope_tables
+
+_SHOWN = 8
 
 
 def load_weights(path: Path, program: Program) -> dict[str, torch.Tensor]:
     """Tensors of a rank file, memory-mapped: pages are read when first used, and shared between processes.
 
     Raises:
-        EngineError: the file is damaged, or does not hold what the program needs.
+        EngineError: the file is damaged, or does not hold what the program needs; names all that is wrong.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -34,12 +37,19 @@ def load_weights(path: Path, program: Program) -> dict[str, torch.Tensor]:
             weights = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
         raise EngineError(f"{path} is damaged: {error}", hint="Build the engine again.") from error
+    problems = []
     for weight in program.weights:
-        found = tuple(weights[weight.name].shape) if weight.name in weights else None
-        if found != weight.shape:
-            raise EngineError(
-                f"{path}: {weight.name} has shape {found}, expected {weight.shape}", hint="Build the engine again."
-            )
+        for name, (dtype, shape) in engine_tensors(weight.name, weight.shape, weight.form).items():
+            tensor = weights.get(name)
+            if tensor is None or tuple(tensor.shape) != shape:
+                found = None if tensor is None else tuple(tensor.shape)
+                problems.append(f"{name} has shape {found}, expected {shape}")
+            elif dtype and tensor.dtype is not getattr(torch, dtype):
+                problems.append(f"{name} is {str(tensor.dtype).removeprefix('torch.')}, expected {dtype}")
+    if problems:
+        more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        text = "; ".join(problems[:_SHOWN])
+        raise EngineError(f"{path}: {text}{more}", hint="Build the engine again.")
     return weights
 
 

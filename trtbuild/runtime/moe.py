@@ -15,6 +15,7 @@ from typing import Any
 
 from trtbuild.errors import EngineError
 from trtbuild.mapping import Mapping
+from trtbuild.runtime.linears import Linears
 from trtbuild.runtime.ops import Buffer, Kind, Op, Weight
 
 _MODES = (0, 1)  # softmax over all experts, then the best of them: as they are, or made to sum to 1
@@ -102,42 +103,40 @@ def rank_experts(moe: Moe, mapping: Mapping) -> Experts:
     return Experts(moe, held.start, len(held), inter, shared)
 
 
-def moe_block(
-    experts: Experts, base: str, hidden: int, act: int, out: Buffer, ops: list[Op], weights: list[Weight]
-) -> None:
+def moe_block(experts: Experts, base: str, hidden: int, act: int, out: Buffer, linears: Linears) -> None:
     """Append the block that reads H and leaves this rank's summand in `out`; H is lost.
 
     `base` is "transformer.layers.N.mlp.".
+
+    Raises:
+        EngineError: the experts are quantized in a form that stacks of them cannot have.
     """
 
-    def add(name: str, shape: tuple[int, ...], **fields: bool) -> str:
-        weights.append(Weight(f"{base}{name}.weight", (f"{base}{name}.weight",), shape, **fields))
+    def plain(name: str, shape: tuple[int, ...], *, float32: bool = False) -> str:
+        linears.weights.append(Weight(f"{base}{name}.weight", (f"{base}{name}.weight",), shape, float32=float32))
         return f"{base}{name}.weight"
 
-    moe, inter = experts.moe, experts.inter
+    def gather(tokens: Buffer) -> None:
+        ops.append(Op(Kind.GATHER, Buffer.EXPERT, tokens, k=hidden, **held))
+
+    moe, inter, ops = experts.moe, experts.inter, linears.ops
     held: dict[str, Any] = {"in2": Buffer.ROUTER, "row": experts.first, "column": experts.count}
-    router = add("router", (moe.num_experts, hidden), float32=True)
-    fc = add("fc", (experts.count, 2 * inter, hidden), quantized=True)
-    proj = add("proj", (experts.count, hidden, inter), quantized=True)
+    router = plain("router", (moe.num_experts, hidden), float32=True)
     ops += [
         Op(Kind.LINEAR, Buffer.ROUTER, Buffer.H, weight=router, n=moe.num_experts, k=hidden),
         Op(Kind.ROUTE, Buffer.ROUTER, n=moe.num_experts, k=moe.top_k, row=int(moe.renormalize)),
-        Op(Kind.GATHER, Buffer.EXPERT, Buffer.H, k=hidden, **held),
-        Op(Kind.EXPERT_LINEAR, Buffer.EXPERT_FC, Buffer.EXPERT, weight=fc, n=2 * inter, k=hidden, **held),
-        Op(Kind.EXPERT_ACT, Buffer.EXPERT_ACT, Buffer.EXPERT_FC, n=inter, act=act, **held),
-        Op(Kind.EXPERT_LINEAR, Buffer.EXPERT, Buffer.EXPERT_ACT, weight=proj, n=hidden, k=inter, **held),
-        Op(Kind.COMBINE, out, Buffer.EXPERT, k=hidden, **held),
     ]
+    fc, proj = (experts.count, 2 * inter, hidden), (experts.count, hidden, inter)
+    linears.experts(f"{base}fc", Buffer.EXPERT_FC, Buffer.H, fc, held, gather)
+    ops.append(Op(Kind.EXPERT_ACT, Buffer.EXPERT_ACT, Buffer.EXPERT_FC, n=inter, act=act, **held))
+    linears.experts(f"{base}proj", Buffer.EXPERT, Buffer.EXPERT_ACT, proj, held)
+    ops.append(Op(Kind.COMBINE, out, Buffer.EXPERT, k=hidden, **held))
     if not experts.shared_inter:
         return
     inter = experts.shared_inter
-    gate = add("shared_expert_gate", (1, hidden))
-    fc = add("shared_expert.fc", (2 * inter, hidden), quantized=True)
-    proj = add("shared_expert.proj", (hidden, inter), quantized=True)
-    ops += [
-        Op(Kind.LINEAR, Buffer.SHARED_GATE, Buffer.H, weight=gate, n=1, k=hidden),
-        Op(Kind.LINEAR, Buffer.FC_GATE, Buffer.H, weight=fc, n=2 * inter, k=hidden),
-        Op(Kind.ACT_MUL, Buffer.MLP, Buffer.FC_GATE, n=inter, column=inter, act=act),
-        Op(Kind.LINEAR, Buffer.H, Buffer.MLP, weight=proj, n=hidden, k=inter),
-        Op(Kind.GATED_ADD, out, Buffer.H, Buffer.SHARED_GATE, k=hidden),
-    ]
+    gate = plain("shared_expert_gate", (1, hidden))
+    ops.append(Op(Kind.LINEAR, Buffer.SHARED_GATE, Buffer.H, weight=gate, n=1, k=hidden))
+    linears.add(f"{base}shared_expert.fc", Buffer.FC_GATE, Buffer.H, 2 * inter, hidden)
+    ops.append(Op(Kind.ACT_MUL, Buffer.MLP, Buffer.FC_GATE, n=inter, column=inter, act=act))
+    linears.add(f"{base}shared_expert.proj", Buffer.H, Buffer.MLP, hidden, inter)
+    ops.append(Op(Kind.GATED_ADD, out, Buffer.H, Buffer.SHARED_GATE, k=hidden))

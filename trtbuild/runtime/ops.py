@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+from trtbuild.runtime.forms import Form
+
 
 class Kind(IntEnum):
     """Operations; the values below ALL_REDUCE are those of native/, the others are done by `model.py`."""
@@ -31,6 +33,7 @@ class Kind(IntEnum):
     EXPERT_ACT = 35
     COMBINE = 36
     GATED_ADD = 37
+    PREPARE = 38
     ALL_REDUCE = 100
     RECEIVE = 101
     SEND = 102
@@ -58,6 +61,7 @@ class Buffer(IntEnum):
     EXPERT = 12  # input, then output of every pair, [P, H]
     EXPERT_FC = 13
     EXPERT_ACT = 14
+    PREPARED = 15  # input of a linear whose form changes inputs, [T, inputs of the widest such linear]
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,13 @@ class Op:
     """One operation. `weight` and `bias` are engine tensor names; n outputs, k inputs.
 
     `row` and `column` say where a rank's part of a table begins; for ACT_MUL the column is where the activated half
-    begins, for HEAD_NORM where the n heads begin. For ROUTE k is top-k, and `row` 1 renormalizes; the other operations
-    on experts work on `column` of them, from `row` on. `factor` scales an embedding, or is the cap of SOFT_CAP.
-    `window`, `table`: `features.Layer`.
+    begins, for HEAD_NORM where the n heads begin, for LINEAR where its outputs begin. For ROUTE k is top-k, and `row` 1
+    renormalizes; the other operations on experts work on `column` of them, from `row` on. `factor` scales an embedding,
+    or is the cap of SOFT_CAP. `window`, `table`: `features.Layer`.
+
+    PREPARE: `weight` and `bias` are the names of prequant
+    and act_scale, `act` a `forms.Round`; with `in2`, the routes, it works on pairs. ROPE_CACHE: `weight` is the name of
+    the scale of a rounded cache, `act` its Round.
     """
 
     kind: Kind
@@ -91,10 +99,15 @@ class Op:
 
 @dataclass(frozen=True)
 class Weight:
-    """An engine tensor: checkpoint tensors stacked along dim 0; `quantized` ones follow the quant_algo."""
+    """An engine tensor: checkpoint tensors stacked along dim 0.
+
+    `quantized`: a linear that methods may quantize; `form` says how this model has it, `shape` is then that of the
+    plain weight (`forms.engine_tensors`).
+    """
 
     name: str
     sources: tuple[str, ...]
     shape: tuple[int, ...]
     quantized: bool = False
     float32: bool = False
+    form: Form | None = None

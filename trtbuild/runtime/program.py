@@ -9,12 +9,14 @@ Shapes: T tokens of the batch, R rows that need logits, H hidden, I intermediate
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trtbuild.mapping import Mapping
 from trtbuild.runtime.architectures import head_size, intermediate_size, num_kv_heads, read_features
 from trtbuild.runtime.features import Features, Mlp, Norm, Position
+from trtbuild.runtime.forms import KV_ROUND
+from trtbuild.runtime.linears import Linears
 from trtbuild.runtime.moe import Experts, moe_block, rank_experts
 from trtbuild.runtime.ops import Buffer, Kind, Op, Weight
 
@@ -33,6 +35,7 @@ class Shapes:
     vocab_rows: int  # of this rank's lm_head
     fc_size: int  # outputs of the first linear of the MLP
     experts: Experts | None = None
+    prepared_size: int = 0  # inputs of the widest linear whose form changes them
 
     @property
     def qkv_size(self) -> int:
@@ -52,6 +55,7 @@ class Shapes:
             Buffer.LOGITS: self.vocab_rows,
             Buffer.MLP_PART: hidden,
             **(self.experts.widths(hidden) if self.experts else {}),
+            **({Buffer.PREPARED: self.prepared_size} if self.prepared_size else {}),
         }
 
 
@@ -90,7 +94,9 @@ def build_program(config: dict[str, Any], mapping: Mapping) -> Program:
     features = read_features(config)
     builder = _Builder(config, mapping, features, rank_shapes(config, mapping, features))
     builder.build()
-    return Program(features, builder.shapes, tuple(builder.ops), tuple(builder.weights))
+    prepared = max((op.k for op in builder.ops if op.out is Buffer.PREPARED), default=0)
+    shapes = replace(builder.shapes, prepared_size=prepared)
+    return Program(features, shapes, tuple(builder.ops), tuple(builder.weights))
 
 
 class _Builder:
@@ -100,6 +106,9 @@ class _Builder:
         self.config, self.mapping, self.features, self.shapes = config, mapping, features, shapes
         self.ops: list[Op] = []
         self.weights: list[Weight] = []
+        first_layer = mapping.layers(config["num_hidden_layers"]).start
+        self.linears = Linears(config, first_layer, self.ops, self.weights)
+        self.kv_round = KV_ROUND.get((config.get("quantization") or {}).get("kv_cache_quant_algo") or "")
         # A row-parallel bias is complete on every rank and added once: only rank 0 applies it (checkpoint format 3.1).
         self.adds_bias = mapping.tp_rank == 0
 
@@ -166,39 +175,57 @@ class _Builder:
     def _attention(self, base: str, local: int, layer: int) -> None:
         """H -> PART, not yet reduced."""
         f, s, differs = self.features, self.shapes, self.features.layers[layer]
-        self._linear(base + "attention.qkv", Buffer.QKV, Buffer.H, s.qkv_size, s.hidden_size, bias=f.qkv_bias)
+        add = self.linears.add
+        add(base + "attention.qkv", Buffer.QKV, Buffer.H, s.qkv_size, s.hidden_size, bias=f.qkv_bias)
         if f.qk_norm:
             self._head_norm(base + "attention.q_layernorm.weight", 0, s.num_heads)
             self._head_norm(base + "attention.k_layernorm.weight", s.num_heads * s.head_size, s.num_kv_heads)
+        kv_scale = self._kv_scale(base)
         self.ops += [
-            Op(Kind.ROPE_CACHE, in_=Buffer.QKV, layer=local, table=differs.rope),
+            Op(
+                Kind.ROPE_CACHE,
+                in_=Buffer.QKV,
+                weight=kv_scale,
+                layer=local,
+                act=self.kv_round or 0,
+                table=differs.rope,
+            ),
             Op(Kind.ATTENTION, Buffer.ATT, Buffer.QKV, layer=local, window=differs.window),
         ]
         width = s.num_heads * s.head_size
         bias = f.dense_bias and self.adds_bias
-        self._linear(base + "attention.dense", Buffer.PART, Buffer.ATT, s.hidden_size, width, bias=bias)
+        add(base + "attention.dense", Buffer.PART, Buffer.ATT, s.hidden_size, width, bias=bias)
+
+    def _kv_scale(self, base: str) -> str:
+        """The scale of a rounded KV cache: one for keys and values of a layer."""
+        if self.kv_round is None:
+            return ""
+        name = base + "attention.kv_cache_scaling_factor"
+        self.weights.append(Weight(name, (name,), (1,), float32=True))
+        return name
 
     def _mlp(self, base: str, out: Buffer) -> None:
         """H -> `out`, not yet reduced."""
         f, s = self.features, self.shapes
         if s.experts:
-            moe_block(s.experts, base + "mlp.", s.hidden_size, f.activation, out, self.ops, self.weights)
+            moe_block(s.experts, base + "mlp.", s.hidden_size, f.activation, out, self.linears)
             return
         name, parts = ("mlp.fc_gate", ("mlp.fc", "mlp.gate")) if f.mlp is Mlp.GATED else ("mlp.fc", ("mlp.fc",))
-        sources = tuple(base + part for part in parts)
-        self._linear(base + name, Buffer.FC_GATE, Buffer.H, s.fc_size, s.hidden_size, bias=f.mlp_bias, sources=sources)
+        stacked = tuple(base + part for part in parts)
+        add = self.linears.add
+        add(base + name, Buffer.FC_GATE, Buffer.H, s.fc_size, s.hidden_size, parts=stacked, bias=f.mlp_bias)
         inter = s.intermediate_size
         kind = Kind.ACT if f.mlp is Mlp.PLAIN else Kind.ACT_MUL
         column = inter if f.mlp is Mlp.FUSED_GATED else 0
         self.ops.append(Op(kind, Buffer.MLP, Buffer.FC_GATE, n=inter, column=column, act=f.activation))
         bias = f.mlp_bias and self.adds_bias
-        self._linear(base + "mlp.proj", out, Buffer.MLP, s.hidden_size, inter, bias=bias)
+        add(base + "mlp.proj", out, Buffer.MLP, s.hidden_size, inter, bias=bias)
 
     def _head(self) -> None:
         f, s, hidden = self.features, self.shapes, self.shapes.hidden_size
         self.ops.append(Op(Kind.TAKE_ROWS, Buffer.ROWS, Buffer.X, k=hidden))
         self._norm("transformer.ln_f", Buffer.H, Buffer.ROWS, of_rows=True)
-        self._linear("lm_head", Buffer.LOGITS, Buffer.H, s.vocab_rows, hidden, bias=f.head_bias, of_rows=True)
+        self.linears.add("lm_head", Buffer.LOGITS, Buffer.H, s.vocab_rows, hidden, bias=f.head_bias, of_rows=True)
         if f.final_soft_cap:
             cap = Op(Kind.SOFT_CAP, Buffer.LOGITS, Buffer.LOGITS, n=s.vocab_rows, factor=f.final_soft_cap, of_rows=True)
             self.ops.append(cap)
@@ -217,27 +244,6 @@ class _Builder:
         self.weights.append(Weight(name, (name,), (size,), float32=True))
         op = Op(Kind.HEAD_NORM, Buffer.QKV, Buffer.QKV, weight=name, n=heads, k=size, column=column, eps=eps)
         self.ops.append(op)
-
-    def _linear(
-        self,
-        name: str,
-        out: Buffer,
-        in_: Buffer,
-        n: int,
-        k: int,
-        *,
-        bias: bool,
-        sources: tuple[str, ...] = (),
-        of_rows: bool = False,
-    ) -> None:
-        """`of_rows` marks lm_head, which is never quantized (checkpoint format 4.0)."""
-        parts, bias_name = sources or (name,), f"{name}.bias" if bias else ""
-        self.weights.append(
-            Weight(f"{name}.weight", tuple(f"{part}.weight" for part in parts), (n, k), quantized=not of_rows)
-        )
-        if bias:
-            self.weights.append(Weight(bias_name, tuple(f"{part}.bias" for part in parts), (n,), float32=True))
-        self.ops.append(Op(Kind.LINEAR, out, in_, None, f"{name}.weight", bias_name, n=n, k=k, of_rows=of_rows))
 
     def _reduce_part(self) -> None:
         if self.mapping.tp_size > 1:

@@ -9,6 +9,7 @@ import torch
 from trtbuild.runtime.activations import ACTIVATIONS
 from trtbuild.runtime.features import Activation
 from trtbuild.runtime.ops import Buffer, Op
+from trtbuild.runtime.packed import linear
 
 if TYPE_CHECKING:
     from trtbuild.runtime.executor import Batch, State
@@ -44,17 +45,18 @@ class TorchExperts:
 
     def _gather(self, op: Op, batch: Batch) -> None:
         tokens, _, _ = self._routes(op, batch)
-        self._pairs(op.out, len(tokens), op.k).copy_(self._tokens(op.in_, batch)[tokens])
+        self._pairs(op.out, len(tokens), op.k).copy_(self._tokens(op.in_, batch)[tokens, : op.k])
 
     def _expert_linear(self, op: Op, batch: Batch) -> None:
         tokens, _, counts = self._routes(op, batch)
         weight, scale = self._state.weights[op.weight], self._state.scale_of(op.weight)
+        zero = self._state.zero_of(op.weight)
         rows = self._pairs(op.in_, len(tokens), op.k).split(counts)
         outs = self._pairs(op.out, len(tokens), op.n).split(counts)
         for expert, (x, out) in enumerate(zip(rows, outs, strict=True)):
             if len(x):
-                y = torch.nn.functional.linear(x, weight[expert].float())
-                out.copy_(y if scale is None else y * scale[expert])
+                own = (None if numbers is None else numbers[expert] for numbers in (scale, zero))
+                out.copy_(linear(x, weight[expert], *own))
 
     def _expert_act(self, op: Op, batch: Batch) -> None:
         tokens, _, _ = self._routes(op, batch)

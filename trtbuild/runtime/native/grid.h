@@ -66,7 +66,9 @@ static void prepare(const op_t *op, const batch_t *b, int tokens, int thread) {
         float *out = b->buffer[op->out] + t * b->width[op->out], scale = 1;
         if (op->act == INT8_TOKEN || op->act == FP8_TOKEN) {
             scale = largest(x, factor, op->k) / (op->act == INT8_TOKEN ? 127.0f : 448.0f);
-            if (scale == 0) scale = 1; /* a token of zeros */
+            /* of a token of zeros; that of fp8 is TensorRT-LLM's (quantization/functional.py) */
+            float least = op->act == INT8_TOKEN ? 0x1p-126f : 1.0f / (448.0f * 512.0f);
+            if (scale < least) scale = least;
         } else if (op->act) {
             scale = *op->bias;
         }

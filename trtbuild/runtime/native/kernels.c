@@ -381,7 +381,7 @@ static void run_one(const op_t *op, const batch_t *b, int thread) {
     case ACT_MUL: case ACT: act(op, b, thread); break;
     case ADD: add(op, b, thread); break;
     case TAKE_ROWS: take_rows(op, b, thread); break;
-    case PREPARE: prepare(op, b, tokens, thread); break;
+    case PREPARE: if (op->in2 >= 0) prepare_pairs(op, b, thread); else prepare(op, b, tokens, thread); break;
     case LAYER_NORM: layer_norm(op, b, tokens, thread); break;
     case HEAD_NORM: head_norm(op, b, thread); break;
     case SOFT_CAP: soft_cap(op, b, tokens, thread); break;

@@ -81,6 +81,13 @@ static void expert_linear(const op_t *op, const batch_t *b, int thread) {
     }
 }
 
+/* The inputs [P, k] of the experts' linears as their form wants them. */
+static void prepare_pairs(const op_t *op, const batch_t *b, int thread) {
+    batch_t own = *b;
+    own.width[op->in] = own.width[op->out] = op->k;
+    prepare(op, &own, (int)count_pairs(op, b, 0, op->column), thread);
+}
+
 /* out [P, n] = act(gate) * up of in [P, up; gate]. */
 static void expert_act(const op_t *op, const batch_t *b, int thread) {
     op_t one = *op;

@@ -1,0 +1,303 @@
+"""Tiny quantized models: their checkpoints, and what transformers computes with weights and inputs rounded by hand.
+
+Nothing of trtbuild is used for the numbers of a reference: it takes the fields of a logical checkpoint (or plain
+weights) and the formulas of NVIDIA's formats as written out below.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.family_models import Case, make_model
+from tests.quantized import Tensors, make_logical, spec_of
+from trtbuild import pipeline
+from trtbuild.checkpoint.pack import pack_checkpoint
+from trtbuild.quantize.methods import METHODS
+from trtbuild.quantize.packing import preprocess_weights_for_mixed_gemm
+from trtbuild.spec import ConvertOptions
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": 132,
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 96,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+_GPT2 = {"vocab_size": 132, "n_embd": 256, "n_layer": 2, "n_head": 8, "n_positions": 96, "n_inner": 256}
+MODELS = {
+    "llama": Case("llama", _SIZES),
+    "qwen2": Case("qwen2", _SIZES),
+    "gemma": Case("gemma", {**_SIZES, "head_dim": 32}),
+    "gpt2": Case("gpt2", _GPT2),
+}
+GROUP = 128
+
+Prepare = Callable[[torch.Tensor], torch.Tensor]
+Linear = tuple[torch.Tensor, Prepare]
+"""A weight [out, in] float32, and what happens to its inputs."""
+
+
+# ---- number formats, written out ----
+
+
+def e4m3(x: torch.Tensor) -> torch.Tensor:
+    """The nearest number with 3 bits behind the leading one, ties to even; least exponent -6, greatest number 448."""
+    _, exponent = torch.frexp(x)
+    step = torch.exp2((exponent - 1).clamp(min=-6).float() - 3)
+    return (torch.round(x / step) * step).clamp(-448, 448)
+
+
+def int8(x: torch.Tensor) -> torch.Tensor:
+    return torch.round(x).clamp(-128, 127)
+
+
+def half_away(x: torch.Tensor) -> torch.Tensor:
+    return torch.floor(x.abs() + 0.5) * x.sign()
+
+
+def _static(grid: Prepare, scale: torch.Tensor, p: torch.Tensor | float, x: torch.Tensor) -> torch.Tensor:
+    return grid(x * p / scale) * scale
+
+
+def _per_token(parts: int, x: torch.Tensor) -> torch.Tensor:
+    """Each rank scales its part of a token by its own."""
+    blocks = x.unflatten(-1, (parts, -1))
+    scale = (blocks.abs().amax(dim=-1, keepdim=True) / 448).clamp(min=1 / (448 * 512))
+    return (e4m3(blocks / scale) * scale).flatten(-2)
+
+
+# ---- what a form means: (weight, inputs) of a linear whose inputs are cut for `parts` ranks ----
+
+
+def _weight_only(top: int, f: Tensors, parts: int) -> Linear:
+    blocks = f["weight"].float().unflatten(-1, (parts, -1))
+    scale = blocks.abs().amax(dim=-1, keepdim=True) / top
+    q = half_away(blocks / scale).clamp(-top, top - 1)
+    return (q * scale.half().float()).flatten(-2), lambda x: x
+
+
+def _groups(f: Tensors) -> torch.Tensor:
+    """The scale of every weight."""
+    scale = f["weights_scaling_factor"]
+    return scale.repeat_interleave(f["weight"].shape[-1] // scale.shape[-1], dim=-1)
+
+
+def _awq(f: Tensors, parts: int) -> Linear:
+    return f["weight"].float() * _groups(f), lambda x: x * f["prequant_scaling_factor"].float()
+
+
+def _w4a8(f: Tensors, parts: int) -> Linear:
+    p, act, second = (f[f"{name}"].float() for name in _W4A8)
+    return e4m3(f["weight"].float() * (_groups(f) / second).half().float()) * second, partial(_static, e4m3, act, p)
+
+
+_W4A8 = ("prequant_scaling_factor", "activation_scaling_factor", "weights_scaling_factor_2")
+
+
+def _fp8(f: Tensors, parts: int) -> Linear:
+    weight = f["weight"].float() * f["weights_scaling_factor"]
+    return weight, partial(_static, e4m3, f["activation_scaling_factor"], 1.0)
+
+
+def _fp8_rowwise(f: Tensors, parts: int) -> Linear:
+    return f["weight"].float() * f["per_channel_scale"][:, None], partial(_per_token, parts)
+
+
+def _smooth(f: Tensors, parts: int) -> Linear:
+    p, weight = f["prequant_scaling_factor"].float(), f["weight"].float() * f["weights_scaling_factor"][:, None]
+    return weight, partial(_static, int8, f["activation_scaling_factor"], p)
+
+
+def _gptq(bits: int, f: Tensors, parts: int) -> Linear:
+    q, scale, zero = asymmetric(f["weight"].float(), bits)
+    wide = [numbers.half().float().repeat_interleave(GROUP, dim=-1) for numbers in (scale, zero)]
+    return q * wide[0] + wide[1], lambda x: x
+
+
+def asymmetric(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q in -2^(bits-1)..2^(bits-1)-1, scale and zero [out, in / GROUP]: weight = q * scale + zero, about."""
+    blocks, half = weight.unflatten(-1, (-1, GROUP)), 1 << (bits - 1)
+    low, high = blocks.amin(dim=-1, keepdim=True), blocks.amax(dim=-1, keepdim=True)
+    scale = (high - low) / (2 * half - 1)
+    q = torch.round((blocks - low) / scale) - half
+    return q.flatten(-2), scale.squeeze(-1), (low + half * scale).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A quantized form. `rounds`: whether inputs are rounded. `sm`: of a layout that the checkpoint's tensors have."""
+
+    method: str
+    algo: str
+    meaning: Callable[[Tensors, int], Linear]
+    rounds: bool = False
+    sm: int = 0
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+_ZERO = {"group_size": GROUP, "has_zero_point": True, "pre_quant_scale": False}
+KINDS = {
+    kind.algo: kind
+    for kind in (
+        Kind("", "W8A16", partial(_weight_only, 128)),
+        Kind("", "W4A16", partial(_weight_only, 8)),
+        Kind("int4_awq", "W4A16_AWQ", _awq),
+        Kind("w4a8_awq", "W4A8_AWQ", _w4a8, rounds=True),
+        Kind("fp8", "FP8", _fp8, rounds=True),
+        Kind("fp8_rowwise", "FP8_PER_CHANNEL_PER_TOKEN", _fp8_rowwise, rounds=True),
+        Kind("int8_sq", "W8A8_SQ_PER_CHANNEL", _smooth, rounds=True),
+        Kind("", "W4A16_GPTQ", partial(_gptq, 4), sm=80, config=_ZERO),
+        Kind("", "W8A16_GPTQ", partial(_gptq, 8), sm=90, config=_ZERO),
+    )
+}
+
+
+# ---- checkpoints ----
+
+
+class Models:
+    """Models, their logical tensors and checkpoints, each made once in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._logical: dict[tuple[str, str], tuple[Tensors, Path]] = {}
+
+    def source(self, model: str) -> Path:
+        found = self.folder / model
+        if not found.exists():
+            make_model(MODELS[model], found)
+        return found
+
+    def plain(self, model: str, tp: int = 1, pp: int = 1) -> Path:
+        found = self.folder / f"{model}-{tp}x{pp}"
+        if not found.exists():
+            pipeline.make_checkpoint(str(self.source(model)), found, ConvertOptions(tp, pp, "float16"))
+        return found
+
+    def fields(self, model: str, kind: Kind) -> Tensors:
+        """Whole, unpacked tensors of a quantized model, by names with global layers."""
+        if kind.method:
+            return self._quantized(model, kind)[0]
+        return load_file(self.plain(model) / "rank0.safetensors")
+
+    def checkpoint(self, model: str, kind: Kind, tp: int = 1, pp: int = 1, kv: str | None = None) -> Path:
+        out = self.folder / f"{model}-{kind.algo}-{tp}x{pp}-{kv}"
+        if out.exists():
+            return out
+        if kind.method:
+            family, spec = spec_of(self.source(model))
+            options, method = ConvertOptions(tp, pp, "float16"), METHODS[kind.method]
+            out.mkdir()
+            logical = self._quantized(model, kind, kv)[1]
+            pack_checkpoint(logical, family, spec, options, method, out, group_size=GROUP, kv_cache_algo=kv)
+            return out
+        plain = self.plain(model, tp, pp)
+        out.mkdir()
+        config = json.loads((plain / "config.json").read_text())
+        config["quantization"] |= {"quant_algo": kind.algo, **kind.config}
+        if kind.sm:
+            config["trtbuild_sm"] = kind.sm
+        for rank in range(tp * pp):
+            tensors = load_file(plain / f"rank{rank}.safetensors")
+            save_file(_finished(tensors, kind) if kind.sm else tensors, out / f"rank{rank}.safetensors")
+        (out / "config.json").write_text(json.dumps(config))
+        return out
+
+    def _quantized(self, model: str, kind: Kind, kv: str | None = None) -> tuple[Tensors, Path]:
+        key = (model, f"{kind.method}{'-kv' if kv else ''}")
+        if key not in self._logical:
+            out = self.folder / "-".join(("logical", *key))
+            out.mkdir()
+            self._logical[key] = make_logical(self.source(model), out, kind.method, GROUP, kv=bool(kv))
+        return self._logical[key]
+
+
+def _finished(tensors: Tensors, kind: Kind) -> Tensors:
+    """A rank's tensors with every linear in the layout of an SM, as upstream stores GPTQ."""
+    bits, made = (8 if "W8" in kind.algo else 4), dict(tensors)
+    for name, tensor in tensors.items():
+        if ".layers." not in name or tensor.dim() != 2 or not name.endswith(".weight"):
+            continue
+        q, scale, zero = asymmetric(tensor.float(), bits)
+        bytes_ = q.T.to(torch.int8).contiguous()
+        if bits == 4:
+            bytes_ = (bytes_[:, 0::2] & 15) | (bytes_[:, 1::2] << 4)
+        base = name.removesuffix("weight")
+        made[name] = preprocess_weights_for_mixed_gemm(bytes_, bits, 16, kind.sm).view(torch.float16)
+        made[f"{base}weights_scaling_factor"] = scale.T.half().contiguous()
+        made[f"{base}zero"] = zero.T.half().contiguous()
+    return made
+
+
+# ---- the model that the numbers stand for ----
+
+_NAMES = {
+    "self_attn.q_proj": ("attention.qkv", 0),
+    "self_attn.k_proj": ("attention.qkv", 1),
+    "self_attn.v_proj": ("attention.qkv", 2),
+    "self_attn.o_proj": ("attention.dense", 0),
+    "mlp.gate_proj": ("mlp.fc", 0),
+    "mlp.up_proj": ("mlp.gate", 0),
+    "mlp.down_proj": ("mlp.proj", 0),
+    "attn.c_attn": ("attention.qkv", -1),
+    "attn.c_proj": ("attention.dense", 0),
+    "mlp.c_fc": ("mlp.fc", 0),
+    "mlp.c_proj": ("mlp.proj", 0),
+}
+"""Module of a layer in transformers -> module of TensorRT-LLM, and which of q, k, v (-1: all)."""
+
+
+def reference(folder: Path, kind: Kind, fields: Tensors, tp: int = 1, *, rounded: bool = True) -> Any:
+    """transformers' float32 model with the weights of `fields`; its inputs are rounded as `kind` does if `rounded`."""
+    model = copy.deepcopy(_half_model(folder))
+    layers = model.transformer.h if hasattr(model, "transformer") else model.model.layers
+    for number, layer in enumerate(layers):
+        for name, module in layer.named_modules():
+            if name in _NAMES:
+                _replace(module, number, name, kind, fields, tp, rounded=rounded)
+    return model
+
+
+@cache
+def _half_model(folder: Path) -> Any:
+    """A model in float32 whose weights are those of its float16 checkpoint."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            one = float(model.config.model_type == "gemma" and "norm" in name)  # the checkpoint holds 1 + weight
+            value.copy_((value + one).half().float() - one)
+    return model
+
+
+def _replace(module: Any, layer: int, name: str, kind: Kind, fields: Tensors, tp: int, *, rounded: bool) -> None:
+    target, part = _NAMES[name]
+    base = f"transformer.layers.{layer}.{target}."
+    own = {key.removeprefix(base): tensor for key, tensor in fields.items() if key.startswith(base)}
+    weight, prepare = kind.meaning(own, tp if target.endswith(("dense", "proj")) else 1)
+    conv = type(module).__name__ == "Conv1D"  # [in, out]
+    if target == "attention.qkv" and not conv:
+        q, kv = _SIZES["hidden_size"], _SIZES["hidden_size"] // 4
+        weight = weight.split([q, kv, kv])[part]
+    with torch.no_grad():
+        module.weight.copy_(weight.T if conv else weight)
+        if kind.rounds and not rounded:  # the same function but for the rounding
+            p = own.get("prequant_scaling_factor", torch.ones(weight.shape[-1])).float()
+            module.register_forward_pre_hook(lambda _module, args: (args[0] * p,))
+        else:
+            module.register_forward_pre_hook(lambda _module, args: (prepare(args[0]),))

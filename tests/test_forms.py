@@ -1,0 +1,97 @@
+"""Every quantized form of the cpu engine against transformers with the same numbers, in every kind of layout.
+
+The reference is transformers in float32 whose linears hold the dequantized weights, and round their inputs where the
+form does (`quantized_models.py`). All engines run in one MPI job.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from tests.family_ranks import run_jobs
+from tests.quantized_models import KINDS, Models, reference
+
+NEW_TOKENS = 2
+EXECUTORS = ("torch",)
+
+
+class Run(NamedTuple):
+    model: str
+    algo: str
+    tp: int
+    pp: int
+    executor: str
+
+    def __str__(self) -> str:
+        return f"{self.model}-{self.algo}-{self.tp}x{self.pp}-{self.executor}"
+
+
+LAYOUTS = {"llama": ((1, 1), (2, 1), (1, 2)), "gpt2": ((1, 1), (2, 1)), "gemma": ((1, 1),), "qwen2": ((1, 1),)}
+RUNS = [
+    Run(model, algo, tp, pp, executor)
+    for algo in KINDS
+    for model, layouts in LAYOUTS.items()
+    for tp, pp in layouts
+    for executor in EXECUTORS
+]
+
+
+def prompts() -> list[list[int]]:
+    random = np.random.default_rng(5)
+    return [random.integers(1, 131, length).tolist() for length in (21, 3)]
+
+
+class Results(NamedTuple):
+    models: Models
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    folder = tmp_path_factory.mktemp("forms")
+    models = Models(folder)
+    jobs = [
+        {
+            "checkpoint": str(models.checkpoint(run.model, KINDS[run.algo], run.tp, run.pp)),
+            "engine": str(folder / f"{run}.engine"),
+            "out": str(folder / f"{run}.npz"),
+            "executor": run.executor,
+            "prompts": prompts(),
+            "new_tokens": NEW_TOKENS,
+        }
+        for run in RUNS
+    ]
+    run_jobs(jobs, folder)
+    return Results(models, folder)
+
+
+@cache
+def expected_logits(source: Path, run: Run, models: Models, *, rounded: bool = True) -> np.ndarray:
+    kind = KINDS[run.algo]
+    model = reference(source, kind, models.fields(run.model, kind), run.tp, rounded=rounded)
+    with torch.no_grad():
+        return model(torch.tensor([prompts()[0]])).logits[0].numpy()
+
+
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_forms(results: Results, run: Run) -> None:
+    source, same = results.models.source(run.model), run._replace(executor="", pp=1)
+    expected, found = expected_logits(source, same, results.models), np.load(results.folder / f"{run}.npz")
+    error, size = np.abs(found["logits"] - expected), np.abs(expected).max()
+    same_top = (found["logits"].argmax(-1) == expected.argmax(-1)).mean()
+    if not KINDS[run.algo].rounds:
+        assert same_top == 1
+        assert error.max() < 1e-4 * size
+        return
+    # An input that lies between two numbers of the grid may go to either, by the last bit of a sum; few do.
+    unrounded = expected_logits(source, same, results.models, rounded=False)
+    effect = np.abs(unrounded - expected)
+    assert same_top > 0.9
+    assert np.median(error) < 0.05 * np.median(effect)
+    assert error.max() < 0.2 * effect.max()
