@@ -1,4 +1,4 @@
-"""Runs many small engines in one MPI job of four ranks; `run_jobs` starts it.
+"""Runs many small engines in one MPI job, of four ranks as a rule; `run_jobs` starts it.
 
 Each job takes as many of the ranks as its checkpoint needs; jobs of different ranks run at the same time. Every rank
 builds its part of the engine, loads it, and rank 0 of the job writes what it computed to an .npz file.
@@ -27,7 +27,7 @@ WORLD = 4
 LIMITS = BuildOptions(max_batch_size=4, max_seq_len=96, max_num_tokens=16)  # prompts are cut into chunks
 
 
-def run_jobs(jobs: list[dict[str, Any]], folder: Path) -> None:
+def run_jobs(jobs: list[dict[str, Any]], folder: Path, ranks: int = WORLD) -> None:
     """Run all of them; each {checkpoint, engine, out, executor, prompts, new_tokens} writes its `out`."""
     from trtbuild.runtime.native.library import load_library
 
@@ -35,7 +35,7 @@ def run_jobs(jobs: list[dict[str, Any]], folder: Path) -> None:
     first = 0
     for job in jobs:
         job["first"] = first
-        first = (first + read_checkpoint_config(Path(job["checkpoint"]))["mapping"]["world_size"]) % WORLD
+        first = (first + read_checkpoint_config(Path(job["checkpoint"]))["mapping"]["world_size"]) % ranks
     (folder / "jobs.json").write_text(json.dumps(jobs))
     argv = [sys.executable, "-c", "from tests.family_ranks import main; from pathlib import Path; import sys;"
             " main(Path(sys.argv[1]))", str(folder / "jobs.json")]  # fmt: skip
@@ -44,7 +44,7 @@ def run_jobs(jobs: list[dict[str, Any]], folder: Path) -> None:
         patch.setenv("TRTBUILD_THREADS", "1")
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PYTHONPATH", str(ROOT), prepend=":")
-        process = mpi.start_ranks(argv, WORLD, log=log)
+        process = mpi.start_ranks(argv, ranks, log=log)
     try:
         assert process.wait(600) == 0, log.read_text()[-3000:]
     finally:
@@ -52,21 +52,25 @@ def run_jobs(jobs: list[dict[str, Any]], folder: Path) -> None:
 
 
 def run_job(job: dict[str, Any], world: Any) -> None:
+    """The job's ranks among those of `world`; None: the job has one rank, this process."""
     checkpoint, engine = Path(job["checkpoint"]), Path(job["engine"])
     config = read_checkpoint_config(checkpoint)
     mapping = engine_mapping(config)
-    members = [(job["first"] + i) % world.Get_size() for i in range(mapping.world_size)]
-    if world.Get_rank() not in members:
-        return
-    rank = members.index(world.Get_rank())
-    group = world.Create_group(world.Get_group().Incl(members))
+    rank, group = 0, None
+    if world is not None:
+        members = [(job["first"] + i) % world.Get_size() for i in range(mapping.world_size)]
+        if world.Get_rank() not in members:
+            return
+        rank = members.index(world.Get_rank())
+        group = world.Create_group(world.Get_group().Incl(members))
     engine.mkdir(exist_ok=True)
     build_rank(checkpoint, engine, config, mapping.at(rank))
     if rank == 0:
         described = {"target": "cpu", "executor": job["executor"]}
         document = {"pretrained_config": config, "build_config": LIMITS.build_config(config), "trtbuild": described}
         (engine / "config.json").write_text(json.dumps(document))
-    group.Barrier()
+    if group is not None:
+        group.Barrier()
     options, comm = RuntimeOptions(max_tokens_in_paged_kv_cache=512), group if mapping.world_size > 1 else None
     if rank:
         follow(load_rank(read_engine(engine), rank, options, comm)[0])

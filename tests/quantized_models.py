@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import DynamicCache
 
 from tests.family_models import Case, make_model
 from tests.quantized import Tensors, make_logical, spec_of
@@ -43,6 +44,7 @@ MODELS = {
     "qwen2": Case("qwen2", _SIZES),
     "gemma": Case("gemma", {**_SIZES, "head_dim": 32}),
     "gpt2": Case("gpt2", _GPT2),
+    "mixtral": Case("mixtral", {**_SIZES, "num_local_experts": 4, "num_experts_per_tok": 2}),
 }
 GROUP = 128
 
@@ -63,6 +65,9 @@ def e4m3(x: torch.Tensor) -> torch.Tensor:
 
 def int8(x: torch.Tensor) -> torch.Tensor:
     return torch.round(x).clamp(-128, 127)
+
+
+GRIDS: dict[str | None, Prepare] = {"INT8": int8, "FP8": e4m3}
 
 
 def half_away(x: torch.Tensor) -> torch.Tensor:
@@ -188,10 +193,10 @@ class Models:
             pipeline.make_checkpoint(str(self.source(model)), found, ConvertOptions(tp, pp, "float16"))
         return found
 
-    def fields(self, model: str, kind: Kind) -> Tensors:
+    def fields(self, model: str, kind: Kind, kv: str | None = None) -> Tensors:
         """Whole, unpacked tensors of a quantized model, by names with global layers."""
         if kind.method:
-            return self._quantized(model, kind)[0]
+            return self._quantized(model, kind, kv)[0]
         return load_file(self.plain(model) / "rank0.safetensors")
 
     def checkpoint(self, model: str, kind: Kind, tp: int = 1, pp: int = 1, kv: str | None = None) -> Path:
@@ -269,7 +274,55 @@ def reference(folder: Path, kind: Kind, fields: Tensors, tp: int = 1, *, rounded
         for name, module in layer.named_modules():
             if name in _NAMES:
                 _replace(module, number, name, kind, fields, tp, rounded=rounded)
+            elif name == "mlp.experts":
+                module.forward = _experts(number, kind, fields, tp, rounded=rounded)
     return model
+
+
+def _own(fields: Tensors, base: str) -> Tensors:
+    return {key.removeprefix(base): tensor for key, tensor in fields.items() if key.startswith(base)}
+
+
+def _linear(kind: Kind, own: Tensors, parts: int, *, rounded: bool) -> Linear:
+    weight, prepare = kind.meaning(own, parts)
+    if rounded or not kind.rounds:
+        return weight, prepare
+    p = own.get("prequant_scaling_factor", torch.ones(weight.shape[-1])).float()
+    return weight, lambda x: x * p  # the same function but for the rounding
+
+
+def _experts(layer: int, kind: Kind, fields: Tensors, tp: int, *, rounded: bool) -> Callable[..., torch.Tensor]:
+    """What the experts of Mixtral compute: x [T, hidden], the chosen experts [T, top-k] and their weights."""
+    linears = []
+    for name, parts in (("mlp.fc", 1), ("mlp.proj", tp)):
+        own = _own(fields, f"transformer.layers.{layer}.{name}.")
+        count = len(own["weight"])
+        each = [{key: value[e] if len(value) == count else value for key, value in own.items()} for e in range(count)]
+        linears.append([_linear(kind, one, parts, rounded=rounded) for one in each])
+
+    def forward(x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros_like(x)
+        for e, ((up_gate, first), (down, second)) in enumerate(zip(*linears, strict=True)):
+            tokens, place = (index == e).nonzero(as_tuple=True)
+            up, gate = (first(x[tokens]) @ up_gate.T).chunk(2, dim=-1)
+            y = second(torch.nn.functional.silu(gate) * up) @ down.T
+            out.index_add_(0, tokens, y * weights[tokens, place, None])
+        return out
+
+    return forward
+
+
+class RoundedCache(DynamicCache):
+    """Keeps keys and values as an int8 or fp8 cache does; `fields` holds the scale of each layer."""
+
+    def __init__(self, grid: Prepare, fields: Tensors) -> None:
+        super().__init__()
+        self._grid, self._fields = grid, fields
+
+    def update(self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        scale = self._fields[f"transformer.layers.{layer_idx}.attention.kv_cache_scaling_factor"]
+        rounded = (self._grid(x / scale) * scale for x in (key_states, value_states))
+        return super().update(*rounded, layer_idx, *args, **kwargs)
 
 
 @cache
@@ -281,23 +334,20 @@ def _half_model(folder: Path) -> Any:
     with torch.no_grad():
         for name, value in model.named_parameters():
             one = float(model.config.model_type == "gemma" and "norm" in name)  # the checkpoint holds 1 + weight
-            value.copy_((value + one).half().float() - one)
+            if not name.endswith("mlp.gate.weight"):  # a router stays float32
+                value.copy_((value + one).half().float() - one)
     return model
 
 
 def _replace(module: Any, layer: int, name: str, kind: Kind, fields: Tensors, tp: int, *, rounded: bool) -> None:
     target, part = _NAMES[name]
     base = f"transformer.layers.{layer}.{target}."
-    own = {key.removeprefix(base): tensor for key, tensor in fields.items() if key.startswith(base)}
-    weight, prepare = kind.meaning(own, tp if target.endswith(("dense", "proj")) else 1)
+    parts = tp if target.endswith(("dense", "proj")) else 1
+    weight, prepare = _linear(kind, _own(fields, base), parts, rounded=rounded)
     conv = type(module).__name__ == "Conv1D"  # [in, out]
     if target == "attention.qkv" and not conv:
         q, kv = _SIZES["hidden_size"], _SIZES["hidden_size"] // 4
         weight = weight.split([q, kv, kv])[part]
     with torch.no_grad():
         module.weight.copy_(weight.T if conv else weight)
-        if kind.rounds and not rounded:  # the same function but for the rounding
-            p = own.get("prequant_scaling_factor", torch.ones(weight.shape[-1])).float()
-            module.register_forward_pre_hook(lambda _module, args: (args[0] * p,))
-        else:
-            module.register_forward_pre_hook(lambda _module, args: (prepare(args[0]),))
+    module.register_forward_pre_hook(lambda _module, args: (prepare(args[0]),))

@@ -1,7 +1,7 @@
 """Every quantized form of the cpu engine against transformers with the same numbers, in every kind of layout.
 
 The reference is transformers in float32 whose linears hold the dequantized weights, and round their inputs where the
-form does (`quantized_models.py`). All engines run in one MPI job.
+form does (`quantized_models.py`). All engines of two ranks run in one MPI job.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.family_ranks import run_jobs
-from tests.quantized_models import KINDS, Models, reference
+from tests.family_ranks import run_job, run_jobs
+from tests.quantized_models import GRIDS, KINDS, Models, RoundedCache, reference
 
 NEW_TOKENS = 2
 EXECUTORS = ("torch",)
@@ -27,16 +27,34 @@ class Run(NamedTuple):
     tp: int
     pp: int
     executor: str
+    kv: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.model}-{self.algo}-{self.tp}x{self.pp}-{self.executor}"
+        return f"{self.model}-{self.algo}-{self.tp}x{self.pp}-{self.executor}" + (f"-kv{self.kv}" if self.kv else "")
 
 
-LAYOUTS = {"llama": ((1, 1), (2, 1), (1, 2)), "gpt2": ((1, 1), (2, 1)), "gemma": ((1, 1),), "qwen2": ((1, 1),)}
+MOE = [algo for algo in KINDS if "GPTQ" not in algo and "CHANNEL_PER_TOKEN" not in algo]
+LAYOUTS = {
+    "llama": ((1, 1), (2, 1), (1, 2)),
+    "gpt2": ((1, 1), (2, 1)),
+    "gemma": ((1, 1),),
+    "qwen2": ((1, 1),),
+    "mixtral": ((1, 1), (2, 1)),
+}
 RUNS = [
     Run(model, algo, tp, pp, executor)
     for algo in KINDS
     for model, layouts in LAYOUTS.items()
+    if model != "mixtral" or algo in MOE
+    for tp, pp in layouts
+    for executor in EXECUTORS
+] + [
+    Run(model, algo, tp, pp, executor, kv)
+    for model, algo, kv, layouts in (
+        ("llama", "W4A16_AWQ", "INT8", ((1, 1), (2, 1), (1, 2))),
+        ("llama", "W4A16_AWQ", "FP8", ((1, 1), (1, 2))),
+        ("gpt2", "FP8", "FP8", ((1, 1), (2, 1))),
+    )
     for tp, pp in layouts
     for executor in EXECUTORS
 ]
@@ -55,10 +73,11 @@ class Results(NamedTuple):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder = tmp_path_factory.mktemp("forms")
+    torch.set_num_threads(1)  # the models are tiny
     models = Models(folder)
     jobs = [
         {
-            "checkpoint": str(models.checkpoint(run.model, KINDS[run.algo], run.tp, run.pp)),
+            "checkpoint": str(models.checkpoint(run.model, KINDS[run.algo], run.tp, run.pp, run.kv)),
             "engine": str(folder / f"{run}.engine"),
             "out": str(folder / f"{run}.npz"),
             "executor": run.executor,
@@ -67,16 +86,23 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         }
         for run in RUNS
     ]
-    run_jobs(jobs, folder)
+    alone = [job for job, run in zip(jobs, RUNS, strict=True) if run.tp * run.pp == 1]
+    run_jobs([job for job in jobs if job not in alone], folder, ranks=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRTBUILD_THREADS", "1")
+        for job in alone:
+            run_job(job, None)
     return Results(models, folder)
 
 
 @cache
 def expected_logits(source: Path, run: Run, models: Models, *, rounded: bool = True) -> np.ndarray:
     kind = KINDS[run.algo]
-    model = reference(source, kind, models.fields(run.model, kind), run.tp, rounded=rounded)
+    fields = models.fields(run.model, kind, run.kv)
+    model = reference(source, kind, fields, run.tp, rounded=rounded)
+    cache = RoundedCache(GRIDS[run.kv], fields) if run.kv and rounded else None
     with torch.no_grad():
-        return model(torch.tensor([prompts()[0]])).logits[0].numpy()
+        return model(torch.tensor([prompts()[0]]), past_key_values=cache).logits[0].numpy()
 
 
 @pytest.mark.parametrize("run", RUNS, ids=str)
@@ -85,7 +111,7 @@ def test_forms(results: Results, run: Run) -> None:
     expected, found = expected_logits(source, same, results.models), np.load(results.folder / f"{run}.npz")
     error, size = np.abs(found["logits"] - expected), np.abs(expected).max()
     same_top = (found["logits"].argmax(-1) == expected.argmax(-1)).mean()
-    if not KINDS[run.algo].rounds:
+    if not (KINDS[run.algo].rounds or run.kv):
         assert same_top == 1
         assert error.max() < 1e-4 * size
         return
