@@ -14,7 +14,19 @@ from trtbuild.families import FAMILIES
 from trtbuild.quantize.methods import METHODS
 
 PACKAGE = ROOT / "trtbuild"
-BASE = {"errors", "mapping", "layout", "spec", "progress", "manifest", "staging", "mpi", "handover", "__init__"}
+BASE = {
+    "errors",
+    "mapping",
+    "layout",
+    "spec",
+    "progress",
+    "manifest",
+    "staging",
+    "mpi",
+    "handover",
+    "quantization",
+    "__init__",
+}
 # folder or module -> what of trtbuild it may import besides its own folder
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(BASE, BASE),
@@ -55,6 +67,7 @@ PURE = [
     "mapping",
     "layout",
     "spec",
+    "quantization",
     "shard",
     "plan",
     "reshard",

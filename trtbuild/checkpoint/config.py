@@ -13,6 +13,7 @@ from trtbuild.errors import CheckpointError, UnsupportedModel
 from trtbuild.families import architectures, families_of
 from trtbuild.families.rules import REQUIRED, Family, Key
 from trtbuild.layout import DTYPES
+from trtbuild.quantization import DEFAULTS
 from trtbuild.spec import ConvertOptions, ModelSpec, resolved_dtype
 
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -118,17 +119,7 @@ def trtllm_config(family: Family, spec: ModelSpec, options: ConvertOptions, quan
             "moe_tp_size": moe_tp,
             "moe_ep_size": moe_ep,
         },
-        "quantization": {
-            "quant_algo": quant_algo,
-            "kv_cache_quant_algo": None,
-            "group_size": 128,
-            "smoothquant_val": 0.5,
-            "clamp_val": None,
-            "has_zero_point": False,
-            "pre_quant_scale": False,
-            # Null, not []: since 1.x an empty list means that nothing is excluded, not even lm_head.
-            "exclude_modules": None,
-        },
+        "quantization": {**DEFAULTS, "quant_algo": quant_algo},
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from trtbuild.lint import tables
 from trtbuild.lint.config import is_kind, repr_of
 from trtbuild.lint.finding import WARNING, Finding, find
+from trtbuild.quantization import EXCLUDED
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Quant:
     group_size: int = 128
     pre_quant_scale: bool = False
     meta_recipe: bool = False
-    exclude: tuple[str, ...] = tables.EXCLUDED
+    exclude: tuple[str, ...] = EXCLUDED
     layers: Dict[str, Quant] = field(default_factory=dict)
     known: bool = True
     """False where trtbuild does not know the tensors of the algorithm."""
@@ -123,7 +124,7 @@ def _quant(given: Dict[str, Any], at: str) -> tuple[Quant, list[Finding]]:
         text = " or ".join(map(str, allowed))
         found.append(find("quantization-field", f"{at}group_size", text, str(group), "No kernel has other groups."))
     listed = given.get("exclude_modules")
-    exclude = tuple(listed) if listed and is_kind(listed, "list of strings") else tables.EXCLUDED
+    exclude = tuple(listed) if listed and is_kind(listed, "list of strings") else EXCLUDED
     algo = "" if algo == "NO_QUANT" else algo
     quant = Quant(algo, kv, group, given.get("pre_quant_scale") is True, given.get("use_meta_recipe") is True, exclude,
                   known=known)  # fmt: skip

@@ -82,8 +82,6 @@ ALGO_HINTS = {
 }
 KV_ALGOS = ("INT8", "FP8")
 
-EXCLUDED = ("*lm_head", "*router", "*vocab_embedding", "*position_embedding", "*block_embedding", "*shared_expert_gate")
-"""What exclude_modules null stands for."""
 BUFFERS = ("*embed_positions*", "*rotary_inv_freq*", "*rotary_emb.inv_freq")
 """Tables that upstream writes for some families and computes again on load."""
 
