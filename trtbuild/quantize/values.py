@@ -104,3 +104,22 @@ def kv_cache_scale(algo: str, k_amax: float, v_amax: float) -> torch.Tensor:
         raise CheckpointError(f"unknown KV cache quantization {algo!r}; supported: INT8, FP8")
     scale = torch.tensor([amax], dtype=torch.float32)
     return positive(scale / 127) if algo == "INT8" else (scale / E4M3_MAX).clamp(min=1.0)
+
+
+def symmetric(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight [out, in] -> (q int8 [out, in] of `bits` 8 or 4, scale float32 [out]): q * scale approximates the weight.
+
+    TensorRT-LLM's formula (cutlass_preprocessors.cpp, symmetric_quantize). Scale = amax / 128 or amax / 8, so a
+    channel's positive maximum saturates: that is upstream's choice. Rounds half away from zero; a channel of zeros has
+    scale 0 and q 0.
+    """
+    import torch
+
+    top = 1 << (bits - 1)
+    wide = weight.detach().to(torch.float32)
+    scale = wide.abs().amax(dim=1) / float(top)
+    ratio = wide / torch.where(scale == 0, torch.ones_like(scale), scale).unsqueeze(1)
+    # torch.round rounds half to even. Adding 0.5 would itself round just below a half, so the fraction decides.
+    whole = ratio.trunc()
+    away = whole + torch.where((ratio - whole).abs() >= 0.5, ratio.sign(), torch.zeros_like(ratio))
+    return away.clamp_(-top, top - 1).to(torch.int8), scale

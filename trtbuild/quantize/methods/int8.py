@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trtbuild.quantize.method import Method
+from trtbuild.quantize.values import symmetric
 
 if TYPE_CHECKING:
     import torch
@@ -26,15 +27,6 @@ METHOD = Method(
 def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantize a weight [out, in] -> (q int8 [out, in], scale float32 [out]); q * scale approximates the weight.
 
-    Scale = amax / 128, so a channel's positive maximum saturates at 127: that is upstream's choice. Rounds half away
-    from zero; a channel of zeros has scale 0 and q 0. Store the scale cast to the model's dtype.
+    The formula is that of `values.symmetric`. Store the scale cast to the model's dtype.
     """
-    import torch
-
-    wide = weight.detach().to(torch.float32)
-    scale = wide.abs().amax(dim=1) / 128.0
-    ratio = wide / torch.where(scale == 0, torch.ones_like(scale), scale).unsqueeze(1)
-    # torch.round rounds half to even. Adding 0.5 would itself round just below a half, so the fraction decides.
-    whole = ratio.trunc()
-    away = whole + torch.where((ratio - whole).abs() >= 0.5, ratio.sign(), torch.zeros_like(ratio))
-    return away.clamp_(-128, 127).to(torch.int8), scale
+    return symmetric(weight, 8)
