@@ -33,13 +33,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "families": BASE,
     "quantize": BASE,
     "hub": BASE,
+    "calibrate": BASE | {"quantize", "runtime", "text"},
     "checkpoint": BASE | {"families", "reshard", "fields", "quantize"},
     "fields": BASE | {"families", "shard"},
     "shard": BASE | {"families"},
-    "plan": BASE | {"families", "quantize", "shard", "fields"},
+    "fit": BASE | {"families", "quantize", "shard", "fields"},
+    "plan": BASE | {"families", "quantize", "shard", "fields", "fit"},
     "reshard": BASE | {"families", "shard", "fields"},
     # The linter reads by the same header reader and knows shapes by the same arithmetic as the converter.
-    "lint": BASE | {"families", "shard", "fields", "plan", "checkpoint", "quantize"},
+    "lint": BASE | {"families", "shard", "fields", "fit", "checkpoint", "quantize"},
     "runtime": BASE,
     "engine": BASE | {"runtime", "quantize"},
     "text": BASE,
@@ -47,7 +49,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "repo": BASE | {"text"},
     "serve": BASE,
     "client": BASE,
-    "pipeline": BASE | {"plan", "families", "quantize", "hub", "checkpoint", "engine", "repo", "lint", "reshard"},
+    "quantizing": BASE | {"plan", "fields", "quantize", "calibrate", "hub", "checkpoint"},
+    "pipeline": BASE | {"plan", "families", "quantizing", "hub", "checkpoint", "engine", "repo", "lint", "reshard"},
     "cli": BASE | {"pipeline", "plan", "lint", "families", "quantize", "engine", "repo", "serve", "client", "text"},
 }
 # third-party packages that only some folders may import
@@ -62,13 +65,21 @@ ONLY_IN = {
 }
 HEAVY = {"torch", "numpy", "transformers", "tritonclient", "mpi4py", "huggingface_hub", "safetensors", "jinja2", "grpc"}
 # These modules are the heavy code itself, loaded only by processes that compute.
-HEAVY_MODULES = {"runtime", "engine/cpu_rank.py", "engine/kernels.py", "engine/quantized.py", "quantize/packing.py"}
+HEAVY_MODULES = {
+    "runtime",
+    "calibrate/run.py",
+    "engine/cpu_rank.py",
+    "engine/kernels.py",
+    "engine/quantized.py",
+    "quantize/packing.py",
+}
 PURE = [
     "mapping",
     "layout",
     "spec",
     "quantization",
     "shard",
+    "fit",
     "plan",
     "reshard",
     "fields",

@@ -18,7 +18,7 @@ from tests.tiny import load_rank, make_llama
 from trtbuild import pipeline
 from trtbuild.checkpoint.logical import LogicalWriter, read_logical
 from trtbuild.checkpoint.pack import pack_checkpoint
-from trtbuild.errors import CheckpointError, PlanError
+from trtbuild.errors import CheckpointError
 from trtbuild.lint.check import check
 from trtbuild.quantize.methods import METHODS, QUANTIZE
 from trtbuild.spec import ConvertOptions
@@ -226,8 +226,3 @@ def test_a_logical_checkpoint_of_another_model(source: Path, tmp_path: Path) -> 
     options = ConvertOptions(1, 1, "float16", "int8_sq")
     with pytest.raises(CheckpointError, match=r"(?s)qkv.weight is F8_E4M3 \[768, 512\], but I8 \[768, 512\] is needed"):
         pack_checkpoint(logical, family, spec, options, METHODS["int8_sq"], tmp_path)
-
-
-def test_the_pipeline_refuses_what_it_cannot_quantize(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="does not quantize to fp8 yet"):
-        pipeline.make_checkpoint(str(source), tmp_path / "out", ConvertOptions(dtype="float16", quant="fp8"))

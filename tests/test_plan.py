@@ -176,11 +176,3 @@ def test_show(table: str) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["schema"] == 1
     assert trtbuild("show", table).returncode == 0
-
-
-def test_plan_says_which_methods_are_not_wired_yet(llama_folder: Path) -> None:
-    for method, expected in (("fp8", True), ("int8", False)):
-        result = trtbuild("plan", llama_folder, "--quant", method, "--json")
-        assert result.returncode == 0, result.stderr
-        said = [text for text in json.loads(result.stdout)["warnings"] if "does not quantize to fp8 yet" in text]
-        assert bool(said) is expected

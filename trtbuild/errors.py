@@ -4,6 +4,7 @@
     ├── UnsupportedModel   3   an architecture or config value that cannot be honoured
     ├── PlanError          3   options that do not fit the model; carries every problem at once
     ├── CheckpointError    3   files that are missing, truncated or contradict each other
+    ├── CalibrationError   3   a text that quantization cannot be calibrated with
     ├── EngineError        3   an engine or repository that cannot be used here
     ├── OutputError        4   the output exists, cannot be written, or the disk is full
     ├── ToolError          5   mpirun, a rank or tritonserver failed; carries the last log lines
@@ -61,6 +62,10 @@ class PlanError(TrtbuildError):
 
 
 class CheckpointError(TrtbuildError):
+    exit_code = 3
+
+
+class CalibrationError(TrtbuildError):
     exit_code = 3
 
 

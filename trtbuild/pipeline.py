@@ -2,7 +2,7 @@
 
     resolve          model name -> folder                                    hub/
     make_plan        config + safetensors headers -> ModelPlan               checkpoint/, plan.py
-    make_checkpoint  folder -> TensorRT-LLM checkpoint, rank files           checkpoint/
+    make_checkpoint  folder -> TensorRT-LLM checkpoint, rank files           quantization.py, checkpoint/
     check_checkpoint checkpoint of anyone -> Report of all its faults        lint/
     reshard          checkpoint -> the same one for another TP x PP          reshard.py, checkpoint/
     make_engine      model or checkpoint -> engine, one process a rank       engine/
@@ -13,7 +13,6 @@ It performs what `plan.py` decided and decides nothing itself.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -23,12 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtbuild import __version__
-from trtbuild.errors import EngineError, OutputError, PlanError
-from trtbuild.manifest import read_manifest, sha256_file, tool_versions, write_manifest
+from trtbuild.errors import EngineError
+from trtbuild.manifest import read_manifest, tool_versions, write_manifest
 from trtbuild.progress import Progress, silent
-from trtbuild.staging import check_not_input, check_output, staged_dir, write_error
+from trtbuild.spec import CalibrationOptions, ConvertOptions
+from trtbuild.staging import check_disk, check_not_input, check_output, staged_dir
 
 if TYPE_CHECKING:
+    from trtbuild.calibrate.run import Quantizer
     from trtbuild.checkpoint.team import Alone, Leader
     from trtbuild.engine.options import BuildOptions
     from trtbuild.families.rules import Family
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from trtbuild.layout import TensorInfo
     from trtbuild.lint.finding import Report
     from trtbuild.plan import ModelPlan
-    from trtbuild.spec import ConvertOptions
 
 
 def resolve(model: str, revision: str | None = None, *, allow_pickle: bool = False) -> ModelSource:
@@ -70,6 +70,7 @@ def make_checkpoint(
     out: Path,
     options: ConvertOptions,
     *,
+    calibration: CalibrationOptions | None = None,
     revision: str | None = None,
     progress: Progress = silent,
     force: bool = False,
@@ -78,20 +79,23 @@ def make_checkpoint(
     allow_pickle: bool = False,
     for_engine: bool = False,
 ) -> Path:
-    """Convert a model, or a TensorRT-LLM checkpoint of another layout, to a checkpoint in `out` (stage 2).
+    """Convert a model, or a TensorRT-LLM checkpoint of another layout, to a checkpoint in `out` (stages 2 and 3).
 
+    A method with fields quantizes the whole model first, layer by layer, and cuts what comes out for the ranks.
     Everything that can be known before a weight is read is checked first: the output, the plan, the disk, and with
     `for_engine` that the cpu runtime has an engine for the model. Half models lie in subfolders (encoder, decoder).
     What an interrupted run of the same conversion has finished is verified and kept. The bytes depend neither on
     `workers` (threads, 0 = one a core) nor on the processes that share the ranks under `mpi`.
 
     Raises:
-        OutputError, HubError, CheckpointError, UnsupportedModel, PlanError, EngineError;
+        OutputError, HubError, CheckpointError, UnsupportedModel, PlanError, CalibrationError, EngineError;
         ToolError: no MPI where it was asked for. SystemExit: with `mpi`, in all processes but the first.
     """
+    from trtbuild.checkpoint.origin import describe_source
     from trtbuild.checkpoint.team import joined
     from trtbuild.hub.snapshot import local_folder
     from trtbuild.lint.read import parts_of
+    from trtbuild.quantizing import prepared
 
     with joined(mpi) as team:
         check_output(out, force=force)
@@ -102,20 +106,13 @@ def make_checkpoint(
         check_not_input(out, source.path)
         plan, index = _plan_folder(source.path, options, allow_pickle=allow_pickle)
         plan.require()
-        _require_plain(options)
         if for_engine:
             require_engine(part.family for part in plan.parts)
+        quantizer, made_of = prepared(plan.parts[0], source, calibration)
+        made_of = {**describe_source(source, index), **made_of}
         with staged_dir(out, force=force, resume=True) as folder:
-            _write_checkpoint(team, plan, index, _describe(source, index), folder, out, workers, progress)
+            _write_checkpoint(team, plan, index, made_of, quantizer, folder, out, workers, progress)
     return out
-
-
-def _require_plain(options: ConvertOptions) -> None:
-    """Refuse a method whose fields nobody computes here: plain weights under its name would be read as packed ones."""
-    from trtbuild.quantize.methods import METHODS
-
-    if METHODS[options.quant].fields:
-        raise PlanError([f"trtbuild checkpoint does not quantize to {options.quant} yet; int8 works"])
 
 
 def _write_checkpoint(
@@ -123,23 +120,31 @@ def _write_checkpoint(
     plan: ModelPlan,
     index: dict[str, TensorInfo],
     made_of: dict[str, Any],
+    quantizer: Quantizer | None,
     folder: Path,
     out: Path,
     workers: int,
     progress: Progress,
 ) -> None:
     """Write everything that a plan says into `folder`, which is to become `out`, or what is missing of it there."""
-    from trtbuild.checkpoint.config import trtllm_config
     from trtbuild.checkpoint.journal import Journal
+    from trtbuild.checkpoint.origin import fingerprint
+    from trtbuild.checkpoint.pack import quantized_config
     from trtbuild.checkpoint.team import Work
+    from trtbuild.quantizing import quantize
 
-    configs = [trtllm_config(part.family, part.spec, part.options, part.quant_algo) for part in plan.parts]
+    quant = (plan.options.group_size, plan.options.kv_cache_algo)
+    configs = [quantized_config(part.family, part.spec, part.options, part.method, *quant) for part in plan.parts]
     journal = Journal(folder)
-    journal.open(_fingerprint(plan, configs, made_of, index))
-    held = sum(path.stat().st_size for path in folder.rglob("rank*.safetensors"))
-    check_disk(out, folder, plan.checkpoint_bytes - held)
+    mark = fingerprint(plan, configs, made_of, index)
+    journal.open(mark)
+    held = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    check_disk(out, folder, plan.checkpoint_bytes + plan.scratch_bytes - held)
     digests: dict[str, str] = {}
     for part, config in zip(plan.parts, configs, strict=True):
+        if quantizer is not None:
+            digests |= quantize(part, quantizer, index, mark, folder, workers, progress)
+            continue
         digests |= team.convert(Work(part.ranks, index, folder, part.folder, workers), progress)
         (folder / part.folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     journal.remove()
@@ -148,7 +153,7 @@ def _write_checkpoint(
         kind="checkpoint",
         source=made_of,
         options={**asdict(plan.options), "dtype": plan.dtype},
-        versions=tool_versions("numpy"),
+        versions=tool_versions("numpy", *(("torch",) if quantizer is not None else ())),
         files=digests,
     )
 
@@ -162,6 +167,7 @@ def reshard_checkpoint(
         CheckpointError: the checkpoint has faults (all of them listed), or weights laid out for a GPU.
         PlanError, OutputError: as `make_checkpoint`.
     """
+    from trtbuild.checkpoint.origin import describe_parent
     from trtbuild.checkpoint.recut import recut
     from trtbuild.lint.plain import new_layout, read_plain, require_sound
     from trtbuild.lint.read import parts_of
@@ -191,7 +197,7 @@ def reshard_checkpoint(
         write_manifest(
             folder,
             kind="checkpoint",
-            source=_describe_parent(given, jobs[0][1].options, dropped),
+            source=describe_parent(given, jobs[0][1].options, dropped),
             options=asdict(jobs[0][2]),
             versions=tool_versions("numpy"),
             files=digests,
@@ -212,6 +218,7 @@ def make_engine(
     options: ConvertOptions,
     limits: BuildOptions,
     *,
+    calibration: CalibrationOptions | None = None,
     revision: str | None = None,
     progress: Progress = silent,
     force: bool = False,
@@ -227,13 +234,8 @@ def make_engine(
 
     check_output(out, force=force)
     limits.require()
-    if options.target != "cpu":
-        raise EngineError(
-            f"trtbuild engine cannot build for target {options.target!r} yet",
-            hint="Make the checkpoint with `trtbuild checkpoint --target tensorrt`; run trtllm-build on the GPU host.",
-        )
     given = Path(model)
-    require_engine(_families_in(given))
+    require_engine(_families_in(given), options.target)
     with staged_dir(out, force=force) as folder:
         if is_checkpoint(given):
             check_not_input(out, given)
@@ -245,6 +247,7 @@ def make_engine(
                 model,
                 checkpoint,
                 options,
+                calibration=calibration,
                 revision=revision,
                 progress=progress,
                 allow_pickle=allow_pickle,
@@ -267,12 +270,17 @@ def make_engine(
     return out
 
 
-def require_engine(families: Iterable[Family]) -> None:
-    """Refuse families for which the cpu runtime has no engine.
+def require_engine(families: Iterable[Family], target: str = "cpu") -> None:
+    """Refuse targets, and families, for which there is no engine.
 
     Raises:
         EngineError: says what trtbuild does for such a model.
     """
+    if target != "cpu":
+        raise EngineError(
+            f"trtbuild engine cannot build for target {target!r} yet",
+            hint="Make the checkpoint with `trtbuild checkpoint --target tensorrt`; run trtllm-build on the GPU host.",
+        )
     for family in families:
         if not family.engine:
             raise EngineError(
@@ -280,21 +288,6 @@ def require_engine(families: Iterable[Family]) -> None:
                 hint="What works: `trtbuild plan`, `trtbuild checkpoint`, and running the checkpoint to compare its "
                 "numbers (`python -m trtbuild.runtime.encoder`). Build its engine with trtllm-build on a GPU host.",
             )
-
-
-def check_disk(out: Path, folder: Path, need: int) -> None:
-    """Refuse to start when the file system of `folder` has less than `need` bytes free.
-
-    Raises:
-        OutputError: names what is needed and what is there.
-    """
-    try:
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise write_error(out, error) from error
-    if free < need:
-        message = f"cannot write {out}: the disk is full ({need / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free there)"
-        raise OutputError(message, hint="Nothing was left behind; choose another place or make room.")
 
 
 def _plan_folder(
@@ -319,52 +312,3 @@ def _families_in(folder: Path) -> list[Family]:
     configs = (json.loads((place / "config.json").read_text()) for place in places if is_checkpoint(place))
     found = (family_of_checkpoint(config["architecture"]) for config in configs)
     return [family for family in found if family is not None]
-
-
-def _describe_parent(given: Path, layout: ConvertOptions, dropped: set[str]) -> dict[str, Any]:
-    """Where the parent's weights came from, and the parent itself; `dropped`: tensors of it that have no place."""
-    manifest = read_manifest(given)
-    name = given.resolve().name
-    parent = {
-        "name": name,
-        "layout": {"tp_size": layout.tp_size, "pp_size": layout.pp_size},
-        "options": manifest.get("options"),
-        "dropped": sorted(dropped),
-        "config_sha256": {
-            path.relative_to(given).as_posix(): sha256_file(path)
-            for path in sorted((*given.glob("config.json"), *given.glob("*/config.json")))
-        },
-        # What trtbuild.json recorded; for a checkpoint of others the sizes tell the files apart.
-        "files": manifest.get("files")
-        or {
-            path.relative_to(given).as_posix(): path.stat().st_size
-            for path in sorted((*given.glob("rank*.safetensors"), *given.glob("*/rank*.safetensors")))
-        },
-    }
-    source = manifest.get("source")
-    return {**(source if isinstance(source, dict) else {"model": name}), "parent": parent}
-
-
-def _describe(source: ModelSource, index: dict[str, TensorInfo]) -> dict[str, Any]:
-    """Where the weights came from, without a path of this machine."""
-    from trtbuild.checkpoint.source import describe_files, hub_digests
-
-    return {
-        "model": source.repo_id or source.path.resolve().name,
-        "repo_id": source.repo_id,
-        "revision": source.revision,
-        "config_sha256": sha256_file(source.path / "config.json"),
-        "files": describe_files(source.path, index),
-        "hub_sha256": hub_digests(source.path, index),
-    }
-
-
-def _fingerprint(
-    plan: ModelPlan, configs: list[dict[str, Any]], made_of: dict[str, Any], index: dict[str, TensorInfo]
-) -> str:
-    """SHA-256 over all that decides a checkpoint's bytes, so that only the same conversion is resumed."""
-    files = sorted({info.file for info in index.values()})
-    times = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    ranks = [part.ranks for part in plan.parts]
-    parts = (__version__, ranks, plan.dtype, configs, made_of, times)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from trtbuild.layout import Axis
@@ -12,6 +13,10 @@ TARGETS: dict[str, str] = {
     "cpu": "the CPU runtime of trtbuild, with every rank as a process",
     "tensorrt": "TensorRT-LLM 1.2 engines, built by trtllm-build on a GPU host",
 }
+
+
+KV_CACHES: dict[str, str | None] = {"none": None, "int8": "INT8", "fp8": "FP8"}
+"""Name on the command line -> kv_cache_quant_algo of config.json."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,7 @@ class ConvertOptions:
 
     `moe_tp_size` x `moe_ep_size` = tp_size says how experts are shared; None leaves the other one to decide, and all
     of tp_size to cutting each expert where both are None. `group_size`: inputs that share a scale (group-wise methods).
+    `kv_cache`: one of `KV_CACHES`.
     """
 
     tp_size: int = 1
@@ -121,6 +127,12 @@ class ConvertOptions:
     moe_tp_size: int | None = None
     moe_ep_size: int | None = None
     group_size: int = 128
+    kv_cache: str = "none"
+
+    @property
+    def kv_cache_algo(self) -> str | None:
+        """TensorRT-LLM's name; None for a cache in the model's dtype."""
+        return KV_CACHES[self.kv_cache]
 
     @property
     def world_size(self) -> int:
@@ -134,6 +146,22 @@ class ConvertOptions:
         if self.moe_tp_size is not None:
             return self.moe_tp_size, self.tp_size // self.moe_tp_size
         return self.tp_size, 1
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """On which text a method that needs calibration watches the model.
+
+    `text`: a .txt or .jsonl file or a folder of them, None for the bundled English. `samples` sequences of `length`
+    tokens each, None for a number that suits the method; `seed` chooses them. `chat`: put the text through the model's
+    chat template.
+    """
+
+    text: Path | None = None
+    samples: int | None = None
+    length: int | None = None
+    seed: int = 1234
+    chat: bool = False
 
 
 def resolved_dtype(spec: ModelSpec, options: ConvertOptions) -> str:

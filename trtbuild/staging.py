@@ -95,6 +95,21 @@ def check_not_input(out: Path, source: Path) -> None:
         raise OutputError(f"output {out} holds the input {source}", hint="Choose another -o/--output.")
 
 
+def check_disk(out: Path, folder: Path, need: int) -> None:
+    """Refuse to start when the file system of `folder` has less than `need` bytes free.
+
+    Raises:
+        OutputError: names what is needed and what is there.
+    """
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise write_error(out, error) from error
+    if free < need:
+        message = f"cannot write {out}: the disk is full ({need / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free there)"
+        raise OutputError(message, hint="Nothing was left behind; choose another place or make room.")
+
+
 def write_error(out: Path, error: OSError) -> OutputError:
     """The one sentence for a file system that refuses to be written."""
     reason = _REASONS.get(error.errno or 0, error.strerror or str(error))

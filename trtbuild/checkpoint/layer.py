@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from collections.abc import Mapping as Dict
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from trtbuild.checkpoint.blocks import blocks
 from trtbuild.checkpoint.reader import Reader
@@ -17,19 +19,23 @@ if TYPE_CHECKING:
 
 
 def read_tensors(
-    rank: RankJobs, index: Dict[str, TensorInfo], wanted: Callable[[Job], bool]
+    rank: RankJobs, index: Dict[str, TensorInfo], wanted: Callable[[Job], bool], scratch: Path | None = None
 ) -> dict[str, torch.Tensor]:
     """The tensors of a float32 plan whose jobs are `wanted`, by name: the bytes that a conversion would write.
 
+    With `scratch` they lie in that file, which is made, and in memory only as far as the kernel sees fit.
+
     Raises:
         CheckpointError: a weight is NaN or infinite, beyond the range of the dtype, or cannot be read.
+        OSError: no room for `scratch`.
     """
     import numpy as np
     import torch
 
     jobs = tuple(job for job in rank.jobs if wanted(job))
     assert all(job.dtype == "F32" for job in jobs), "calibration computes in float32"
-    space = np.empty(sum(job.nbytes for job in jobs), np.uint8)
+    size = sum(job.nbytes for job in jobs)
+    space = np.empty(size, np.uint8) if scratch is None or not size else _mapped(scratch, size)
     with Reader(index) as reader:
         values = Values(reader, index)
         for block in blocks((replace(rank, jobs=jobs),), index):
@@ -45,3 +51,12 @@ def read_tensors(
         found[job.name] = numbers[start : start + job.elements].reshape(job.shape)
         start += job.elements
     return found
+
+
+def _mapped(path: Path, size: int) -> Any:
+    """A file of `size` bytes as an array. It is reserved first: a map that meets a full disk kills the process."""
+    import numpy as np
+
+    with path.open("wb") as handle:
+        os.posix_fallocate(handle.fileno(), 0, size)
+    return np.memmap(path, np.uint8, "r+", 0, (size,))

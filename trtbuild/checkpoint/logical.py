@@ -64,7 +64,11 @@ class LogicalWriter:
             (tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data for tensor in tensors.values()),
             sync=True,
         )
-        aside.replace(self._path(part))
+        self.adopt(part, aside, digest)
+
+    def adopt(self, part: str, path: Path, digest: str) -> None:
+        """Make a whole safetensors file of this file system a part; `digest` is its SHA-256 in hex."""
+        path.replace(self._path(part))
         self._journal.forget(part)
         self._journal.record(part, self._path(part).stat().st_size, digest)
         self._done[part] = digest

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from trtbuild.cli.options import (
+    CALIBRATION,
     AllowPickleOpt,
+    CalibChatOpt,
+    CalibLengthOpt,
+    CalibOpt,
+    CalibSamplesOpt,
+    CalibSeedOpt,
     DtypeOpt,
     EmbeddingDimOpt,
     EmbeddingSharingOpt,
     ForceOpt,
+    GroupSizeOpt,
+    KvCacheOpt,
     ModelArg,
     MoeEpOpt,
     MoeTpOpt,
@@ -23,6 +31,7 @@ from trtbuild.cli.options import (
     convert_options,
 )
 from trtbuild.cli.output import note, progress_bar
+from trtbuild.spec import CalibrationOptions, ConvertOptions
 
 NAME = "checkpoint"
 PANEL = "Build"
@@ -35,6 +44,13 @@ def command(
     pp: PpOpt = 1,
     dtype: DtypeOpt = "auto",
     quant: QuantOpt = "none",
+    group_size: GroupSizeOpt = ConvertOptions.group_size,
+    kv_cache: KvCacheOpt = ConvertOptions.kv_cache,
+    calib: CalibOpt = CALIBRATION.text,
+    calib_samples: CalibSamplesOpt = CALIBRATION.samples,
+    calib_length: CalibLengthOpt = CALIBRATION.length,
+    calib_seed: CalibSeedOpt = CALIBRATION.seed,
+    calib_chat: CalibChatOpt = CALIBRATION.chat,
     target: TargetOpt = "cpu",
     parallel_embedding: ParallelEmbeddingOpt = False,
     embedding_dim: EmbeddingDimOpt = 0,
@@ -53,15 +69,15 @@ def command(
     """
     from trtbuild import pipeline
 
-    options = convert_options(
-        tp, pp, dtype, quant, target, parallel_embedding, embedding_dim, embedding_sharing, moe_tp, moe_ep
-    )
+    embedding = (parallel_embedding, embedding_dim, embedding_sharing)
+    options = convert_options(tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache)
     try:
         with progress_bar("checkpoint") as progress:
             made = pipeline.make_checkpoint(
                 model,
                 output,
                 options,
+                calibration=CalibrationOptions(calib, calib_samples, calib_length, calib_seed, calib_chat),
                 revision=revision,
                 progress=progress,
                 force=force,

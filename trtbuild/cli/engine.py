@@ -7,11 +7,19 @@ from typing import Annotated
 import typer
 
 from trtbuild.cli.options import (
+    CALIBRATION,
     AllowPickleOpt,
+    CalibChatOpt,
+    CalibLengthOpt,
+    CalibOpt,
+    CalibSamplesOpt,
+    CalibSeedOpt,
     DtypeOpt,
     EmbeddingDimOpt,
     EmbeddingSharingOpt,
     ForceOpt,
+    GroupSizeOpt,
+    KvCacheOpt,
     ModelArg,
     MoeEpOpt,
     MoeTpOpt,
@@ -26,6 +34,7 @@ from trtbuild.cli.options import (
 )
 from trtbuild.cli.output import note, progress_bar
 from trtbuild.engine.options import BuildOptions
+from trtbuild.spec import CalibrationOptions, ConvertOptions
 
 NAME = "engine"
 PANEL = "Build"
@@ -38,6 +47,13 @@ def command(
     pp: PpOpt = 1,
     dtype: DtypeOpt = "auto",
     quant: QuantOpt = "none",
+    group_size: GroupSizeOpt = ConvertOptions.group_size,
+    kv_cache: KvCacheOpt = ConvertOptions.kv_cache,
+    calib: CalibOpt = CALIBRATION.text,
+    calib_samples: CalibSamplesOpt = CALIBRATION.samples,
+    calib_length: CalibLengthOpt = CALIBRATION.length,
+    calib_seed: CalibSeedOpt = CALIBRATION.seed,
+    calib_chat: CalibChatOpt = CALIBRATION.chat,
     target: TargetOpt = "cpu",
     max_batch_size: Annotated[
         int, typer.Option(min=1, help="Requests in flight at once.")
@@ -63,9 +79,8 @@ def command(
     """
     from trtbuild import pipeline
 
-    options = convert_options(
-        tp, pp, dtype, quant, target, parallel_embedding, embedding_dim, embedding_sharing, moe_tp, moe_ep
-    )
+    embedding = (parallel_embedding, embedding_dim, embedding_sharing)
+    options = convert_options(tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache)
     limits = BuildOptions(max_batch_size, max_seq_len, max_num_tokens)
     with progress_bar("engine") as progress:
         made = pipeline.make_engine(
@@ -73,6 +88,7 @@ def command(
             output,
             options,
             limits,
+            calibration=CalibrationOptions(calib, calib_samples, calib_length, calib_seed, calib_chat),
             revision=revision,
             progress=progress,
             force=force,

@@ -9,7 +9,7 @@ import typer
 
 from trtbuild.layout import DTYPES
 from trtbuild.quantize.methods import METHODS
-from trtbuild.spec import TARGETS, ConvertOptions
+from trtbuild.spec import KV_CACHES, TARGETS, CalibrationOptions, ConvertOptions
 
 _LATER_TARGETS = {"llmapi": "it is planned, and not built yet"}
 
@@ -26,6 +26,10 @@ def _dtype(value: str) -> str:
 
 def _quant(value: str) -> str:
     return _choice("quantization", value, list(METHODS))
+
+
+def _kv_cache(value: str) -> str:
+    return _choice("KV cache", value, list(KV_CACHES))
 
 
 def _target(value: str) -> str:
@@ -65,6 +69,40 @@ QuantOpt = Annotated[
         help=f"Quantization: {', '.join(METHODS)}.",
     ),
 ]
+GroupSizeOpt = Annotated[
+    int, typer.Option("--group-size", min=1, metavar="N", help="Inputs that share a scale (int4_awq, w4a8_awq).")
+]
+KvCacheOpt = Annotated[
+    str,
+    typer.Option(
+        "--kv-cache",
+        metavar="NAME",
+        callback=_kv_cache,
+        autocompletion=lambda: list(KV_CACHES),
+        help=f"Quantization of the KV cache: {', '.join(KV_CACHES)}.",
+    ),
+]
+CalibOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--calib",
+        metavar="PATH",
+        help="Text to calibrate on: a .txt or .jsonl file, or a folder of them.",
+        show_default="bundled English",
+    ),
+]
+CalibSamplesOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--calib-samples", min=1, metavar="N", help="Calibration samples.", show_default="32 for AWQ, else 128"
+    ),
+]
+CalibLengthOpt = Annotated[
+    int | None,
+    typer.Option("--calib-length", min=1, metavar="N", help="Tokens of each of them.", show_default="512"),
+]
+CalibSeedOpt = Annotated[int, typer.Option("--calib-seed", metavar="N", help="Which samples the text gives.")]
+CalibChatOpt = Annotated[bool, typer.Option("--calib-chat", help="Put the text through the model's chat template.")]
 TargetOpt = Annotated[
     str,
     typer.Option(
@@ -132,7 +170,13 @@ def convert_options(
     embedding_sharing: bool = False,
     moe_tp: int | None = None,
     moe_ep: int | None = None,
+    group_size: int = ConvertOptions.group_size,
+    kv_cache: str = ConvertOptions.kv_cache,
 ) -> ConvertOptions:
     """The options of one conversion, from a command's parameters."""
     embedding = (parallel_embedding, embedding_dim, embedding_sharing)
-    return ConvertOptions(tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep)
+    return ConvertOptions(tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache)
+
+
+CALIBRATION = CalibrationOptions()
+"""Their defaults."""

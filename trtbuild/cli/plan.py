@@ -9,7 +9,9 @@ from trtbuild.cli.options import (
     DtypeOpt,
     EmbeddingDimOpt,
     EmbeddingSharingOpt,
+    GroupSizeOpt,
     JsonOpt,
+    KvCacheOpt,
     ModelArg,
     MoeEpOpt,
     MoeTpOpt,
@@ -22,6 +24,7 @@ from trtbuild.cli.options import (
     convert_options,
 )
 from trtbuild.cli.output import data, note, print_json
+from trtbuild.spec import ConvertOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,6 +43,8 @@ def command(
     pp: PpOpt = 1,
     dtype: DtypeOpt = "auto",
     quant: QuantOpt = "none",
+    group_size: GroupSizeOpt = ConvertOptions.group_size,
+    kv_cache: KvCacheOpt = ConvertOptions.kv_cache,
     target: TargetOpt = "cpu",
     parallel_embedding: ParallelEmbeddingOpt = False,
     embedding_dim: EmbeddingDimOpt = 0,
@@ -53,9 +58,8 @@ def command(
     """Show the tensors of every rank, memory and disk needed, and all problems; reads no weights."""
     from trtbuild import pipeline
 
-    options = convert_options(
-        tp, pp, dtype, quant, target, parallel_embedding, embedding_dim, embedding_sharing, moe_tp, moe_ep
-    )
+    embedding = (parallel_embedding, embedding_dim, embedding_sharing)
+    options = convert_options(tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache)
     plan = pipeline.make_plan(model, options, revision, allow_pickle=allow_pickle)
     if as_json:
         print_json(document(model, plan))
@@ -80,13 +84,15 @@ def document(model: str, plan: ModelPlan) -> dict[str, Any]:
         "pp": options.pp_size,
         "dtype": plan.dtype,
         "quant": options.quant,
+        "group_size": options.group_size,
+        "kv_cache": options.kv_cache,
         "target": options.target,
         "parameters": plan.parameters,
         "source_bytes": plan.source_bytes,
         "checkpoint_bytes": plan.checkpoint_bytes,
         "memory_bytes": plan.memory_bytes,
         "problems": list(plan.problems),
-        "warnings": warnings(plan),
+        "warnings": list(plan.warnings),
         "ranks": [_rank(part, rank) for part in plan.parts for rank in part.ranks],
     }
 
@@ -103,15 +109,6 @@ def _rank(part: Plan, rank: RankJobs) -> dict[str, Any]:
             {"name": job.name, "dtype": job.dtype, "shape": list(job.shape), "bytes": job.nbytes} for job in rank.jobs
         ],
     }
-
-
-def warnings(plan: ModelPlan) -> list[str]:
-    """The plan's own, and that a method whose fields `trtbuild checkpoint` cannot compute yet is planned as plain."""
-    from trtbuild.quantize.methods import METHODS
-
-    name = plan.options.quant
-    unwired = [f"trtbuild checkpoint does not quantize to {name} yet; the sizes are those of plain weights"]
-    return [*plan.warnings, *(unwired if METHODS[name].fields else [])]
 
 
 def _show(plan: ModelPlan) -> None:
@@ -131,7 +128,7 @@ def _show(plan: ModelPlan) -> None:
     if all(part.ranks for part in plan.parts):
         reads, writes, memory = (size(n) for n in (plan.source_bytes, plan.checkpoint_bytes, plan.memory_bytes))
         data.print(f"reads {reads}, writes {writes}, host memory {memory}", highlight=False)
-    for warning in warnings(plan):
+    for warning in plan.warnings:
         note(f"warning: {warning}")
 
 
@@ -141,6 +138,8 @@ def _table(part: Plan) -> Table:
 
     options = part.options
     title = f"tp {options.tp_size} x pp {options.pp_size}, {part.dtype}, quant {options.quant}"
+    if options.kv_cache_algo:
+        title += f", KV cache {options.kv_cache}"
     table = Table(title=f"{part.folder}: {title}" if part.folder else title)
     for column in ("rank", "tp rank", "stage", "layers", "tensors", "size"):
         table.add_column(column, justify="right")

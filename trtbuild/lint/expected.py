@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from trtbuild.families.rules import Family
+from trtbuild.fit import uncut_axes
 from trtbuild.layout import Axis, Job, RankJobs, Stage
 from trtbuild.lint import tables
 from trtbuild.lint.finding import Finding, find
 from trtbuild.lint.forms import Expected, attention_extras, dim_multiple, is_linear, quantized
 from trtbuild.lint.quantization import Quant
-from trtbuild.plan import uncut_axes
 from trtbuild.shard import rules_of, shard
 from trtbuild.spec import ConvertOptions, ModelSpec
 

@@ -10,6 +10,7 @@ from trtbuild.errors import CheckpointError, PlanError
 from trtbuild.families import family_of_checkpoint
 from trtbuild.families.rules import Family
 from trtbuild.fields import Quantized, shard_fields
+from trtbuild.fit import layout_problems
 from trtbuild.layout import Job, TensorInfo
 from trtbuild.lint.check import check
 from trtbuild.lint.config import mapping_of
@@ -18,7 +19,6 @@ from trtbuild.lint.finding import ERROR, Report
 from trtbuild.lint.quantization import Quant, quantization_of
 from trtbuild.lint.read import read_files
 from trtbuild.lint.tensors import current_names
-from trtbuild.plan import layout_problems
 from trtbuild.progress import Progress, silent
 from trtbuild.quantize.methods import METHODS
 from trtbuild.spec import ConvertOptions, ModelSpec

@@ -5,6 +5,7 @@ Only per-channel numbers and, where the method asks, the gram matrix stay; no ac
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from trtbuild.quantize.method import InputStats
@@ -63,13 +64,15 @@ class LayerStatistics:
         if module in self._inputs:
             self._inputs[module].add(x)
 
-    def experts(self, module: str, xs: tuple[torch.Tensor, ...]) -> None:
+    def experts(self, module: str, xs: Sequence[torch.Tensor]) -> None:
         import torch
 
+        if module not in self._inputs:
+            return
         counts = self.expert_tokens.setdefault(module, [0] * len(xs))
         for expert, x in enumerate(xs):
             counts[expert] += len(x)
-        self._inputs[module].add(torch.cat(xs))
+        self._inputs[module].add(torch.cat(list(xs)))
 
     def keys_values(self, k: torch.Tensor, v: torch.Tensor) -> None:
         self.amax_k = max(self.amax_k, float(k.abs().max()))

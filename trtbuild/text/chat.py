@@ -31,8 +31,8 @@ class ChatTemplate:
             raise EngineError(f"the chat template cannot be read: {error}") from error
         self._tokens = dict(tokens)
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt for `messages` (dicts with role and content).
+    def render(self, messages: Sequence[Mapping[str, str]], *, answer: bool = True) -> str:
+        """The prompt for `messages` (dicts with role and content); without `answer` the conversation only.
 
         Raises:
             EngineError: the template refuses these messages.
@@ -40,7 +40,7 @@ class ChatTemplate:
         from jinja2 import TemplateError
 
         try:
-            return self._template.render(messages=list(messages), add_generation_prompt=True, **self._tokens)
+            return self._template.render(messages=list(messages), add_generation_prompt=answer, **self._tokens)
         except TemplateError as error:
             raise EngineError(f"the chat template refuses these messages: {error}") from error
 

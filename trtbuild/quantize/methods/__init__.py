@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from trtbuild.quantize.method import Fields, InputStats, LinearGroup, Method, QuantOptions
-from trtbuild.quantize.methods import fp8, fp8_rowwise, int4_awq, int8, int8_sq, none, w4a8_awq
+from trtbuild.quantize.methods import fp8, fp8_rowwise, int4, int4_awq, int8, int8_sq, none, w4a8_awq
 
 METHODS: dict[str, Method] = {
-    module.METHOD.name: module.METHOD for module in (none, int8, int4_awq, w4a8_awq, int8_sq, fp8, fp8_rowwise)
+    module.METHOD.name: module.METHOD for module in (none, int8, int4, int4_awq, w4a8_awq, int8_sq, fp8, fp8_rowwise)
 }
 
 Quantize = Callable[[LinearGroup, InputStats | None, QuantOptions], dict[str, Fields]]

@@ -1,0 +1,202 @@
+"""Quantizes a model layer by layer: statistics of its inputs over the calibration set, fields of its linears, next.
+
+One layer's weights are in memory at a time; the source stays on disk, hidden states are spooled. The model that runs
+is the unquantized one, in float32. What a layer gives is written as a part of the logical checkpoint, so a killed run
+resumes at the layer. Legend: T tokens of a sample, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from collections.abc import Mapping as Dict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from trtbuild.calibrate.spool import Spool
+from trtbuild.errors import CheckpointError
+from trtbuild.progress import Progress, silent
+from trtbuild.quantize.method import InputStats, LinearGroup, Method, QuantOptions
+from trtbuild.quantize.methods import QUANTIZE
+from trtbuild.quantize.statistics import LayerStatistics
+from trtbuild.quantize.values import kv_cache_scale
+from trtbuild.runtime.blockwise import Blockwise, LayerRun, Linear
+
+Weights = Callable[[int | None], Dict[str, torch.Tensor]]
+"""The float32 tensors of a layer of the model by their checkpoint names; None: the embedding tables."""
+Ids = tuple[tuple[int, ...], ...]
+_SEARCH = 11
+"""Candidates of AWQ's search, each about as costly as second moments of the inputs would be for every output."""
+
+
+class Parts(Protocol):
+    """Where finished layers go; `checkpoint.logical.LogicalWriter` is one."""
+
+    def has(self, part: str) -> bool: ...
+
+    def write(self, part: str, tensors: Dict[str, torch.Tensor]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked: `dtype` is that of plain fields (prequant), `kv_cache_algo` INT8, FP8 or None."""
+
+    method: Method
+    options: QuantOptions
+    dtype: str
+    kv_cache_algo: str | None = None
+
+    @property
+    def needs_samples(self) -> bool:
+        return self.method.needs_calibration or self.kv_cache_algo is not None
+
+
+class Quantizer:
+    """`config`: the model's TensorRT-LLM config; `ids`: the calibration set, empty where the task needs none.
+
+    Raises:
+        EngineError: the runtime cannot execute the model.
+    """
+
+    def __init__(self, config: dict[str, Any], task: Task, ids: Ids) -> None:
+        self._task, self._ids = task, ids
+        self._blocks = Blockwise(config, len(ids[0]) if ids else 1)
+        self._hidden_size: int = config["hidden_size"]
+
+    def run(self, weights: Weights, parts: Parts, spool_folder: Path, progress: Progress = silent) -> None:
+        """Write the part of every layer that `parts` has not yet.
+
+        Raises:
+            CheckpointError: weights or activations that are not finite.
+            OSError: a file cannot be read or written.
+        """
+        layers = self._blocks.num_layers
+        done = [parts.has(f"layer{layer}") for layer in range(layers)]
+        if all(done):
+            return
+        if not self._task.needs_samples:
+            for layer in (i for i in range(layers) if not done[i]):
+                progress(layer, layers, f"layer {layer + 1} of {layers}")
+                self._finish(parts, layer, self._run_of(layer, weights), None)
+            return
+        spool = Spool(spool_folder, len(self._ids), (self._blocks.length, self._hidden_size))
+        first = done.index(False)
+        if not spool.holds(first):
+            first = 0
+            spool.write(0, self._embedded(weights))
+        meter = _Meter(progress, self._blocks, len(self._ids), self._task.method.needs_gram)
+        for layer in range(first, layers):
+            run = self._run_of(layer, weights)
+            statistics = None if done[layer] else self._statistics(layer)
+            states = self._through(run, statistics, meter.counted(spool.read(layer), layer), layer)
+            spool.write(layer + 1, states)
+            if statistics is not None:
+                self._finish(parts, layer, run, statistics, meter.searched)
+            del run  # before the next layer's weights are read
+
+    def _run_of(self, layer: int, weights: Weights) -> LayerRun:
+        return self._blocks.layer(layer, weights(layer))
+
+    def _embedded(self, weights: Weights) -> Iterator[torch.Tensor]:
+        tables = weights(None)
+        for row in self._ids:
+            yield self._blocks.embed(torch.tensor(row), tables)
+
+    def _statistics(self, layer: int) -> LayerStatistics:
+        method = self._task.method
+        linears = self._blocks.linears(layer) if method.needs_calibration else ()
+        return LayerStatistics({linear.name: linear.in_features for linear in linears}, gram=method.needs_gram)
+
+    def _through(
+        self, run: LayerRun, statistics: LayerStatistics | None, hidden: Iterator[torch.Tensor], layer: int
+    ) -> Iterator[torch.Tensor]:
+        for number, states in enumerate(hidden):
+            out = run.run(states, statistics)
+            if not bool(torch.isfinite(out).all()):
+                raise CheckpointError(
+                    f"layer {layer} gives NaN or infinite activations for calibration sample {number}",
+                    hint="The model is damaged, or this text drives it out of the range of float32.",
+                )
+            yield out
+
+    def _finish(
+        self,
+        parts: Parts,
+        layer: int,
+        run: LayerRun,
+        statistics: LayerStatistics | None,
+        searched: Callable[[Linear], None] = lambda linear: None,
+    ) -> None:
+        """Quantize the linears of a layer, and write its part."""
+        task, base = self._task, f"transformer.layers.{layer}."
+        made: dict[str, torch.Tensor] = {}
+        if task.kv_cache_algo and statistics is not None:
+            scale = kv_cache_scale(task.kv_cache_algo, statistics.amax_k, statistics.amax_v)
+            made[f"{base}attention.kv_cache_scaling_factor"] = scale
+        stats = statistics.stats() if statistics is not None and task.method.needs_calibration else {}
+        for linear in self._blocks.linears(layer) if task.method.fields else ():
+            made |= self._fields(base, linear, run, stats.pop(linear.name, None))
+            searched(linear)
+        parts.write(f"layer{layer}", made)
+
+    def _fields(self, base: str, linear: Linear, run: LayerRun, stats: InputStats | None) -> dict[str, torch.Tensor]:
+        """Fields of the modules of one linear by tensor name."""
+        task = self._task
+        try:
+            found = QUANTIZE[task.method.name](group_of(linear, run.weights[f"{base}{linear.name}.weight"]), stats,
+                                               task.options)  # fmt: skip
+        except CheckpointError as error:
+            raise CheckpointError(f"{base.rstrip('.')}: {error.message}", hint=error.hint) from error
+        plain = {field.suffix for field in task.method.fields if not field.dtype}
+        dtype: torch.dtype = getattr(torch, task.dtype)
+        return {
+            f"{base}{module}.{suffix}": field.to(dtype) if suffix in plain else field
+            for module, fields in found.items()
+            for suffix, field in fields.items()
+        }
+
+
+def group_of(linear: Linear, weight: torch.Tensor) -> LinearGroup:
+    """The fuse group of an engine weight [out, in] or [experts, out, in]: views of its modules and their parts."""
+    pieces = weight.split(linear.parts, dim=-2)
+    if len(linear.modules) == 1:
+        return LinearGroup({linear.modules[0]: tuple(pieces)})
+    return LinearGroup({module: (piece,) for module, piece in zip(linear.modules, pieces, strict=True)})
+
+
+class _Meter:
+    """Progress in floating-point operations, so that the time left is right whether the text or the search is long."""
+
+    def __init__(self, progress: Progress, blocks: Blockwise, samples: int, needs_gram: bool) -> None:
+        self._progress, self._layers, self._samples, self._gram = progress, blocks.num_layers, samples, needs_gram
+        linears = blocks.linears(0)
+        per_token = sum(self._size(linear) + (linear.in_features**2 if needs_gram else 0) for linear in linears)
+        self._sample = blocks.length * per_token
+        self._each = samples * self._sample + sum(map(self._search, linears))
+        self._done = 0.0
+        self._layer = 0
+
+    def counted(self, hidden: Iterator[torch.Tensor], layer: int) -> Iterator[torch.Tensor]:
+        """The hidden states of a layer's samples; what was asked for is about to be computed."""
+        self._layer, self._done = layer, layer * self._each
+        for number, states in enumerate(hidden):
+            self._report(self._done + number * self._sample)
+            yield states
+        self._done += self._samples * self._sample
+        self._report(self._done)
+
+    def searched(self, linear: Linear) -> None:
+        self._done += self._search(linear)
+        self._report(self._done)
+
+    def _report(self, done: float) -> None:
+        self._progress(done, self._layers * self._each, f"layer {self._layer + 1} of {self._layers}")
+
+    def _size(self, linear: Linear) -> float:
+        return float(sum(linear.parts) * linear.in_features)
+
+    def _search(self, linear: Linear) -> float:
+        experts = max(linear.experts, 1)
+        return _SEARCH * experts * self._size(linear) * linear.in_features if self._gram else 0.0

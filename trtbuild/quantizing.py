@@ -1,0 +1,110 @@
+"""How a checkpoint is quantized: calibrate/ makes a logical checkpoint of a model, checkpoint/ cuts and packs it.
+
+The stages do not know each other; `pipeline.make_checkpoint` calls the two functions here for a plan whose method has
+fields, or whose KV cache has scales.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtbuild.errors import PlanError
+from trtbuild.progress import Progress, stretch
+from trtbuild.spec import CalibrationOptions, ConvertOptions
+
+if TYPE_CHECKING:
+    from trtbuild.calibrate.run import Quantizer
+    from trtbuild.hub.snapshot import ModelSource
+    from trtbuild.layout import Job, TensorInfo
+    from trtbuild.plan import Plan
+
+
+def prepared(
+    plan: Plan, source: ModelSource, calibration: CalibrationOptions | None
+) -> tuple[Quantizer | None, dict[str, Any]]:
+    """(what quantizes the layers of a plan, what the calibration set is for the manifest); None for plain weights.
+
+    Raises:
+        CalibrationError, EngineError: the calibration set or the model cannot be used.
+        PlanError: a calibration set is given, and nothing needs one.
+    """
+    options, method = plan.options, plan.method
+    needed = plan.whole is not None and (method.needs_calibration or options.kv_cache_algo is not None)
+    if not needed and calibration not in (None, CalibrationOptions()):
+        raise PlanError([f"{method.name} without a quantized KV cache needs no calibration; leave --calib... out"])
+    if plan.whole is None:
+        return None, {}
+    from trtbuild.calibrate.run import Quantizer, Task
+    from trtbuild.calibrate.text import read_samples
+    from trtbuild.checkpoint.config import trtllm_config
+    from trtbuild.quantize.method import QuantOptions
+
+    config = trtllm_config(plan.family, plan.spec, ConvertOptions(dtype="float32"), None)
+    task = Task(method, QuantOptions(options.group_size), plan.dtype, options.kv_cache_algo)
+    if not needed:
+        return Quantizer(config, task, ()), {}
+    samples = read_samples(
+        source.path,
+        calibration or CalibrationOptions(),
+        gram=method.needs_gram,
+        max_length=plan.spec.config.get("max_position_embeddings") or 0,
+        vocab_size=plan.spec.vocab_size,
+    )
+    return Quantizer(config, task, samples.ids), {"calibration": samples.described}
+
+
+def quantize(
+    plan: Plan,
+    quantizer: Quantizer,
+    index: dict[str, TensorInfo],
+    mark: str,
+    folder: Path,
+    workers: int,
+    progress: Progress,
+) -> dict[str, str]:
+    """Make the logical checkpoint of a plan inside `folder`, then its rank files; SHA-256 in hex by file name."""
+    from trtbuild.checkpoint.convert import convert
+    from trtbuild.checkpoint.layer import read_tensors
+    from trtbuild.checkpoint.logical import LogicalWriter
+    from trtbuild.checkpoint.pack import pack_checkpoint
+    from trtbuild.fields import LINEAR
+
+    assert plan.whole is not None
+    logical, spool = folder / "logical", folder / "spool"
+    spool.mkdir(exist_ok=True)
+    whole = plan.whole
+    wide = replace(whole, jobs=tuple(replace(job, dtype="F32") for job in whole.jobs))
+    writer = LogicalWriter(logical, mark)
+    if not writer.has("plain"):
+        jobs = tuple(job for job in whole.jobs if not (plan.method.fields and LINEAR.search(job.name)))
+        made = convert((replace(whole, jobs=jobs),), index, spool, workers=workers, progress=stretch(progress, 0, 0.02))
+        ((name, digest),) = made.items()
+        writer.adopt("plain", spool / name, digest)
+
+    def weights(layer: int | None) -> dict[str, Any]:
+        def wanted(job: Job) -> bool:
+            if layer is None:
+                return job.name.startswith("transformer.") and not job.name.startswith("transformer.layers.")
+            return job.name.startswith(f"transformer.layers.{layer}.")
+
+        return read_tensors(wide, index, wanted, spool / "embedding" if layer is None else None)
+
+    quantizer.run(weights, writer, spool, stretch(progress, 0.02, 0.96))
+    writer.close()
+    digests = pack_checkpoint(
+        logical,
+        plan.family,
+        plan.spec,
+        plan.options,
+        plan.method,
+        folder,
+        group_size=plan.options.group_size,
+        kv_cache_algo=plan.options.kv_cache_algo,
+        progress=stretch(progress, 0.96, 1),
+    )
+    for place in (logical, spool):
+        shutil.rmtree(place)
+    return digests
