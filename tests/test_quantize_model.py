@@ -180,7 +180,7 @@ def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_killed_run_goes_on_with_its_layer(model: Path, undisturbed: Path, tmp_path: Path) -> None:
-    """Ctrl-C, then SIGKILL; at last the hidden states are damaged and computed again, while finished layers are kept."""
+    """Ctrl-C, then SIGKILL; at last the hidden states are damaged and computed again, finished layers are kept."""
     out = tmp_path / "out"
     for how in ("SIGINT", "SIGKILL"):
         status, _ = killed_at(2, how, model, out)
