@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from trtbuild.quantize.gram import folded, quadratic
 from trtbuild.quantize.method import InputStats
 
 if TYPE_CHECKING:
@@ -23,11 +24,9 @@ def int4_groups(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, to
     """Weight [.., out, in] -> (q int8 [.., out, in] in -8..7, scale float32 [.., out, in / g] = amax / 7, 1 for 0)."""
     import torch
 
-    blocks = weight.unflatten(-1, (-1, group_size))
-    scale = blocks.abs().amax(dim=-1) / 7.0
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-    q = (blocks / scale.unsqueeze(-1)).round_().clamp_(-8, 7)
-    return q.to(torch.int8).flatten(-2), scale
+    q = weight.clone(memory_format=torch.contiguous_format)
+    scale = _round_groups(q, group_size)
+    return q.to(torch.int8), scale
 
 
 def dequantized(q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -39,31 +38,34 @@ def dequantized(q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 def search_prequant(
     weight: torch.Tensor,
     abs_mean: torch.Tensor,
-    gram: torch.Tensor | None,
+    fold: torch.Tensor | None,
     group_size: int,
     second: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """The best p [in] of one linear [out, in], float32; ones for a linear without statistics.
 
-    `second` is a further rounding of the dequantized int4 weights (W4A8's fp8).
+    `fold` is its gram `folded`; `second` a further rounding of the dequantized int4 weights (W4A8's fp8).
     """
     import torch
 
-    if gram is None:
+    if fold is None:
         return torch.ones_like(abs_mean)
     tiny = torch.finfo(torch.float32).tiny
     blocks = weight.abs().unflatten(-1, (-1, group_size))
     wscale = (blocks / (blocks.amax(dim=-1, keepdim=True) + tiny)).flatten(-2).mean(dim=0)
+    del blocks
     best, least = torch.ones_like(wscale), float("inf")
+    room = torch.empty_like(weight, memory_format=torch.contiguous_format)
     for alpha in torch.arange(0, 1.0 + 0.1, 0.1)[:_STEPS]:
         s = (abs_mean.pow(alpha) / (wscale.pow(1 - alpha) + tiny)).clamp(min=1e-4, max=1e4)
         s = s / (s.max() * s.min()).sqrt()
-        changed = dequantized(*int4_groups(weight * s, group_size))
+        changed = torch.mul(weight, s, out=room)
+        scale = _round_groups(changed, group_size)
+        changed.unflatten(-1, (-1, group_size)).mul_(scale.unsqueeze(-1))
         if second is not None:
             changed = second(changed)
-        error = changed.div_(s).sub_(weight)
-        # Summed in float64: near the minimum the candidates lie close together.
-        loss = float((error @ gram).mul_(error).sum(dtype=torch.float64))
+        # Near the minimum the candidates lie close together.
+        loss = quadratic(changed.div_(s).sub_(weight), fold)
         if loss < least:
             best, least = 1.0 / s, loss
     return best
@@ -80,10 +82,23 @@ def shared_prequant(
 
     found = []
     seen = stats.gram if stats.tokens else None
+    common = folded(seen) if seen is not None and seen.dim() == 2 else None
     for part in parts:
         experts = part if part.dim() == 3 else part.unsqueeze(0)
         for number, weight in enumerate(experts):
             mean = stats.abs_mean[number] if stats.abs_mean.dim() == 2 else stats.abs_mean
-            gram = seen[number] if seen is not None and seen.dim() == 3 else seen
-            found.append(search_prequant(weight.to(torch.float32), mean.float(), gram, group_size, second))
+            fold = folded(seen[number]) if seen is not None and common is None else common
+            found.append(search_prequant(weight.to(torch.float32), mean.float(), fold, group_size, second))
     return torch.stack(found).mean(dim=0)
+
+
+def _round_groups(weight: torch.Tensor, group_size: int) -> torch.Tensor:
+    """Put q (float) in the place of a weight [.., out, in]; returns the scales [.., out, in / g]."""
+    import torch
+
+    blocks = weight.unflatten(-1, (-1, group_size))
+    # Two reductions are faster than one over a copy of absolute values.
+    scale = torch.maximum(blocks.amax(dim=-1), -blocks.amin(dim=-1)) / 7.0
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    blocks.div_(scale.unsqueeze(-1)).round_().clamp_(-8, 7)
+    return scale

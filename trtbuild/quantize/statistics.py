@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from trtbuild.quantize.gram import add_moments, mirror
 from trtbuild.quantize.method import InputStats
 
 if TYPE_CHECKING:
@@ -39,11 +40,13 @@ class InputAccumulator:
         torch.maximum(self._amax, magnitude.amax(0), out=self._amax)
         self._abs_mean += magnitude.mean(0)
         if self._gram is not None:
-            self._gram.addmm_(x.T, x)
+            add_moments(self._gram, x)
 
     def stats(self) -> InputStats:
-        """Everything so far; zeros where no token came."""
-        gram = None if self._gram is None else self._gram / max(self._tokens, 1)
+        """Everything so far; zeros where no token came. The gram is handed out: nothing can be added after that."""
+        gram, self._gram = self._gram, None
+        if gram is not None:
+            mirror(gram.div_(max(self._tokens, 1)))
         return InputStats(self._tokens, self._amax.clone(), (self._abs_mean / max(self._batches, 1)).float(), gram)
 
 
@@ -79,5 +82,5 @@ class LayerStatistics:
         self.amax_v = max(self.amax_v, float(v.abs().max()))
 
     def stats(self) -> dict[str, InputStats]:
-        """What every linear saw, by module name."""
+        """What every linear saw, by module name; to be asked for once."""
         return {name: inputs.stats() for name, inputs in self._inputs.items()}
