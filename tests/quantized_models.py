@@ -266,14 +266,20 @@ _NAMES = {
 """Module of a layer in transformers -> module of TensorRT-LLM, and which of q, k, v (-1: all)."""
 
 
-def reference(folder: Path, kind: Kind, fields: Tensors, tp: int = 1, *, rounded: bool = True) -> Any:
-    """transformers' float32 model with the weights of `fields`; its inputs are rounded as `kind` does if `rounded`."""
+def reference(folder: Path, kind: Kind | dict[str, Kind], fields: Tensors, tp: int = 1, *, rounded: bool = True) -> Any:
+    """transformers' float32 model with the weights of `fields`; its inputs are rounded as `kind` does if `rounded`.
+
+    A dict has the kinds of some modules by their names in TensorRT-LLM; the others stay as they are.
+    """
     model = copy.deepcopy(_half_model(folder))
     layers = model.transformer.h if hasattr(model, "transformer") else model.model.layers
     for number, layer in enumerate(layers):
         for name, module in layer.named_modules():
             if name in _NAMES:
-                _replace(module, number, name, kind, fields, tp, rounded=rounded)
+                target = f"transformer.layers.{number}.{_NAMES[name][0]}"
+                own = kind.get(target) if isinstance(kind, dict) else kind
+                if own:
+                    _replace(module, number, name, own, fields, tp, rounded=rounded)
             elif name == "mlp.experts":
                 module.forward = _experts(number, kind, fields, tp, rounded=rounded)
     return model

@@ -59,7 +59,7 @@ class Linear:
 class Blockwise:
     """The program of a model of one rank, cut into embedding, layers and head.
 
-    `config` is a TensorRT-LLM checkpoint config; `length` is T, the tokens of every sequence. The methods take weights
+    `config` is a TensorRT-LLM checkpoint config, whose quantization is not looked at: weights are plain. `length` is T, the tokens of every sequence. The methods take weights
     by their checkpoint names (any float dtype; only those of the block).
 
     Raises:
@@ -68,7 +68,7 @@ class Blockwise:
 
     def __init__(self, config: dict[str, Any], length: int) -> None:
         self.length = length
-        self.program = build_program(config, Mapping())
+        self.program = build_program({**config, "quantization": None}, Mapping())
         features, shapes = self.program.features, self.program.shapes
         require_seq_len(features, length)
         self.num_layers: int = config["num_hidden_layers"]
