@@ -59,8 +59,9 @@ class Linear:
 class Blockwise:
     """The program of a model of one rank, cut into embedding, layers and head.
 
-    `config` is a TensorRT-LLM checkpoint config, whose quantization is not looked at: weights are plain. `length` is T, the tokens of every sequence. The methods take weights
-    by their checkpoint names (any float dtype; only those of the block).
+    `config` is a TensorRT-LLM checkpoint config, whose quantization is not looked at: weights are plain. `length` is T,
+    the tokens of every sequence. The methods take weights by their checkpoint names (any float dtype; only those of the
+    block).
 
     Raises:
         EngineError: the runtime cannot execute the model, or it has no position for the last token.
