@@ -33,7 +33,7 @@ class Run(NamedTuple):
         return f"{self.model}-{self.algo}-{self.tp}x{self.pp}-{self.executor}" + (f"-kv{self.kv}" if self.kv else "")
 
 
-MOE = [algo for algo in KINDS if "GPTQ" not in algo and "CHANNEL_PER_TOKEN" not in algo]
+MOE = [algo for algo in KINDS if "GPTQ" not in algo and "PER_TOKEN" not in algo]
 LAYOUTS = {
     "llama": ((1, 1), (2, 1), (1, 2)),
     "gpt2": ((1, 1), (2, 1)),

@@ -239,7 +239,7 @@ def test_a_damaged_checkpoint_is_refused(models: Models, tmp_path: Path, name: s
     assert not any((tmp_path / "out").iterdir())
 
 
-PLUGIN = "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"
+PLUGIN = "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN"
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"quant_algo": PLUGIN}, f"quant_algo '{PLUGIN}', which only TensorRT's plugins compute .supported: W8A16,"),
     ({"quant_algo": "NVFP4", "kv_cache_quant_algo": "NVFP4"}, "quant_algo 'NVFP4' .*kv_cache_quant_algo 'NVFP4'"),

@@ -77,6 +77,8 @@ class Form:
 
 
 FP8 = "float8_e4m3fn"
+SQ_TOKEN = "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"
+_SMOOTHED = ("dense", "proj")  # the inputs of the others were smoothed by the norm before them
 FORMS: dict[str, Form] = {
     form.algo: form
     for form in (
@@ -90,13 +92,14 @@ FORMS: dict[str, Form] = {
         Form("FP8", FP8, "tensor", round=Round.FP8_STATIC),
         Form("FP8_PER_CHANNEL_PER_TOKEN", FP8, round=Round.FP8_TOKEN, experts=False),
         Form("W8A8_SQ_PER_CHANNEL", "int8", prequant=True, round=Round.INT8_STATIC),
+        Form(SQ_TOKEN, "int8", round=Round.INT8_TOKEN, experts=False),
     )
 }
 KV_ROUND = {"INT8": Round.INT8_STATIC, "FP8": Round.FP8_STATIC}
 _SCALED = {"W4A16_AWQ": "pre_quant_scale", "W4A16_GPTQ": "has_zero_point", "W8A16_GPTQ": "has_zero_point"}
 """Fields of the config that say whether tensors of a form are there."""
 
-_PLAIN_HEAD = ("W8A16", "W4A16", "FP8_PER_CHANNEL_PER_TOKEN")
+_PLAIN_HEAD = ("W8A16", "W4A16", "FP8_PER_CHANNEL_PER_TOKEN", SQ_TOKEN)
 """Algorithms under which lm_head stays as it is, whatever exclude_modules says."""
 
 
@@ -116,6 +119,8 @@ def form_of(config: Config, module: str) -> Form | None:
         form = replace(form, group=int(quantization["group_size"] or 128))
     if form.algo == "W4A16_AWQ":
         form = replace(form, prequant=bool(quantization["pre_quant_scale"]))
+    if form.algo == SQ_TOKEN:
+        form = replace(form, prequant=module.endswith(_SMOOTHED))
     return form
 
 
