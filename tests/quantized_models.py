@@ -47,6 +47,7 @@ MODELS = {
     "mixtral": Case("mixtral", {**_SIZES, "num_local_experts": 4, "num_experts_per_tok": 2}),
 }
 GROUP = 128
+SQ_TOKEN = "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"
 
 Prepare = Callable[[torch.Tensor], torch.Tensor]
 Linear = tuple[torch.Tensor, Prepare]
@@ -78,11 +79,11 @@ def _static(grid: Prepare, scale: torch.Tensor, p: torch.Tensor | float, x: torc
     return grid(x * p / scale) * scale
 
 
-def _per_token(parts: int, x: torch.Tensor) -> torch.Tensor:
+def _per_token(grid: Prepare, top: int, factor: torch.Tensor | float, parts: int, x: torch.Tensor) -> torch.Tensor:
     """Each rank scales its part of a token by its own."""
-    blocks = x.unflatten(-1, (parts, -1))
-    scale = (blocks.abs().amax(dim=-1, keepdim=True) / 448).clamp(min=1 / (448 * 512))
-    return (e4m3(blocks / scale) * scale).flatten(-2)
+    blocks = (x * factor).unflatten(-1, (parts, -1))
+    scale = (blocks.abs().amax(dim=-1, keepdim=True) / top).clamp(min=1 / (448 * 512))
+    return (grid(blocks / scale) * scale).flatten(-2)
 
 
 # ---- what a form means: (weight, inputs) of a linear whose inputs are cut for `parts` ranks ----
@@ -119,7 +120,25 @@ def _fp8(f: Tensors, parts: int) -> Linear:
 
 
 def _fp8_rowwise(f: Tensors, parts: int) -> Linear:
-    return f["weight"].float() * f["per_channel_scale"][:, None], partial(_per_token, parts)
+    return f["weight"].float() * f["per_channel_scale"][:, None], partial(_per_token, e4m3, 448, 1.0, parts)
+
+
+def _smooth_token(f: Tensors, parts: int) -> Linear:
+    smoother = f.get("smoother", torch.ones(f["weight"].shape[-1]))
+    q, scale = _int8_rows(f["weight"].float() * smoother, parts)
+    return (q * scale).flatten(-2), partial(_per_token, int8, 127, 1 / smoother, parts)
+
+
+def _int8_rows(weight: torch.Tensor, parts: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """q [out, parts, in of a part], scale [out, parts, 1]."""
+    blocks = weight.unflatten(-1, (parts, -1))
+    scale = blocks.abs().amax(dim=-1, keepdim=True) / 127
+    return torch.round(blocks / scale), scale
+
+
+def _smoother(inputs: int) -> torch.Tensor:
+    """[in], the same for the part of each rank."""
+    return 0.5 + torch.arange(inputs) % 8 / 4
 
 
 def _smooth(f: Tensors, parts: int) -> Linear:
@@ -144,31 +163,18 @@ def asymmetric(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Ten
 
 @dataclass(frozen=True)
 class Kind:
-    """A quantized form. `rounds`: whether inputs are rounded. `sm`: of a layout that the checkpoint's tensors have."""
+    """A quantized form. `rounds`: whether inputs are rounded. `sm`: of a layout that the checkpoint's tensors have.
+
+    `store`: a rank's tensors from plain ones, where no method of ours makes them.
+    """
 
     method: str
     algo: str
     meaning: Callable[[Tensors, int], Linear]
     rounds: bool = False
     sm: int = 0
+    store: Callable[[Tensors, Kind], Tensors] | None = None
     config: dict[str, Any] = field(default_factory=dict)
-
-
-_ZERO = {"group_size": GROUP, "has_zero_point": True, "pre_quant_scale": False}
-KINDS = {
-    kind.algo: kind
-    for kind in (
-        Kind("", "W8A16", partial(_weight_only, 128)),
-        Kind("", "W4A16", partial(_weight_only, 8)),
-        Kind("int4_awq", "W4A16_AWQ", _awq),
-        Kind("w4a8_awq", "W4A8_AWQ", _w4a8, rounds=True),
-        Kind("fp8", "FP8", _fp8, rounds=True),
-        Kind("fp8_rowwise", "FP8_PER_CHANNEL_PER_TOKEN", _fp8_rowwise, rounds=True),
-        Kind("int8_sq", "W8A8_SQ_PER_CHANNEL", _smooth, rounds=True),
-        Kind("", "W4A16_GPTQ", partial(_gptq, 4), sm=80, config=_ZERO),
-        Kind("", "W8A16_GPTQ", partial(_gptq, 8), sm=90, config=_ZERO),
-    )
-}
 
 
 # ---- checkpoints ----
@@ -197,7 +203,11 @@ class Models:
         """Whole, unpacked tensors of a quantized model, by names with global layers."""
         if kind.method:
             return self._quantized(model, kind, kv)[0]
-        return load_file(self.plain(model) / "rank0.safetensors")
+        fields = load_file(self.plain(model) / "rank0.safetensors")
+        if kind.algo == SQ_TOKEN:
+            rows = [(base, weight) for base, weight in _linears(fields) if base.endswith(("dense.", "proj."))]
+            fields |= {f"{base}smoother": _smoother(weight.shape[-1]) for base, weight in rows}
+        return fields
 
     def checkpoint(self, model: str, kind: Kind, tp: int = 1, pp: int = 1, kv: str | None = None) -> Path:
         out = self.folder / f"{model}-{kind.algo}-{tp}x{pp}-{kv}"
@@ -218,7 +228,7 @@ class Models:
             config["trtbuild_sm"] = kind.sm
         for rank in range(tp * pp):
             tensors = load_file(plain / f"rank{rank}.safetensors")
-            save_file(_finished(tensors, kind) if kind.sm else tensors, out / f"rank{rank}.safetensors")
+            save_file(kind.store(tensors, kind) if kind.store else tensors, out / f"rank{rank}.safetensors")
         (out / "config.json").write_text(json.dumps(config))
         return out
 
@@ -231,21 +241,55 @@ class Models:
         return self._logical[key]
 
 
+def _linears(tensors: Tensors) -> list[tuple[str, torch.Tensor]]:
+    """("X.", weight of X) of every linear in a layer."""
+    names = [name for name, t in tensors.items() if ".layers." in name and t.dim() == 2 and name.endswith(".weight")]
+    return [(name.removesuffix("weight"), tensors[name]) for name in names]
+
+
+def _per_token_plugin(tensors: Tensors, kind: Kind) -> Tensors:
+    """A rank's tensors as the SmoothQuant plugin has them, with a smoother where one is stored."""
+    made = dict(tensors)
+    for base, weight in _linears(tensors):
+        smoother = torch.ones(weight.shape[-1])
+        if base.endswith(("dense.", "proj.")):
+            smoother = _smoother(weight.shape[-1])
+            made[f"{base}smoother"] = smoother[None].clone()
+        q, scale = _int8_rows(weight.float() * smoother)
+        made |= {f"{base}weight": q.flatten(-2).to(torch.int8), f"{base}per_channel_scale": scale.reshape(1, -1)}
+    return made
+
+
 def _finished(tensors: Tensors, kind: Kind) -> Tensors:
     """A rank's tensors with every linear in the layout of an SM, as upstream stores GPTQ."""
     bits, made = (8 if "W8" in kind.algo else 4), dict(tensors)
-    for name, tensor in tensors.items():
-        if ".layers." not in name or tensor.dim() != 2 or not name.endswith(".weight"):
-            continue
-        q, scale, zero = asymmetric(tensor.float(), bits)
-        bytes_ = q.T.to(torch.int8).contiguous()
+    for base, weight in _linears(tensors):
+        q, scale, zero = asymmetric(weight.float(), bits)
+        stored = q.T.to(torch.int8).contiguous()
         if bits == 4:
-            bytes_ = (bytes_[:, 0::2] & 15) | (bytes_[:, 1::2] << 4)
-        base = name.removesuffix("weight")
-        made[name] = preprocess_weights_for_mixed_gemm(bytes_, bits, 16, kind.sm).view(torch.float16)
-        made[f"{base}weights_scaling_factor"] = scale.T.half().contiguous()
+            stored = (stored[:, 0::2] & 15) | (stored[:, 1::2] << 4)
+        laid = preprocess_weights_for_mixed_gemm(stored, bits, 16, kind.sm).view(torch.float16)
+        made |= {f"{base}weight": laid, f"{base}weights_scaling_factor": scale.T.half().contiguous()}
         made[f"{base}zero"] = zero.T.half().contiguous()
     return made
+
+
+_ZERO = {"group_size": GROUP, "has_zero_point": True, "pre_quant_scale": False}
+KINDS = {
+    kind.algo: kind
+    for kind in (
+        Kind("", "W8A16", partial(_weight_only, 128)),
+        Kind("", "W4A16", partial(_weight_only, 8)),
+        Kind("int4_awq", "W4A16_AWQ", _awq),
+        Kind("w4a8_awq", "W4A8_AWQ", _w4a8, rounds=True),
+        Kind("fp8", "FP8", _fp8, rounds=True),
+        Kind("fp8_rowwise", "FP8_PER_CHANNEL_PER_TOKEN", _fp8_rowwise, rounds=True),
+        Kind("int8_sq", "W8A8_SQ_PER_CHANNEL", _smooth, rounds=True),
+        Kind("", "W4A16_GPTQ", partial(_gptq, 4), sm=80, store=_finished, config=_ZERO),
+        Kind("", "W8A16_GPTQ", partial(_gptq, 8), sm=90, store=_finished, config=_ZERO),
+        Kind("", SQ_TOKEN, _smooth_token, rounds=True, store=_per_token_plugin),
+    )
+}
 
 
 # ---- the model that the numbers stand for ----
@@ -266,14 +310,20 @@ _NAMES = {
 """Module of a layer in transformers -> module of TensorRT-LLM, and which of q, k, v (-1: all)."""
 
 
-def reference(folder: Path, kind: Kind, fields: Tensors, tp: int = 1, *, rounded: bool = True) -> Any:
-    """transformers' float32 model with the weights of `fields`; its inputs are rounded as `kind` does if `rounded`."""
+def reference(folder: Path, kind: Kind | dict[str, Kind], fields: Tensors, tp: int = 1, *, rounded: bool = True) -> Any:
+    """transformers' float32 model with the weights of `fields`; its inputs are rounded as `kind` does if `rounded`.
+
+    A dict has the kinds of some modules by their names in TensorRT-LLM; the others stay as they are.
+    """
     model = copy.deepcopy(_half_model(folder))
     layers = model.transformer.h if hasattr(model, "transformer") else model.model.layers
     for number, layer in enumerate(layers):
         for name, module in layer.named_modules():
             if name in _NAMES:
-                _replace(module, number, name, kind, fields, tp, rounded=rounded)
+                target = f"transformer.layers.{number}.{_NAMES[name][0]}"
+                own = kind.get(target) if isinstance(kind, dict) else kind
+                if own:
+                    _replace(module, number, name, own, fields, tp, rounded=rounded)
             elif name == "mlp.experts":
                 module.forward = _experts(number, kind, fields, tp, rounded=rounded)
     return model

@@ -20,8 +20,9 @@ from trtbuild.engine.options import BuildOptions
 from trtbuild.errors import CheckpointError, PlanError
 from trtbuild.mapping import Mapping
 from trtbuild.progress import Progress, silent
+from trtbuild.quantization import LAYERS, MIXED
 from trtbuild.quantize.methods import METHODS
-from trtbuild.runtime.forms import MIXED, layout_sm
+from trtbuild.runtime.forms import layout_sm
 from trtbuild.spec import ConvertOptions
 from trtbuild.staging import write_error
 
@@ -34,7 +35,7 @@ KERNELS = "kernels.json"  # what was measured; its figures differ from build to 
 def read_checkpoint_config(checkpoint: Path) -> dict[str, Any]:
     """config.json of a TensorRT-LLM checkpoint whose rank files are all there.
 
-    Under MIXED_PRECISION the key `quant_cfg` is the document of quant_cfg.json, where `forms.form_of` looks for it.
+    Under MIXED_PRECISION it gets the `quantized_layers` of quant_cfg.json (see `quantization.py`).
 
     Raises:
         CheckpointError: it is not one, or rank files are missing.
@@ -58,8 +59,8 @@ def read_checkpoint_config(checkpoint: Path) -> dict[str, Any]:
     if (config.get("quantization") or {}).get("quant_algo") == MIXED:
         path = checkpoint / "quant_cfg.json"
         try:
-            config["quant_cfg"] = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+            config[LAYERS] = json.loads(path.read_text())[LAYERS]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             hint = "MIXED_PRECISION takes the algorithm of each layer from it; convert the model again."
             raise CheckpointError(f"cannot read {path}: {error}", hint=hint) from error
     return config

@@ -14,7 +14,7 @@ import torch
 from trtbuild.errors import CheckpointError, EngineError
 from trtbuild.quantize.packing import undo_mixed_gemm
 from trtbuild.quantize.values import symmetric
-from trtbuild.runtime.forms import Form, layout_sm
+from trtbuild.runtime.forms import SQ_TOKEN, Form, layout_sm
 from trtbuild.runtime.int4 import pack_int4
 from trtbuild.runtime.ops import Weight
 from trtbuild.runtime.packed import E4M3_MAX
@@ -189,6 +189,16 @@ def _smooth(file: RankFile, base: str, shape: Shape, form: Form) -> Fields:
     return {**fields, **_prequant(file, base, shape), **_act_scale(file, base, list(shape[:-2]))}
 
 
+def _smooth_token(file: RankFile, base: str, shape: Shape, form: Form) -> Fields:
+    """The plugin form with a scale for each output and each token; its norms multiply by ones (4.9)."""
+    n, k = shape
+    fields = {"weight": file.get(f"{base}weight", shape, dtypes=(torch.int8,))}
+    fields["per_channel_scale"] = file.scales(f"{base}per_channel_scale", (1, n), (n,)).reshape(n)
+    if form.prequant:
+        fields["prequant"] = 1 / file.scales(f"{base}smoother", (1, k), (k,), zero=False).reshape(k)
+    return fields
+
+
 def _prequant(file: RankFile, base: str, shape: Shape) -> Fields:
     """Factors of the inputs [k]; experts have the same ones, as tokens are prepared before they are routed."""
     *lead, _, k = shape
@@ -241,4 +251,5 @@ _READ: dict[str, Callable[[RankFile, str, Shape, Form], Fields]] = {
     "FP8": _fp8,
     "FP8_PER_CHANNEL_PER_TOKEN": _fp8_rowwise,
     "W8A8_SQ_PER_CHANNEL": _smooth,
+    SQ_TOKEN: _smooth_token,
 }

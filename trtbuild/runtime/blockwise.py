@@ -59,8 +59,9 @@ class Linear:
 class Blockwise:
     """The program of a model of one rank, cut into embedding, layers and head.
 
-    `config` is a TensorRT-LLM checkpoint config; `length` is T, the tokens of every sequence. The methods take weights
-    by their checkpoint names (any float dtype; only those of the block).
+    `config` is a TensorRT-LLM checkpoint config, whose quantization is not looked at: weights are plain. `length` is T,
+    the tokens of every sequence. The methods take weights by their checkpoint names (any float dtype; only those of the
+    block).
 
     Raises:
         EngineError: the runtime cannot execute the model, or it has no position for the last token.
@@ -68,7 +69,7 @@ class Blockwise:
 
     def __init__(self, config: dict[str, Any], length: int) -> None:
         self.length = length
-        self.program = build_program(config, Mapping())
+        self.program = build_program({**config, "quantization": None}, Mapping())
         features, shapes = self.program.features, self.program.shapes
         require_seq_len(features, length)
         self.num_layers: int = config["num_hidden_layers"]

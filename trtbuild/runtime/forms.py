@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from fnmatch import fnmatchcase
 from typing import Any
 
 from trtbuild.errors import EngineError
+from trtbuild.quantization import LAYERS, MIXED, module_quantization
 
 Config = Dict[str, Any]
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
@@ -77,6 +77,8 @@ class Form:
 
 
 FP8 = "float8_e4m3fn"
+SQ_TOKEN = "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"
+_SMOOTHED = ("dense", "proj")  # the inputs of the others were smoothed by the norm before them
 FORMS: dict[str, Form] = {
     form.algo: form
     for form in (
@@ -90,43 +92,36 @@ FORMS: dict[str, Form] = {
         Form("FP8", FP8, "tensor", round=Round.FP8_STATIC),
         Form("FP8_PER_CHANNEL_PER_TOKEN", FP8, round=Round.FP8_TOKEN, experts=False),
         Form("W8A8_SQ_PER_CHANNEL", "int8", prequant=True, round=Round.INT8_STATIC),
+        Form(SQ_TOKEN, "int8", round=Round.INT8_TOKEN, experts=False),
     )
 }
-MIXED = "MIXED_PRECISION"
 KV_ROUND = {"INT8": Round.INT8_STATIC, "FP8": Round.FP8_STATIC}
 _SCALED = {"W4A16_AWQ": "pre_quant_scale", "W4A16_GPTQ": "has_zero_point", "W8A16_GPTQ": "has_zero_point"}
 """Fields of the config that say whether tensors of a form are there."""
 
-_NEVER = ("*router", "*vocab_embedding", "*position_embedding", "*block_embedding", "*shared_expert_gate")
-_EXCLUDED = ("*lm_head", *_NEVER)
-_PLAIN_HEAD = ("W8A16", "W4A16", "FP8_PER_CHANNEL_PER_TOKEN")
+_PLAIN_HEAD = ("W8A16", "W4A16", "FP8_PER_CHANNEL_PER_TOKEN", SQ_TOKEN)
 """Algorithms under which lm_head stays as it is, whatever exclude_modules says."""
 
 
 def form_of(config: Config, module: str) -> Form | None:
     """The form of a module ("lm_head", "transformer.layers.3.mlp.fc": number in the whole model); None for plain.
 
-    `config` is a checkpoint's config.json; under MIXED_PRECISION its key `quant_cfg` holds the document quant_cfg.json,
-    which the engine build puts there. A config without `config_problems` is taken for granted.
+    `config` is as `quantization.module_quantization` takes it, and without `config_problems`.
     """
-    quantization = config.get("quantization") or {}
-    excluded = quantization.get("exclude_modules")
-    patterns = _EXCLUDED if excluded is None else (*excluded, *_NEVER)
-    if any(fnmatchcase(module, pattern) for pattern in patterns):
-        return None
-    if quantization.get("quant_algo") == MIXED:
-        layers = layer_table(config)
+    quantization = module_quantization(config, module)
+    if quantization["quant_algo"] is None and LAYERS in config:
         # The experts of a layer are one module of TensorRT-LLM, without names for their two linears.
-        quantization = layers.get(module) or layers.get(module.rpartition(".")[0]) or {}
-    form = FORMS.get(quantization.get("quant_algo") or "")
+        quantization = module_quantization(config, module.rpartition(".")[0])
+    form = FORMS.get(quantization["quant_algo"] or "")
     if form is None or (module == "lm_head" and form.algo in _PLAIN_HEAD) or _by_recipe(config, quantization, module):
         return None
-    return _form(form, quantization)
-
-
-def layer_table(config: Config) -> Dict[str, Config]:
-    """Module -> its own `quantization`, of a MIXED_PRECISION config."""
-    return dict((config.get("quant_cfg") or {}).get("quantized_layers") or {})
+    if form.per == "group":
+        form = replace(form, group=int(quantization["group_size"] or 128))
+    if form.algo == "W4A16_AWQ":
+        form = replace(form, prequant=bool(quantization["pre_quant_scale"]))
+    if form.algo == SQ_TOKEN:
+        form = replace(form, prequant=module.endswith(_SMOOTHED))
+    return form
 
 
 def config_problems(config: Config) -> list[str]:
@@ -137,10 +132,9 @@ def config_problems(config: Config) -> list[str]:
     if kv not in (None, *KV_ROUND):
         found.append(f"quantization.kv_cache_quant_algo {kv!r} (supported: {', '.join(KV_ROUND)})")
     if algo == MIXED:
-        layers = layer_table(config)
-        found += (
-            [] if layers else ["quantization.quant_algo MIXED_PRECISION without quantized_layers in quant_cfg.json"]
-        )
+        layers = config.get(LAYERS) or {}
+        if not layers:
+            found.append(f"quantization.quant_algo {MIXED} without {LAYERS} in quant_cfg.json")
         by_layer = (problem for layer in layers.values() for problem in _problems(layer, "quant_cfg.json: "))
         found += dict.fromkeys(by_layer)
     return found
@@ -181,14 +175,6 @@ def engine_tensors(name: str, shape: tuple[int, ...], form: Form | None) -> Tens
     if form.own_round:
         tensors[f"{base}act_scale"] = ("float32", (1,))
     return tensors
-
-
-def _form(form: Form, quantization: Config) -> Form:
-    if form.per == "group":
-        form = replace(form, group=int(quantization.get("group_size") or 128))
-    if form.algo == "W4A16_AWQ":
-        form = replace(form, prequant=bool(quantization.get("pre_quant_scale")))
-    return form
 
 
 def _by_recipe(config: Config, quantization: Config, module: str) -> bool:
