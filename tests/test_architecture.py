@@ -34,11 +34,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quantize": BASE,
     "hub": BASE,
     "calibrate": BASE | {"quantize", "runtime", "text"},
-    "checkpoint": BASE | {"families", "reshard", "fields", "quantize"},
+    "checkpoint": BASE | {"families", "reshard", "fields", "quantize", "importers"},
+    "importers": BASE | {"families", "shard", "fields", "coverage", "quantize"},
+    "coverage": BASE | {"families", "shard"},
     "fields": BASE | {"families", "shard"},
     "shard": BASE | {"families"},
     "fit": BASE | {"families", "quantize", "shard", "fields"},
-    "plan": BASE | {"families", "quantize", "shard", "fields", "fit"},
+    "plan": BASE | {"families", "quantize", "shard", "fields", "fit", "coverage", "importers"},
     "reshard": BASE | {"families", "shard", "fields"},
     # The linter reads by the same header reader and knows shapes by the same arithmetic as the converter.
     "lint": BASE | {"families", "shard", "fields", "fit", "checkpoint", "quantize"},
@@ -50,7 +52,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serve": BASE,
     "client": BASE,
     "quantizing": BASE | {"plan", "fields", "quantize", "calibrate", "hub", "checkpoint"},
-    "pipeline": BASE | {"plan", "families", "quantizing", "hub", "checkpoint", "engine", "repo", "lint", "reshard"},
+    "pipeline": BASE
+    | {"plan", "families", "quantizing", "hub", "checkpoint", "engine", "repo", "lint", "reshard", "importers"},
     "cli": BASE | {"pipeline", "plan", "lint", "families", "quantize", "engine", "repo", "serve", "client", "text"},
 }
 # third-party packages that only some folders may import
@@ -83,6 +86,8 @@ PURE = [
     "plan",
     "reshard",
     "fields",
+    "coverage",
+    "importers",
     "lint/finding",
     "lint/tables",
     "lint/config",

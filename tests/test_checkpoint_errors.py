@@ -118,8 +118,8 @@ SOURCES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "no architecture": (lambda f: edit_config(f, architectures=None), ("names no architecture",)),
     "config value": (lambda f: edit_config(f, hidden_act="relu"), ("hidden_act is 'relu'; supported: silu",)),
     "quantized": (
-        lambda f: edit_config(f, quantization_config={"quant_method": "awq"}),
-        ("quantization_config is set (quant_method 'awq')", "unquantized"),
+        lambda f: edit_config(f, quantization_config={"quant_method": "hqq"}),
+        ("quantization_config is set (quant_method 'hqq')", "unquantized"),
     ),
 }
 

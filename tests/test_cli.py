@@ -32,7 +32,9 @@ def test_wrong_usage_is_2(arguments: list[str]) -> None:
     assert "Usage" in done.stderr
 
 
-@pytest.mark.parametrize(("words", "expected"), [("trtbuild en", {"engine"}), ("trtbuild plan --quant ", set(METHODS))])
+@pytest.mark.parametrize(
+    ("words", "expected"), [("trtbuild en", {"engine"}), ("trtbuild plan --quant ", {"auto", *METHODS})]
+)
 def test_shell_completion(words: str, expected: set[str]) -> None:
     env = {"_TRTBUILD_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
     assert set(trtbuild(env=env).stdout.split()) == expected

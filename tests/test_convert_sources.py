@@ -128,8 +128,7 @@ def test_scale_that_does_not_fit_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("quantization", "reason"),
     [
-        ({"quant_method": "gptq"}, "only fp8, fbgemm_fp8 and compressed-tensors"),
-        (groups("group", num_bits=4, type="int"), "weights of 4 bits, type 'int'"),
+        ({"quant_method": "bitsandbytes"}, "gptq, awq, compressed-tensors, modelopt, fp8 and fbgemm_fp8 can be read"),
         ({**groups("tensor"), "kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme"),
         ({**DEEPSEEK, "weight_block_size": [128]}, "weight_block_size is [128]"),
     ],

@@ -13,27 +13,37 @@ from dataclasses import dataclass, replace
 
 from trtbuild.errors import PlanError
 from trtbuild.families.rules import Family, Rule, Source
-from trtbuild.layout import GROUP, Field, Job, Piece, RankJobs, Window
+from trtbuild.layout import GROUP, Field, Job, Piece, RankJobs, Split, Window
 from trtbuild.shard import rank_mapping, rules_of, shard
 from trtbuild.spec import ConvertOptions, ModelSpec
 
 LINEAR = re.compile(r"\.layers\.\d+\..*\b(qkv|dense|fc|gate|proj)\.weight$")
 """Weights that methods quantize: no router, shared_expert_gate, embedding, norm or lm_head."""
+NORM = re.compile(r"\.layers\.\d+\.(input_layernorm|post_layernorm)\.weight$")
+"""Norms whose output plugin SmoothQuant makes int8."""
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """What a layout needs to know of a quantization: fields of a linear, g, and whether attention has KV scales."""
+    """What a layout needs to know of a quantization: fields of a linear, g, and whether attention has KV scales.
+
+    `bias_once`: whether the bias of a row-parallel linear is on the first rank only, zeros elsewhere. `norm_scales`:
+    whether the norms before linears have a scale [1] of their own (plugin SmoothQuant).
+    """
 
     fields: tuple[Field, ...] = ()
     group_size: int = 128
     kv_scales: bool = False
+    bias_once: bool = False
+    norm_scales: bool = False
+    final: bool = False
+    """Whether shapes and dtypes are those of rank files; pieces of fields stored in a kernel's layout do not count."""
 
     @property
     def stored(self) -> Quantized:
         """The same with packed bytes as the elements: as rank files hold it."""
         fields = tuple(replace(field, rows=field.rows * field.packed, packed=1) for field in self.fields)
-        return replace(self, fields=fields)
+        return replace(self, fields=fields, final=True)
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,8 @@ def shard_fields(
         PlanError: groups or packed bytes that this layout would have to cut, all of them.
     """
     wholes = _wholes(family, spec)
-    ranks = shard(replace(family, rules=tuple(map(_logical, family.rules))), spec, options, dtype, {})
+    rules = tuple(_bias_once(rule) if quantized.bias_once else rule for rule in map(_logical, family.rules))
+    ranks = shard(replace(family, rules=rules), spec, options, dtype, {})
     problems: dict[str, None] = {}
     made = []
     for rank in ranks:
@@ -73,6 +84,8 @@ def shard_fields(
                 jobs += () if any(found) else _fields(job, whole, quantized)
             if quantized.kv_scales and job.name.endswith("attention.qkv.weight"):
                 jobs.append(_kv_scale(job))
+            if quantized.norm_scales and NORM.search(job.name):
+                jobs.append(_scalar(job, "weight", "scale_to_int"))
         made.append(replace(rank, jobs=tuple(jobs)))
     if problems:
         raise PlanError(tuple(problems))
@@ -85,6 +98,12 @@ def _logical(rule: Rule) -> Rule:
         source.rows[part] for source in rule.sources for part in source.order or tuple(range(len(source.rows)))
     )
     return replace(rule, sources=(Source(rule.target, parts, rule.sources[0].cols),), add=0.0)
+
+
+def _bias_once(rule: Rule) -> Rule:
+    """The rule of a row-parallel linear's bias, which its kernel adds before the sum over the ranks."""
+    row_bias = rule.split is Split.ROW and rule.sources[0].cols is None
+    return replace(rule, split=Split.FIRST_RANK) if row_bias else rule
 
 
 def _wholes(family: Family, spec: ModelSpec) -> dict[str, _Whole]:
@@ -114,6 +133,12 @@ def _misfit(job: Job, field: Field, group_size: int) -> str:
     edges = (job.shape[-1], *(edge for piece in job.pieces for edge in piece.cols or ()))
     if field.cols == GROUP and any(edge % group_size for edge in edges):
         return f"group size {group_size} does not divide the {job.shape[-1]} inputs of {name} on a rank"
+    multiples = (64 // field.kernel_bits, 64) if field.kernel_bits else (1, 1)
+    if any(size % multiple for size, multiple in zip(job.shape[-2:], multiples, strict=True)):
+        return (
+            f"the kernels' layout needs outputs in multiples of {multiples[0]}, inputs of {multiples[1]}; "
+            f"{name} has {list(job.shape[-2:])} on a rank"
+        )
     if field.rows > 1 and any(edge % field.rows for piece in job.pieces for window in piece.rows for edge in window):
         return f"{field.rows} outputs of {name} share a byte, and this layout cuts between them"
     return ""
@@ -121,7 +146,8 @@ def _misfit(job: Job, field: Field, group_size: int) -> str:
 
 def _fields(job: Job, whole: _Whole, quantized: Quantized) -> Iterator[Job]:
     """The fields in place of a weight's job."""
-    for field in quantized.fields:
+    module = job.name.split(".")[-2]
+    for field in (field for field in quantized.fields if not field.only or module in field.only):
         per_column = quantized.group_size if field.cols == GROUP else field.cols
         lead = job.shape[:-2]
         shape: tuple[int, ...]
@@ -137,13 +163,25 @@ def _fields(job: Job, whole: _Whole, quantized: Quantized) -> Iterator[Job]:
             if field.shared or not lead:
                 pieces, shape = [Piece("", ((0, 1),))], (1,)
         source = job.group.removesuffix("weight") + field.suffix
-        yield Job(
+        made = Job(
             name=job.name.removesuffix("weight") + field.suffix,
             dtype=field.dtype or job.dtype,
             shape=shape,
             pieces=tuple(replace(piece, source=source) for piece in pieces),
             group=source,
         )
+        yield _as_stored(made, field, job.dtype) if quantized.final else made
+
+
+def _as_stored(job: Job, field: Field, dtype: str) -> Job:
+    """The shape and dtype of a field in a rank file; packed bytes are the elements already."""
+    if field.kernel_bits:
+        *lead, out, width = job.shape
+        return replace(job, dtype=dtype, shape=(*lead, width, out * field.kernel_bits // 16))
+    if field.transposed:
+        *lead, out, width = job.shape
+        return replace(job, shape=(*lead, width, out))
+    return replace(job, shape=(1, *job.shape)) if field.lead else job
 
 
 def _by_rows(piece: Piece, rows: int, cols: int) -> Piece:
@@ -166,5 +204,10 @@ def _expert(piece: Piece, whole: _Whole, experts: bool) -> Window:
 
 def _kv_scale(job: Job) -> Job:
     """The scale of the KV cache of an attention, named by its qkv weight."""
-    name, group = (text.removesuffix("qkv.weight") + "kv_cache_scaling_factor" for text in (job.name, job.group))
+    return _scalar(job, "qkv.weight", "kv_cache_scaling_factor")
+
+
+def _scalar(job: Job, ending: str, instead: str) -> Job:
+    """A float32 scalar [1] beside a tensor, the same on every rank."""
+    name, group = (text.removesuffix(ending) + instead for text in (job.name, job.group))
     return Job(name, "F32", (1,), (Piece(group, ((0, 1),)),), group)

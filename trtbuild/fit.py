@@ -16,6 +16,13 @@ from trtbuild.shard import cut_axes, rank_mapping, rules_of, shares, window
 from trtbuild.spec import KV_CACHES, TARGETS, ConvertOptions, ModelSpec
 
 
+def quantized_of(options: ConvertOptions) -> Quantized:
+    """What the options' method and KV cache make of the layout."""
+    method = METHODS[options.quant]
+    kv_scales = options.kv_cache_algo is not None
+    return Quantized(method.fields, options.group_size, kv_scales, method.bias_once, method.norm_scales)
+
+
 def option_problems(options: ConvertOptions) -> list[str]:
     found = [
         f"{name} must be at least 1, not {size}"
@@ -174,9 +181,8 @@ def _field_problems(family: Family, spec: ModelSpec, options: ConvertOptions, dt
 
 
 def _misfits(family: Family, spec: ModelSpec, options: ConvertOptions, dtype: str) -> list[str]:
-    quantized = Quantized(METHODS[options.quant].fields, options.group_size)
     try:
-        shard_fields(family, spec, options, dtype, quantized.stored)
+        shard_fields(family, spec, options, dtype, quantized_of(options).stored)
     except PlanError as error:
         return list(error.problems)
     return []

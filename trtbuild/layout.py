@@ -97,10 +97,18 @@ class TensorInfo:
     start: int
     stop: int
     scale: Scale | None = None
+    parts: tuple[tuple[str, TensorInfo], ...] = ()
+    """For a linear of a quantized model, which no tensor holds whole: (suffix, tensor) of all that it is made of."""
 
     @property
     def nbytes(self) -> int:
         return self.stop - self.start
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Files that hold it, its scale and its parts."""
+        others = [info for _, info in self.parts] + ([self.scale.info] if self.scale else [])
+        return tuple(dict.fromkeys([self.file, *(info.file for info in others)]))
 
 
 @dataclass(frozen=True)
@@ -128,6 +136,9 @@ class Field:
     `suffix` takes the place of "weight" in the tensor's name; `dtype` is a safetensors code, or "" for the
     checkpoint's own dtype. `packed`: elements of that many consecutive outputs share one stored byte, the first of
     them in its lowest bits. `shared`: a scalar of which all experts have the same one: [1].
+    `transposed`: stored with its last two dims swapped. `kernel_bits`: a weight stored as the kernels of one SM read
+    it, with so many bits an element: [in, out * bits / 16], its bytes seen as the checkpoint's own dtype. `lead`: a
+    vector stored with a dim of 1 in front. `only`: the modules that have it, by the last part of their name.
     """
 
     suffix: str
@@ -136,6 +147,10 @@ class Field:
     cols: int = 1
     packed: int = 1
     shared: bool = False
+    transposed: bool = False
+    kernel_bits: int = 0
+    lead: bool = False
+    only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

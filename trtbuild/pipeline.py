@@ -54,14 +54,11 @@ def make_plan(
     Raises:
         HubError, CheckpointError, UnsupportedModel: where there is nothing to plan with.
     """
-    from trtbuild.checkpoint.config import read_specs
-    from trtbuild.checkpoint.quantized_source import KEY, with_scales
     from trtbuild.hub.snapshot import ModelHeaders, resolve_headers
-    from trtbuild.plan import plan_model
 
     source = resolve_headers(model, revision)
     if isinstance(source, ModelHeaders):
-        return plan_model(read_specs(source.config), options, with_scales(source.index, source.config.get(KEY)))
+        return _plan(source.config, source.quant_config, source.index, options)[0]
     return _plan_folder(source.path, options, allow_pickle=allow_pickle)[0]
 
 
@@ -94,6 +91,7 @@ def make_checkpoint(
     from trtbuild.checkpoint.origin import describe_source
     from trtbuild.checkpoint.team import joined
     from trtbuild.hub.snapshot import local_folder
+    from trtbuild.importers import without_auto
     from trtbuild.lint.read import parts_of
     from trtbuild.quantizing import prepared
 
@@ -101,7 +99,7 @@ def make_checkpoint(
         check_output(out, force=force)
         given = local_folder(model)
         if given is not None and parts_of(given):
-            return reshard_checkpoint(given, out, options, progress=progress, force=force)
+            return reshard_checkpoint(given, out, without_auto(options), progress=progress, force=force)
         source = resolve(model, revision, allow_pickle=allow_pickle)
         check_not_input(out, source.path)
         plan, index = _plan_folder(source.path, options, allow_pickle=allow_pickle)
@@ -127,6 +125,7 @@ def _write_checkpoint(
     progress: Progress,
 ) -> None:
     """Write everything that a plan says into `folder`, which is to become `out`, or what is missing of it there."""
+    from trtbuild.checkpoint.imported import import_checkpoint
     from trtbuild.checkpoint.journal import Journal
     from trtbuild.checkpoint.origin import fingerprint
     from trtbuild.checkpoint.pack import quantized_config
@@ -141,7 +140,11 @@ def _write_checkpoint(
     held = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     check_disk(out, folder, plan.checkpoint_bytes + plan.scratch_bytes - held)
     digests: dict[str, str] = {}
+    if plan.imported is not None:
+        digests, made_of["imported"] = import_checkpoint(plan, plan.imported, index, folder, mark, progress)
     for part, config in zip(plan.parts, configs, strict=True):
+        if plan.imported is not None:
+            break
         if quantizer is not None:
             digests |= quantize(part, quantizer, index, mark, folder, workers, progress)
             continue
@@ -153,7 +156,7 @@ def _write_checkpoint(
         kind="checkpoint",
         source=made_of,
         options={**asdict(plan.options), "dtype": plan.dtype},
-        versions=tool_versions("numpy", *(("torch",) if quantizer is not None else ())),
+        versions=tool_versions("numpy", *(("torch",) if quantizer is not None or plan.imported else ())),
         files=digests,
     )
 
@@ -231,6 +234,7 @@ def make_engine(
         ToolError: mpirun is missing, or a rank died.
     """
     from trtbuild.engine.cpu import build_engine, is_checkpoint, read_checkpoint_config, require_same_options
+    from trtbuild.importers import without_auto
 
     check_output(out, force=force)
     limits.require()
@@ -239,7 +243,7 @@ def make_engine(
     with staged_dir(out, force=force) as folder:
         if is_checkpoint(given):
             check_not_input(out, given)
-            require_same_options(read_checkpoint_config(given), options)
+            require_same_options(read_checkpoint_config(given), without_auto(options))
             checkpoint = given.resolve()
         else:
             checkpoint = folder / "checkpoint"
@@ -293,14 +297,32 @@ def require_engine(families: Iterable[Family], target: str = "cpu") -> None:
 def _plan_folder(
     folder: Path, options: ConvertOptions, *, allow_pickle: bool = False
 ) -> tuple[ModelPlan, dict[str, TensorInfo]]:
-    from trtbuild.checkpoint.config import load_config, read_specs
-    from trtbuild.checkpoint.quantized_source import KEY, with_scales
+    from trtbuild.checkpoint.config import load_config, load_quant_config
     from trtbuild.checkpoint.source import read_index
+
+    index = read_index(folder, allow_pickle=allow_pickle)
+    return _plan(load_config(folder), load_quant_config(folder), index, options)
+
+
+def _plan(
+    config: dict[str, Any], quant_config: dict[str, Any] | None, index: dict[str, TensorInfo], options: ConvertOptions
+) -> tuple[ModelPlan, dict[str, TensorInfo]]:
+    """The plan, and the index in which quantized linears are whole again; `quant_config`: hf_quant_config.json."""
+    from trtbuild.checkpoint.config import read_specs
+    from trtbuild.checkpoint.quantized_source import KEY, with_scales
+    from trtbuild.importers import recognise, settle
+    from trtbuild.importers.parts import with_parts
     from trtbuild.plan import plan_model
 
-    config = load_config(folder)
-    index = with_scales(read_index(folder, allow_pickle=allow_pickle), config.get(KEY))
-    return plan_model(read_specs(config), options, index), index
+    settled = settle(options, recognise(config, quant_config))
+    options, imported, problems = settled.options, settled.imported, list(settled.problems)
+    if imported is None:
+        index = with_scales(index, config.get(KEY))
+    else:
+        index, found = with_parts(index, imported)
+        problems += found
+        config = {key: value for key, value in config.items() if key != KEY}
+    return plan_model(read_specs(config), options, index, imported, problems, settled.warnings), index
 
 
 def _families_in(folder: Path) -> list[Family]:

@@ -11,20 +11,21 @@ from __future__ import annotations
 from collections.abc import Mapping as Dict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from math import prod
 
+from trtbuild.coverage import coverage
 from trtbuild.errors import PlanError
 from trtbuild.families.rules import Family
-from trtbuild.fields import Quantized, shard_fields
-from trtbuild.fit import layout_problems, option_problems, quant_problems
-from trtbuild.layout import BLOCK_BYTES, READABLE, SCALED, RankJobs, TensorInfo
+from trtbuild.fields import shard_fields
+from trtbuild.fit import layout_problems, option_problems, quant_problems, quantized_of
+from trtbuild.importers.fit import import_memory, import_problems
+from trtbuild.importers.form import Import
+from trtbuild.layout import BLOCK_BYTES, RankJobs, TensorInfo
 from trtbuild.quantize.method import Method
 from trtbuild.quantize.methods import METHODS
-from trtbuild.shard import shard, source_shape, sources_of
+from trtbuild.shard import shard
 from trtbuild.spec import ConvertOptions, ModelSpec, resolved_dtype
 
-_SHOWN = 8  # names listed before "and N more"
 _PROCESS_BYTES = 60_000_000  # anonymous memory of Python with numpy, measured
 _TORCH_BYTES = 300_000_000  # the same with torch and a tokenizer
 _COPIES = 6  # of one weight, in a method's arithmetic
@@ -49,8 +50,10 @@ class Plan:
     memory_bytes: int
     """Host memory of the conversion."""
     whole: RankJobs | None = None
-    """Where a method has fields, or the KV cache scales: all tensors of the whole model in its own dtype. They become a
-    logical checkpoint, of which `ranks` is cut; for the others `ranks` is cut of the source itself."""
+    """Where a method has fields, or the KV cache scales, and for an import: all tensors of the whole model in its own
+    dtype. They become a logical checkpoint, of which `ranks` is cut; for the others `ranks` is cut of the source."""
+    imported: Import | None = None
+    """How a quantized model is read."""
 
     @property
     def folder(self) -> str:
@@ -84,6 +87,7 @@ class ModelPlan:
     parameters: int
     source_bytes: int
     """Of tensors that are read; one that both halves hold counts once."""
+    imported: Import | None = None
 
     @property
     def options(self) -> ConvertOptions:
@@ -132,19 +136,37 @@ class ModelPlan:
 
 
 def plan_model(
-    specs: Sequence[tuple[Family, ModelSpec]], options: ConvertOptions, index: Dict[str, TensorInfo]
+    specs: Sequence[tuple[Family, ModelSpec]],
+    options: ConvertOptions,
+    index: Dict[str, TensorInfo],
+    imported: Import | None = None,
+    problems: Sequence[str] = (),
+    warnings: Sequence[str] = (),
 ) -> ModelPlan:
-    """The plans of all folders of a model; `index` holds the source tensors by name (headers only)."""
-    parts = tuple(make_plan(family, spec, options, index) for family, spec in specs)
+    """The plans of all folders of a model; `index` holds the source tensors by name (headers only).
+
+    `problems` and `warnings` of the source itself come first.
+    """
+    parts = tuple(make_plan(family, spec, options, index, imported) for family, spec in specs)
+    parts = tuple(
+        replace(part, problems=(*problems, *part.problems), warnings=(*warnings, *part.warnings)) for part in parts
+    )
     reads = frozenset[str]().union(*(part.reads for part in parts))
     return ModelPlan(
         parts=parts,
         parameters=sum(prod(index[name].shape) for name in reads),
         source_bytes=sum(_with_scale(index[name]) for name in reads),
+        imported=imported,
     )
 
 
-def make_plan(family: Family, spec: ModelSpec, options: ConvertOptions, index: Dict[str, TensorInfo]) -> Plan:
+def make_plan(
+    family: Family,
+    spec: ModelSpec,
+    options: ConvertOptions,
+    index: Dict[str, TensorInfo],
+    imported: Import | None = None,
+) -> Plan:
     """Decide everything about one checkpoint folder; `index` holds the source tensors by name (headers only)."""
     options = _as_the_class_has_it(family, options)
     problems = option_problems(options)
@@ -153,17 +175,19 @@ def make_plan(family: Family, spec: ModelSpec, options: ConvertOptions, index: D
         problems += layout_problems(family, spec, options)
     laid_out = not problems
     rough, warnings = quant_problems(family, spec, options, dtype) if laid_out else ([], [])
-    sources, missing = _coverage(family, spec, index)
+    sources, missing = coverage(family, spec, index)
+    if imported is not None:
+        unfit, said = import_problems(family, spec, options, dtype, imported, sources, index)
+        rough, warnings = rough + unfit, warnings + said
     problems += rough + missing
     complete = laid_out and not missing
     ranks = shard(family, spec, options, dtype, sources) if complete else ()
     method = METHODS.get(options.quant)
     whole, memory = None, _memory(ranks, index)
-    if ranks and method is not None and (method.fields or options.kv_cache_algo):
+    if ranks and method is not None and (method.fields or options.kv_cache_algo or imported):
         whole = shard(family, spec, ConvertOptions(dtype=dtype), dtype, sources)[0]
-        layout = Quantized(method.fields, options.group_size, kv_scales=options.kv_cache_algo is not None)
-        ranks = () if rough else shard_fields(family, spec, options, dtype, layout.stored)
-        memory = max(memory, _quantizing_memory(whole, method))
+        ranks = () if rough else shard_fields(family, spec, options, dtype, quantized_of(options).stored)
+        memory = max(memory, _quantizing_memory(whole, method)) if imported is None else import_memory(whole)
     return Plan(
         family=family,
         spec=spec,
@@ -174,12 +198,14 @@ def make_plan(family: Family, spec: ModelSpec, options: ConvertOptions, index: D
         warnings=tuple(warnings),
         reads=frozenset(sources.values()),
         memory_bytes=memory,
+        imported=imported,
         whole=whole,
     )
 
 
 def _with_scale(info: TensorInfo) -> int:
-    return info.nbytes + (info.scale.info.nbytes if info.scale else 0)
+    parts = sum(part.nbytes for _, part in info.parts)
+    return info.nbytes + parts + (info.scale.info.nbytes if info.scale else 0)
 
 
 def _require(problems: tuple[str, ...]) -> None:
@@ -216,50 +242,3 @@ def _quantizing_memory(whole: RankJobs, method: Method) -> int:
 def _as_the_class_has_it(family: Family, options: ConvertOptions) -> ConvertOptions:
     """Some model classes overrule the option: GemmaConfig shards its table whenever tp > 1 (checkpoint format 1.6)."""
     return replace(options, use_parallel_embedding=options.tp_size > 1) if family.parallel_embedding else options
-
-
-def _coverage(family: Family, spec: ModelSpec, index: Dict[str, TensorInfo]) -> tuple[dict[str, str], list[str]]:
-    """(planned source -> name actually read, problems): missing, misshapen, unreadable and unexpected tensors."""
-    names: dict[str, str] = {}
-    missing, wrong = [], []
-    for source, planned in sources_of(family, spec):
-        name = _found(family, planned, index)
-        if not name and source.fallback and spec.tied_embeddings:
-            name = _found(family, source.fallback, index)
-            planned_name = source.fallback
-        else:
-            planned_name = planned
-        if not name:
-            missing.append(planned_name)
-            continue
-        names[planned] = name
-        info, shape = index[name], source_shape(spec, source)
-        if info.shape != shape:
-            wrong.append(f"{name} has shape {list(info.shape)}, but the config says {list(shape)}")
-        elif info.dtype not in READABLE and info.scale is None:
-            lacks = " and no scale that fits it" if info.dtype in SCALED else ""
-            wrong.append(f"{name} has dtype {info.dtype}{lacks}; supported: {', '.join(READABLE)}")
-    used = set(names.values())
-    unexpected = [n for n in index if n not in used and not any(fnmatchcase(n, p) for p in family.ignored)]
-    for refuse in family.unusable:
-        unread = [name for name in unexpected if fnmatchcase(name, refuse.name)]
-        wrong += [f"{_some(unread)}: {refuse.why}"] if unread else []
-        unexpected = [name for name in unexpected if name not in unread]
-    found = [f"missing tensors: {_some(missing)}"] if missing else []
-    found += wrong[:_SHOWN] + (
-        [f"and {len(wrong) - _SHOWN} more tensors of wrong shape or dtype"] if wrong[_SHOWN:] else []
-    )
-    found += [f"unexpected tensors, which {family.name} has no place for: {_some(unexpected)}"] if unexpected else []
-    return names, found
-
-
-def _found(family: Family, name: str, index: Dict[str, TensorInfo]) -> str:
-    """The tensor of that name, or of the name with a prefix that some files have instead; empty where none is."""
-    others = (other + name.removeprefix(ours) for ours, other in family.prefixes if name.startswith(ours))
-    return next((candidate for candidate in (name, *others) if candidate in index), "")
-
-
-def _some(names: list[str]) -> str:
-    names = list(dict.fromkeys(names))
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

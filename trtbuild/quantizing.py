@@ -32,6 +32,10 @@ def prepared(
         PlanError: a calibration set is given, and nothing needs one.
     """
     options, method = plan.options, plan.method
+    if plan.imported is not None:
+        if calibration not in (None, CalibrationOptions()):
+            raise PlanError(["the model is quantized already and needs no calibration; leave --calib... out"])
+        return None, {}
     needed = plan.whole is not None and (method.needs_calibration or options.kv_cache_algo is not None)
     if not needed and calibration not in (None, CalibrationOptions()):
         raise PlanError([f"{method.name} without a quantized KV cache needs no calibration; leave --calib... out"])

@@ -14,6 +14,11 @@ TARGETS: dict[str, str] = {
     "tensorrt": "TensorRT-LLM 1.2 engines, built by trtllm-build on a GPU host",
 }
 
+AUTO = "auto"
+"""`quant` of a command: the method that a quantized model has already, or none."""
+SMS = (80, 86, 89, 90)
+"""Compute capabilities of GPUs that TensorRT-LLM 1.2 has int4 and int8 kernels for; all but 90 share one layout."""
+
 
 KV_CACHES: dict[str, str | None] = {"none": None, "int8": "INT8", "fp8": "FP8"}
 """Name on the command line -> kv_cache_quant_algo of config.json."""
@@ -113,7 +118,7 @@ class ConvertOptions:
 
     `moe_tp_size` x `moe_ep_size` = tp_size says how experts are shared; None leaves the other one to decide, and all
     of tp_size to cutting each expert where both are None. `group_size`: inputs that share a scale (group-wise methods).
-    `kv_cache`: one of `KV_CACHES`.
+    `kv_cache`: one of `KV_CACHES`. `sm`: the GPU whose kernels read weights that are stored in their layout (GPTQ).
     """
 
     tp_size: int = 1
@@ -128,6 +133,7 @@ class ConvertOptions:
     moe_ep_size: int | None = None
     group_size: int = 128
     kv_cache: str = "none"
+    sm: int = 80
 
     @property
     def kv_cache_algo(self) -> str | None:

@@ -48,6 +48,24 @@ def load_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def load_quant_config(folder: Path) -> dict[str, Any] | None:
+    """Parse `folder`/hf_quant_config.json of NVIDIA ModelOpt, or None where there is none.
+
+    Raises:
+        CheckpointError: the file is unreadable or no JSON object.
+    """
+    path = folder / "hf_quant_config.json"
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return config
+
+
 def read_spec(config: Dict[str, Any]) -> tuple[Family, ModelSpec]:
     """The family and the spec of a Hugging Face config of a decoder-only or encoder-only model.
 

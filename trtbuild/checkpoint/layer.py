@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 from trtbuild.checkpoint.blocks import blocks
 from trtbuild.checkpoint.reader import Reader
 from trtbuild.checkpoint.values import Values
-from trtbuild.layout import Job, RankJobs, TensorInfo
+from trtbuild.layout import DTYPES, Job, RankJobs, TensorInfo
 
 if TYPE_CHECKING:
     import torch
+
+_NAMES = {code: name for name, code in DTYPES.items()}
 
 
 def read_tensors(
     rank: RankJobs, index: Dict[str, TensorInfo], wanted: Callable[[Job], bool], scratch: Path | None = None
 ) -> dict[str, torch.Tensor]:
-    """The tensors of a float32 plan whose jobs are `wanted`, by name: the bytes that a conversion would write.
+    """The tensors of a plan whose jobs are `wanted`, by name: the bytes that a conversion would write.
 
     With `scratch` they lie in that file, which is made, and in memory only as far as the kernel sees fit.
 
@@ -33,7 +35,6 @@ def read_tensors(
     import torch
 
     jobs = tuple(job for job in rank.jobs if wanted(job))
-    assert all(job.dtype == "F32" for job in jobs), "calibration computes in float32"
     size = sum(job.nbytes for job in jobs)
     space = np.empty(size, np.uint8) if scratch is None or not size else _mapped(scratch, size)
     with Reader(index) as reader:
@@ -46,10 +47,11 @@ def read_tensors(
                 for copy in share.copies:
                     space[copy.start : copy.start + share.nbytes] = data
             del raw, room, data  # they may lie in the file's memory map, which is closed next
-    numbers, found, start = torch.from_numpy(space).view(torch.float32), {}, 0
+    found, start = {}, 0
     for job in jobs:
-        found[job.name] = numbers[start : start + job.elements].reshape(job.shape)
-        start += job.elements
+        number = torch.from_numpy(space[start : start + job.nbytes]).view(getattr(torch, _NAMES[job.dtype]))
+        found[job.name] = number.reshape(job.shape)
+        start += job.nbytes
     return found
 
 

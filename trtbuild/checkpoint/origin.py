@@ -58,7 +58,7 @@ def fingerprint(
     plan: ModelPlan, configs: list[dict[str, Any]], made_of: dict[str, Any], index: dict[str, TensorInfo]
 ) -> str:
     """SHA-256 over all that decides a checkpoint's bytes, so that only the same conversion is resumed."""
-    files = sorted({info.file for info in index.values()})
+    files = sorted({file for info in index.values() for file in info.files})
     times = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     ranks = [(part.ranks, part.whole) for part in plan.parts]
     parts = (__version__, ranks, plan.dtype, configs, made_of, times)

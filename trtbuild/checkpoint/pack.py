@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from trtbuild.families.rules import Family
     from trtbuild.quantize.method import Method
 
+SM_KEY = "trtbuild_sm"
+"""Key of config.json: the GPU (80, 86, 89 or 90) whose kernels read the weights as they lie."""
 _SHOWN = 8
 
 
@@ -46,7 +48,10 @@ def pack_checkpoint(
         PlanError: a layout that would cut groups or packed bytes.
         OSError: a file cannot be read or written.
     """
-    quantized = Quantized(method.fields, group_size, kv_scales=kv_cache_algo is not None)
+    kv_scales = kv_cache_algo is not None
+    quantized = Quantized(
+        method.fields, group_size, kv_scales=kv_scales, bias_once=method.bias_once, norm_scales=method.norm_scales
+    )
     dtype = resolved_dtype(spec, options)
     index = read_logical(logical)
     whole = shard_fields(family, spec, ConvertOptions(dtype=dtype), dtype, quantized)
@@ -60,7 +65,7 @@ def pack_checkpoint(
         nonlocal done
         for job, target in zip(rank.jobs, packed.jobs, strict=True):
             progress(done, total, job.group)
-            data = pack(cut_bytes(job, index), job, target).data
+            data = pack(cut_bytes(job, index), job, target, options.sm).data
             assert data.nbytes == target.nbytes, (target, data.nbytes)
             yield data
             done += target.nbytes
@@ -82,6 +87,9 @@ def quantized_config(
     config["quantization"] |= {**method.config, "kv_cache_quant_algo": kv_algo}
     if method.group_sizes:
         config["quantization"]["group_size"] = group_size
+    if any(field.kernel_bits for field in method.fields):
+        # Not TensorRT-LLM's: it takes any layout, and a wrong one gives garbage without an error.
+        config[SM_KEY] = options.sm
     return config
 
 
@@ -105,15 +113,38 @@ def cut_bytes(job: Job, index: Dict[str, TensorInfo]) -> Any:
     return made
 
 
-def pack(values: Any, job: Job, target: Job) -> Any:
+def pack(values: Any, job: Job, target: Job, sm: int = 80) -> Any:
     """Bytes of a cut tensor -> bytes as stored: where `target` has half the rows, two of them share each byte.
 
-    The even row is in the low nibble (checkpoint format 4.3: b = (q[2i] & 15) | (q[2i + 1] & 15) << 4).
+    The even row is in the low nibble (checkpoint format 4.3: b = (q[2i] & 15) | (q[2i + 1] & 15) << 4). A target of
+    another dtype is int4 or int8 weights in the layout of `sm`, one of another shape is the transpose.
     """
+    if job.dtype != target.dtype:
+        return _laid_out(values, 8 * target.nbytes // job.elements, sm)
     if job.nbytes == target.nbytes:
-        return values
+        swapped = len(job.shape) > 1 and job.shape != target.shape
+        return _transposed(values, DTYPE_BYTES[job.dtype]) if swapped else values
     assert (job.nbytes, job.dtype) == (2 * target.nbytes, "I8"), (job, target)
     return (values[0::2] & 15) | (values[1::2] << 4)
+
+
+def _laid_out(values: Any, bits: int, sm: int) -> Any:
+    """Bytes of int8 weights [out, in] -> their bytes in the mixed-gemm layout, [in, out * bits / 8]."""
+    import torch
+
+    from trtbuild.quantize.packing import preprocess_weights_for_mixed_gemm
+
+    weight = torch.from_numpy(values).view(torch.int8).T
+    # Pairs along the outputs, the even one in the low nibble.
+    paired = weight if bits == 8 else (weight[:, 0::2] & 15) | (weight[:, 1::2] << 4)
+    return preprocess_weights_for_mixed_gemm(paired.contiguous(), bits, 16, sm).numpy()
+
+
+def _transposed(values: Any, size: int) -> Any:
+    """Bytes [rows, columns * size] -> bytes [columns, rows * size]."""
+    import numpy as np
+
+    return np.ascontiguousarray(values.view(f"u{size}").T)
 
 
 def _matrix(piece: Piece, index: Dict[str, TensorInfo], width: int) -> Any:

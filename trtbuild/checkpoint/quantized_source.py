@@ -1,6 +1,7 @@
 """Already quantized Hugging Face models: which `quantization_config` can be read, and which tensor scales which. PURE.
 
-Only 8-bit floats with scales for a tensor, for its rows or for blocks of it: they are multiplied out again. Formats:
+Only 8-bit floats with scales for a tensor, for its rows or for blocks of it: they are multiplied out again. Integers,
+and floats that keep their bytes, are the business of `importers/`. Formats:
 - `fp8` (transformers' FineGrainedFP8Config; DeepSeek-V3, Qwen3-FP8): `weight_scale_inv` for each block of
   `weight_block_size`, or one for the tensor; despite its name it is multiplied with. AutoFP8 writes `weight_scale`.
 - `fbgemm_fp8` (Llama-3.1-405B-FP8): `weight_scale` [out, 1].
@@ -31,7 +32,7 @@ def unreadable(quantization: Any) -> str:
     if method == "compressed-tensors":
         return _unreadable_groups(quantization)
     if method not in ("fp8", "fbgemm_fp8"):
-        return "only fp8, fbgemm_fp8 and compressed-tensors with 8-bit floats can be read"
+        return "gptq, awq, compressed-tensors, modelopt, fp8 and fbgemm_fp8 can be read"
     if quantization.get("expert_dtype", "fp8") != "fp8":
         return f"expert_dtype is {quantization['expert_dtype']!r}"
     block = quantization.get("weight_block_size")

@@ -91,7 +91,10 @@ def read_header(path: Path) -> list[TensorInfo]:
 
 def describe_files(folder: Path, index: dict[str, TensorInfo]) -> dict[str, int]:
     """Sizes in bytes of the weight files that `index` was read from."""
-    return {name: (folder / name).stat().st_size for name in sorted({info.file.name for info in index.values()})}
+    return {
+        name: (folder / name).stat().st_size
+        for name in sorted({file.name for info in index.values() for file in info.files})
+    }
 
 
 def hub_digests(folder: Path, index: dict[str, TensorInfo]) -> dict[str, str]:

@@ -25,13 +25,15 @@ from trtbuild.cli.options import (
     PpOpt,
     QuantOpt,
     RevisionOpt,
+    SmOpt,
     TargetOpt,
     TpOpt,
     WorkersOpt,
     convert_options,
 )
 from trtbuild.cli.output import note, progress_bar
-from trtbuild.spec import CalibrationOptions, ConvertOptions
+from trtbuild.manifest import read_manifest
+from trtbuild.spec import AUTO, CalibrationOptions, ConvertOptions
 
 NAME = "checkpoint"
 PANEL = "Build"
@@ -43,7 +45,7 @@ def command(
     tp: TpOpt = 1,
     pp: PpOpt = 1,
     dtype: DtypeOpt = "auto",
-    quant: QuantOpt = "none",
+    quant: QuantOpt = AUTO,
     group_size: GroupSizeOpt = ConvertOptions.group_size,
     kv_cache: KvCacheOpt = ConvertOptions.kv_cache,
     calib: CalibOpt = CALIBRATION.text,
@@ -57,6 +59,7 @@ def command(
     embedding_sharing: EmbeddingSharingOpt = False,
     moe_tp: MoeTpOpt = None,
     moe_ep: MoeEpOpt = None,
+    sm: SmOpt = 80,
     revision: RevisionOpt = None,
     workers: WorkersOpt = 0,
     mpi: MpiOpt = False,
@@ -70,7 +73,7 @@ def command(
     from trtbuild import pipeline
 
     embedding = (parallel_embedding, embedding_dim, embedding_sharing)
-    options = convert_options(tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache)
+    options = convert_options(tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm)
     try:
         with progress_bar("checkpoint") as progress:
             made = pipeline.make_checkpoint(
@@ -88,5 +91,7 @@ def command(
     except KeyboardInterrupt:
         note("what was finished is kept beside the output; the same command goes on from there")
         raise
+    for text in (read_manifest(made).get("source") or {}).get("imported", {}).get("notes", []):
+        note(text)
     ranks = "1 rank" if options.world_size == 1 else f"{options.world_size} ranks"
     note(f"checkpoint of {ranks} in {made}")

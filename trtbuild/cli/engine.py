@@ -28,13 +28,14 @@ from trtbuild.cli.options import (
     PpOpt,
     QuantOpt,
     RevisionOpt,
+    SmOpt,
     TargetOpt,
     TpOpt,
     convert_options,
 )
 from trtbuild.cli.output import note, progress_bar
 from trtbuild.engine.options import BuildOptions
-from trtbuild.spec import CalibrationOptions, ConvertOptions
+from trtbuild.spec import AUTO, CalibrationOptions, ConvertOptions
 
 NAME = "engine"
 PANEL = "Build"
@@ -46,7 +47,7 @@ def command(
     tp: TpOpt = 1,
     pp: PpOpt = 1,
     dtype: DtypeOpt = "auto",
-    quant: QuantOpt = "none",
+    quant: QuantOpt = AUTO,
     group_size: GroupSizeOpt = ConvertOptions.group_size,
     kv_cache: KvCacheOpt = ConvertOptions.kv_cache,
     calib: CalibOpt = CALIBRATION.text,
@@ -69,6 +70,7 @@ def command(
     embedding_sharing: EmbeddingSharingOpt = False,
     moe_tp: MoeTpOpt = None,
     moe_ep: MoeEpOpt = None,
+    sm: SmOpt = 80,
     revision: RevisionOpt = None,
     allow_pickle: AllowPickleOpt = False,
     force: ForceOpt = False,
@@ -80,7 +82,7 @@ def command(
     from trtbuild import pipeline
 
     embedding = (parallel_embedding, embedding_dim, embedding_sharing)
-    options = convert_options(tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache)
+    options = convert_options(tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm)
     limits = BuildOptions(max_batch_size, max_seq_len, max_num_tokens)
     with progress_bar("engine") as progress:
         made = pipeline.make_engine(

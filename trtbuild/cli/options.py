@@ -9,7 +9,7 @@ import typer
 
 from trtbuild.layout import DTYPES
 from trtbuild.quantize.methods import METHODS
-from trtbuild.spec import KV_CACHES, TARGETS, CalibrationOptions, ConvertOptions
+from trtbuild.spec import AUTO, KV_CACHES, SMS, TARGETS, CalibrationOptions, ConvertOptions
 
 _LATER_TARGETS = {"llmapi": "it is planned, and not built yet"}
 
@@ -25,7 +25,12 @@ def _dtype(value: str) -> str:
 
 
 def _quant(value: str) -> str:
-    return _choice("quantization", value, list(METHODS))
+    return _choice("quantization", value, [AUTO, *METHODS])
+
+
+def _sm(value: int) -> int:
+    _choice("SM", str(value), [str(sm) for sm in SMS])
+    return value
 
 
 def _kv_cache(value: str) -> str:
@@ -65,8 +70,8 @@ QuantOpt = Annotated[
         "--quant",
         metavar="NAME",
         callback=_quant,
-        autocompletion=lambda: list(METHODS),
-        help=f"Quantization: {', '.join(METHODS)}.",
+        autocompletion=lambda: [AUTO, *METHODS],
+        help=f"Quantization: {', '.join(METHODS)}; auto: what a quantized model has already, else none.",
     ),
 ]
 GroupSizeOpt = Annotated[
@@ -137,6 +142,15 @@ MoeEpOpt = Annotated[
     int | None,
     typer.Option("--moe-ep", min=1, metavar="N", help="Ranks that share the experts; times moe-tp it is tp."),
 ]
+SmOpt = Annotated[
+    int,
+    typer.Option(
+        "--sm",
+        metavar="N",
+        callback=_sm,
+        help=f"GPU whose kernels read GPTQ weights: {', '.join(map(str, SMS))}; all but 90 are alike.",
+    ),
+]
 RevisionOpt = Annotated[
     str | None,
     typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a hub model.", show_default=False),
@@ -172,10 +186,11 @@ def convert_options(
     moe_ep: int | None = None,
     group_size: int = ConvertOptions.group_size,
     kv_cache: str = ConvertOptions.kv_cache,
+    sm: int = ConvertOptions.sm,
 ) -> ConvertOptions:
     """The options of one conversion, from a command's parameters."""
     embedding = (parallel_embedding, embedding_dim, embedding_sharing)
-    return ConvertOptions(tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache)
+    return ConvertOptions(tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm)
 
 
 CALIBRATION = CalibrationOptions()

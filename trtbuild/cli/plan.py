@@ -19,12 +19,13 @@ from trtbuild.cli.options import (
     PpOpt,
     QuantOpt,
     RevisionOpt,
+    SmOpt,
     TargetOpt,
     TpOpt,
     convert_options,
 )
 from trtbuild.cli.output import data, note, print_json
-from trtbuild.spec import ConvertOptions
+from trtbuild.spec import AUTO, ConvertOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,7 +43,7 @@ def command(
     tp: TpOpt = 1,
     pp: PpOpt = 1,
     dtype: DtypeOpt = "auto",
-    quant: QuantOpt = "none",
+    quant: QuantOpt = AUTO,
     group_size: GroupSizeOpt = ConvertOptions.group_size,
     kv_cache: KvCacheOpt = ConvertOptions.kv_cache,
     target: TargetOpt = "cpu",
@@ -51,6 +52,7 @@ def command(
     embedding_sharing: EmbeddingSharingOpt = False,
     moe_tp: MoeTpOpt = None,
     moe_ep: MoeEpOpt = None,
+    sm: SmOpt = 80,
     revision: RevisionOpt = None,
     allow_pickle: AllowPickleOpt = False,
     as_json: JsonOpt = False,
@@ -59,7 +61,7 @@ def command(
     from trtbuild import pipeline
 
     embedding = (parallel_embedding, embedding_dim, embedding_sharing)
-    options = convert_options(tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache)
+    options = convert_options(tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm)
     plan = pipeline.make_plan(model, options, revision, allow_pickle=allow_pickle)
     if as_json:
         print_json(document(model, plan))

@@ -19,6 +19,7 @@ from trtbuild.layout import TensorInfo
 
 PATTERNS = (
     "config.json",
+    "hf_quant_config.json",
     "generation_config.json",
     "*.safetensors",
     "*.safetensors.index.json",
@@ -30,6 +31,7 @@ PATTERNS = (
     "chat_template*",
 )
 """Files of a repository that are fetched: no pickles, no other frameworks."""
+QUANT_CONFIG = "hf_quant_config.json"
 _PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 _IGNORED = ("*/*", "consolidated*")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -53,6 +55,8 @@ class ModelHeaders:
     index: dict[str, TensorInfo]
     repo_id: str
     revision: str
+    quant_config: dict[str, Any] | None = None
+    """hf_quant_config.json of a model that NVIDIA ModelOpt quantized."""
 
 
 def resolve_model(model: str, revision: str | None = None, *, allow_pickle: bool = False) -> ModelSource:
@@ -103,13 +107,17 @@ def resolve_headers(model: str, revision: str | None = None) -> ModelSource | Mo
     with _translated(repo, wanted):
         commit = api.model_info(repo, revision=wanted).sha or wanted
         config = json.loads(Path(hf_hub_download(repo, "config.json", revision=commit)).read_text(encoding="utf-8"))
+        quant_config = None
+        if api.file_exists(repo, QUANT_CONFIG, revision=commit):
+            text = Path(hf_hub_download(repo, QUANT_CONFIG, revision=commit)).read_text(encoding="utf-8")
+            quant_config = json.loads(text)
         metadata = api.get_safetensors_metadata(repo, revision=commit)
     index = {
         name: TensorInfo(name, str(t.dtype), tuple(t.shape), Path(file), t.data_offsets[0], t.data_offsets[1])
         for file, header in metadata.files_metadata.items()
         for name, t in header.tensors.items()
     }
-    return ModelHeaders(config, index, repo, commit or "")
+    return ModelHeaders(config, index, repo, commit or "", quant_config)
 
 
 def local_folder(model: str) -> Path | None:

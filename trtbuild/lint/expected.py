@@ -98,9 +98,15 @@ def expected_of(rank: RankJobs, num_layers: int, quant: Quant, stored: Dict[str,
     ends = {f"transformer.layers.{layer}." for layer in (0, num_layers - 1)}
     for job in rank.jobs:
         form = quantized(job, quant, any(job.group.startswith(end) for end in ends), stored.get(job.name, ""))
-        found += [plain(job)] if form is None else form
+        found += [_bias(job) if quant.algo.endswith("GPTQ") else plain(job)] if form is None else form
     found += attention_extras(rank.jobs, quant, set(stored))
     return {item.name: item for item in found}
+
+
+def _bias(job: Job) -> Expected:
+    """Plain, but for a row-parallel linear's bias: its ranks' sum is the bias, in whatever shares (format 4.5)."""
+    row_bias = job.name.endswith(("dense.bias", "proj.bias"))
+    return replace(plain(job), job=None) if row_bias else plain(job)
 
 
 def plain(job: Job) -> Expected:

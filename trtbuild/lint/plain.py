@@ -107,7 +107,11 @@ def read_plain(folder: Path) -> PlainCheckpoint:
 
 def _quantized(quant: Quant) -> Quantized | None:
     """The stored fields of a quantization that trtbuild has a method for; None for plain weights and other forms."""
-    methods = [method for method in METHODS.values() if method.quant_algo == quant.algo and method.fields]
+    methods = [
+        method
+        for method in METHODS.values()
+        if method.quant_algo == quant.algo and method.fields and not method.imported
+    ]
     if not methods and not (quant.kv_algo and quant.algo in ("", "W8A16", "W4A16")):
         return None
     fields = methods[0].fields if methods else ()

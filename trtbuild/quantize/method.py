@@ -25,7 +25,9 @@ class Method:
     `dtypes`: model dtypes that its kernels take there. `fields`: what the checkpoint holds for a quantized linear in
     logical form; empty where the checkpoint keeps plain weights (the engine build quantizes them, or nobody does).
     `config`: what the method sets in the checkpoint's `quantization` beside quant_algo. `experts`: whether
-    TensorRT-LLM has the method for mixture-of-experts layers.
+    TensorRT-LLM has the method for mixture-of-experts layers. `imported`: trtbuild only reads it from quantized models.
+    `bias_once`: whether the bias of a row-parallel linear is on the first rank only. `norm_scales`: whether the norms
+    before linears have a scale.
     """
 
     name: str
@@ -40,6 +42,9 @@ class Method:
     group_sizes: tuple[int, ...] = ()
     config: Dict[str, Any] = field(default_factory=dict)
     experts: bool = True
+    imported: bool = False
+    bias_once: bool = False
+    norm_scales: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,294 @@
+"""Executes an import: a quantized model's linears become logical fields, layer by layer; all else is converted.
+
+Sources are read once. Rows of fused linears (q, k, v; gate and up) are stacked, and what cannot be stacked is made
+common: the largest fp8 scale of a tensor (weights under a smaller one are rounded again), the largest activation scale.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from collections.abc import Mapping as Dict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtbuild.checkpoint.layer import read_tensors
+from trtbuild.checkpoint.logical import LogicalWriter
+from trtbuild.checkpoint.pack import pack_checkpoint
+from trtbuild.errors import CheckpointError
+from trtbuild.fields import LINEAR, NORM
+from trtbuild.importers.fit import part_of
+from trtbuild.importers.form import Import
+from trtbuild.importers.gptq import in_order
+from trtbuild.importers.parts import KV
+from trtbuild.importers.values import cast_checked, dequantized, fp8_scale, require_sound, rescaled
+from trtbuild.layout import DTYPES, Field, Job, Piece, RankJobs, TensorInfo
+from trtbuild.progress import Progress, silent
+from trtbuild.quantize.method import Fields, Method
+from trtbuild.quantize.methods import METHODS
+
+if TYPE_CHECKING:
+    import torch
+
+    from trtbuild.plan import ModelPlan
+
+_NAMES = {code: name for name, code in DTYPES.items()}
+_DTYPES = {
+    **_NAMES,
+    "I8": "int8",
+    "U8": "uint8",
+    "I32": "int32",
+    "I64": "int64",
+    "F64": "float64",
+    "F8_E4M3": "float8_e4m3fn",
+}
+_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Importing:
+    """An import of one model: the plan's one-rank `whole`, its sources by name, and the method they become."""
+
+    whole: RankJobs
+    index: Dict[str, TensorInfo]
+    imported: Import
+    method: Method
+    group_size: int
+
+    def is_fields(self, job: Job) -> bool:
+        """Whether a tensor becomes fields of the method, and stays quantized."""
+        return bool(self.method.fields) and LINEAR.search(job.name) is not None
+
+    def is_read(self, job: Job) -> bool:
+        """Whether a tensor is made from quantized sources, and so not by the converter."""
+        return any(piece.source and self.index[piece.source].parts for piece in job.pieces)
+
+
+def import_checkpoint(
+    plan: ModelPlan,
+    imported: Import,
+    index: Dict[str, TensorInfo],
+    folder: Path,
+    fingerprint: str,
+    progress: Progress = silent,
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Write rank files and config.json of a quantized model into `folder`: (SHA-256 by file, what the manifest says).
+
+    Raises:
+        CheckpointError, OSError: as `write_logical` and `pack_checkpoint`.
+    """
+    digests, notes = dict[str, str](), list(plan.warnings)
+    for part in plan.parts:
+        options, method, place = part.options, METHODS[part.options.quant], folder / part.folder
+        assert part.whole is not None, "a plan without problems"
+        logical = place / ".logical"
+        work = Importing(part.whole, index, imported, method, options.group_size)
+        notes += write_logical(work, logical, fingerprint, progress)
+        made = pack_checkpoint(
+            logical,
+            part.family,
+            part.spec,
+            options,
+            method,
+            place,
+            group_size=options.group_size,
+            kv_cache_algo=options.kv_cache_algo,
+            progress=progress,
+        )
+        shutil.rmtree(logical)
+        digests |= {(place / name).relative_to(folder).as_posix(): digest for name, digest in made.items()}
+    said = {"format": imported.format, "quantization_config": dict(imported.config), "notes": notes}
+    return digests, said
+
+
+def write_logical(work: Importing, folder: Path, fingerprint: str, progress: Progress = silent) -> list[str]:
+    """Make the logical checkpoint `folder`; what an interrupted run finished is kept. Returns notes for people.
+
+    Raises:
+        CheckpointError: numbers that cannot be (NaN, scales of 0), groups in another order, files that cannot be read.
+        OSError: the file system refuses.
+    """
+    _require_order(work)
+    parts: dict[str, list[Job]] = {}
+    for job in work.whole.jobs:
+        parts.setdefault(part_of(job.group), []).append(job)
+    total, done = sum(job.nbytes for job in work.whole.jobs), 0
+    writer = LogicalWriter(folder, fingerprint)
+    again: list[str] = []
+    for part, jobs in parts.items():
+        progress(done, total, part)
+        if not writer.has(part):
+            writer.write(part, _part(work, jobs, again))
+        done += sum(job.nbytes for job in jobs)
+    writer.close()
+    progress(total, total, "")
+    return [f"fp8 weights were rounded again under a larger scale: {_some(again)}"] if again else []
+
+
+def _part(work: Importing, jobs: list[Job], again: list[str]) -> dict[str, torch.Tensor]:
+    import torch
+
+    names = {job.name for job in jobs if not work.is_read(job)}
+    made = dict(read_tensors(work.whole, work.index, lambda job: job.name in names))
+    scales = _shared_scales(work, jobs)
+    for job in jobs:
+        if work.method.norm_scales and NORM.search(job.name):
+            made[f"{job.name.removesuffix('weight')}scale_to_int"] = torch.ones(1)
+        if job.name in names:
+            continue
+        if not work.is_fields(job):
+            made[job.name] = _multiplied_out(work, job)
+            continue
+        module = job.name.removesuffix(".weight")
+        for suffix, tensor in _fields(work, job, scales.get(_fuse_group(module)), again).items():
+            made[f"{module}.{suffix}"] = tensor
+        if work.imported.kv_cache and module.endswith("attention.qkv"):
+            made[f"{module.removesuffix('qkv')}kv_cache_scaling_factor"] = _kv_scale(work, job)
+    return made
+
+
+def _fuse_group(module: str) -> str:
+    """fc and gate read the same input, and the engine build makes them one."""
+    return module.removesuffix("gate") + "fc" if module.endswith(".gate") else module
+
+
+def _shared_scales(work: Importing, jobs: list[Job]) -> dict[str, torch.Tensor]:
+    """Fuse group -> the largest fp8 scale of its weights, [E or 1]; empty for methods without one a tensor."""
+    import torch
+
+    if not any(field.suffix == "weights_scaling_factor" and not field.rows for field in work.method.fields):
+        return {}
+    found: dict[str, torch.Tensor] = {}
+    for job in (job for job in jobs if work.is_fields(job)):
+        group = _fuse_group(job.name.removesuffix(".weight"))
+        for e, pieces in enumerate(_experts(job)):
+            for piece in pieces:
+                scale = fp8_scale(piece.source, dict(_tensors(work.index[piece.source], "weight_scale")))
+                held = found.setdefault(group, torch.zeros((len(job.shape[:-2]) and job.shape[0]) or 1))
+                held[e] = held[e].maximum(scale)
+    return found
+
+
+def _fields(work: Importing, job: Job, shared: torch.Tensor | None, again: list[str]) -> Fields:
+    """The fields of one linear, or of all its experts: parts stacked, experts stacked again."""
+    import torch
+
+    made: list[Fields] = []
+    for e, pieces in enumerate(_experts(job)):
+        parts = []
+        for piece in pieces:
+            fields = _read(work, piece)
+            if shared is not None:
+                again += [piece.source] if rescaled(fields, shared[e]) else []
+            parts.append((piece, fields))
+        module = job.name.split(".")[-2]
+        own = [field for field in work.method.fields if not field.only or module in field.only]
+        made.append({field.suffix: _merged(work, job, field, parts) for field in own})
+    if len(job.shape) == 2:
+        return made[0]
+    fields = {name: torch.stack([one[name] for one in made]) for name in made[0]}
+    for field in work.method.fields:
+        if field.shared:
+            fields[field.suffix] = fields[field.suffix].amax(dim=0)
+    return fields
+
+
+def _merged(work: Importing, job: Job, field: Field, parts: list[tuple[Piece, Fields]]) -> torch.Tensor:
+    """One field of a linear whose outputs lie in `parts`."""
+    import torch
+
+    values = [fields[field.suffix] for _, fields in parts]
+    if field.rows:
+        rows = [value[start:stop] for (piece, _), value in zip(parts, values, strict=True)
+                for start, stop in piece.rows]  # fmt: skip
+        found = torch.cat(rows)
+    elif field.cols:
+        if any(not torch.equal(value, values[0]) for value in values[1:]):
+            names = ", ".join(piece.source.removesuffix(".weight") for piece, _ in parts)
+            hint = "Export the model again with its q, k and v calibrated together, or take --quant none."
+            raise CheckpointError(f"{names} scale their common input differently ({field.suffix})", hint=hint)
+        found = values[0]
+    else:
+        found = torch.stack([value.reshape(1) for value in values]).amax(dim=0)
+    wanted = field.dtype or job.dtype
+    if wanted in _NAMES:
+        found = cast_checked(found, getattr(torch, _NAMES[wanted]), f"{parts[0][0].source} ({field.suffix})")
+    return found.contiguous()
+
+
+def _multiplied_out(work: Importing, job: Job) -> torch.Tensor:
+    """The plain weight of a linear in the job's dtype."""
+    import torch
+
+    rows = []
+    for piece in job.pieces:
+        weight = dequantized(work.imported.read(dict(_tensors(work.index[piece.source]))))
+        target = getattr(torch, _NAMES[job.dtype])
+        weight = cast_checked(weight, target, piece.source)
+        rows += [weight[start:stop] for start, stop in piece.rows]
+    return torch.cat(rows).reshape(job.shape)
+
+
+def _read(work: Importing, piece: Piece) -> Fields:
+    info = work.index[piece.source]
+    fields = work.imported.read(dict(_tensors(info)))
+    require_sound(info.name, fields, work.method)
+    return fields
+
+
+def _kv_scale(work: Importing, job: Job) -> torch.Tensor:
+    """kv_cache_scaling_factor [1]: TensorRT-LLM has one for k and v, the larger."""
+    import torch
+
+    info = work.index[job.pieces[0].source]
+    found = torch.stack([tensor.float().reshape(-1).amax().reshape(1) for _, tensor in _tensors(info, *KV)]).amax(dim=0)
+    if not bool(torch.isfinite(found).all()) or float(found) <= 0:
+        raise CheckpointError(f"the KV cache scale of {info.name.rpartition('.')[0]} is {float(found):g}")
+    return found
+
+
+def _experts(job: Job) -> list[tuple[Piece, ...]]:
+    """Pieces of each expert; of the one linear where there are none."""
+    if len(job.shape) == 2:
+        return [job.pieces]
+    each = len(job.pieces) // job.shape[0]
+    return [job.pieces[i : i + each] for i in range(0, len(job.pieces), each)]
+
+
+def _require_order(work: Importing) -> None:
+    """Raise CheckpointError where groups do not lie in order (act-order): no kernel of TensorRT-LLM takes that."""
+    if not work.method.fields:
+        return
+    found = []
+    for name in dict.fromkeys(piece.source for job in work.whole.jobs for piece in job.pieces if piece.source):
+        info = work.index[name]
+        order = [tensor for _, tensor in _tensors(info, "g_idx", "weight_g_idx")]
+        if order and int(order[0].min()) >= 0 and not in_order(order[0], -(-info.shape[1] // work.group_size)):
+            found.append(name.removesuffix(".weight"))
+    if found:
+        raise CheckpointError(
+            f"the groups of {_some(found)} do not hold neighbouring inputs (act-order, g_idx), which TensorRT-LLM "
+            "cannot read",
+            hint="Take a model that was quantized with desc_act false, or --quant none to multiply this one out.",
+        )
+
+
+def _tensors(info: TensorInfo, *only: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """(suffix, tensor) of a quantized linear's parts, memory-mapped; of those in `only` if it is given."""
+    import numpy as np
+    import torch
+
+    for suffix, part in info.parts:
+        if only and suffix not in only:
+            continue
+        try:
+            raw = np.memmap(part.file, np.uint8, "c", part.start, (part.nbytes,))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{part.file} cannot be read: {error}") from error
+        yield suffix, torch.from_numpy(raw).view(getattr(torch, _DTYPES[part.dtype])).reshape(part.shape)
+
+
+def _some(names: list[str]) -> str:
+    names = list(dict.fromkeys(names))
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if names[_SHOWN:] else "")

@@ -1,0 +1,93 @@
+"""Whether a quantized model fits the method that it is to become: whole layers, KV scales, float ranges. PURE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as Dict
+
+from trtbuild.coverage import some
+from trtbuild.families.rules import Family
+from trtbuild.fields import LINEAR, NORM
+from trtbuild.importers.form import Import
+from trtbuild.importers.parts import KV
+from trtbuild.layout import RankJobs, TensorInfo
+from trtbuild.quantize.methods import METHODS
+from trtbuild.shard import shard
+from trtbuild.spec import ConvertOptions, ModelSpec
+
+_PROCESS_BYTES = 300_000_000  # anonymous memory of Python with torch, measured
+_ELEMENT_BYTES = 12  # of a weight while it is unpacked and merged
+
+
+def import_problems(
+    family: Family,
+    spec: ModelSpec,
+    options: ConvertOptions,
+    dtype: str,
+    imported: Import,
+    names: Dict[str, str],
+    index: Dict[str, TensorInfo],
+) -> tuple[list[str], list[str]]:
+    """(problems, warnings); `names`: planned source -> the tensor read for it, absent ones left out."""
+    method = METHODS[options.quant]
+    problems, warnings = list[str](), list[str]()
+    floats, others, scales = list[str](), list[str](), list[str]()
+    jobs = shard(family, spec, ConvertOptions(dtype=dtype), dtype, names)[0].jobs
+    for job in jobs:
+        for piece in job.pieces:
+            info = index.get(piece.source)
+            if info is None:
+                continue
+            if LINEAR.search(job.name):
+                floats += [] if info.parts else [piece.source]
+                lacks = [kv for kv in KV if kv not in dict(info.parts)]
+                attention = piece.source.rpartition(".")[0].rpartition(".")[0]
+                if imported.kv_cache and method.fields and "attention.qkv" in job.name and lacks:
+                    scales += [f"{attention}.{kv}" for kv in lacks]
+            elif info.parts:
+                others.append(piece.source)
+    if method.fields and floats:
+        problems.append(
+            f"the model leaves these linears unquantized, and {method.quant_algo} is for all of them: {some(floats)}; "
+            "--quant none multiplies the others out"
+        )
+    if method.norm_scales:
+        norms = {
+            job.name for job in jobs if ".layers." in job.name and "norm" in job.name and not NORM.search(job.name)
+        }
+        odd = sorted(name.split(".", 3)[-1] for name in norms if not name.endswith(".bias"))
+        problems += (
+            [f"{method.quant_algo} has no form of {some(odd)}; --quant none multiplies the weights out"] if odd else []
+        )
+    if scales:
+        problems.append(f"missing scales of the {imported.kv_cache} KV cache: {some(scales)}")
+    if others:
+        warnings.append(f"TensorRT-LLM leaves these unquantized by default, so they are multiplied out: {some(others)}")
+    if dtype == "bfloat16" and any(not field.dtype and field.rows for field in method.fields):
+        halves = [info.name for whole in index.values() for _, info in whole.parts if info.dtype == "F16"]
+        text = f"scales are float16, and bfloat16 rounds them ({some(halves[:1])}); --dtype float16 keeps them"
+        warnings += [text] if halves else []
+    if method.name == "fp8":
+        warnings.append(
+            "fp8 weights of q, k and v, and of gate and up, get the largest of their scales, as TensorRT-LLM needs it; "
+            "weights that had a smaller one are rounded again"
+        )
+    if any(field.kernel_bits for field in method.fields):
+        warnings.append(
+            f"{method.quant_algo} weights are laid out for the kernels of SM {options.sm} (80, 86 and 89 have the "
+            "same, 90 its own): --sm says which; on a GPU of the other layout the engine gives garbage without an error"
+        )
+    return problems, warnings
+
+
+def import_memory(whole: RankJobs) -> int:
+    """Peak bytes of the host: one layer's tensors, and the largest linear while it is read."""
+    layers: dict[str, int] = {}
+    for job in whole.jobs:
+        part = part_of(job.group)
+        layers[part] = layers.get(part, 0) + job.nbytes
+    return _PROCESS_BYTES + max(layers.values()) + _ELEMENT_BYTES * max(job.elements for job in whole.jobs)
+
+
+def part_of(group: str) -> str:
+    """The part of a logical checkpoint in which a tensor lies: its layer, or `rest`."""
+    return f"layer{group.split('.')[2]}" if ".layers." in group else "rest"
