@@ -109,7 +109,6 @@ INLINE void int4_rows(const part_t *p, int n_count, int steps) {
 
 INLINE void int4_steps(const part_t *p, int steps) {
     if (p->n_count == GEMV_N) int4_rows(p, GEMV_N, steps);
-    else if (p->n_count == TILE_N) int4_rows(p, TILE_N, steps);
     else int4_rows(p, 1, steps);
 }
 

@@ -104,6 +104,7 @@ INLINE vw load_weight(const char *row, int type, int k) {
 #define KEEP(x) (void)(x)
 #endif
 #define TILE_N 3
+#define GROUPED_M 4 /* tokens of a tile of groups, which holds two sums an output */
 #define GEMV_N 8   /* rows at a time when there is one token: enough sums to hide the latency of FMA */
 #define M_BLOCK 64 /* tokens that stay in the second-level cache while the weights pass by */
 
@@ -169,6 +170,7 @@ INLINE void tile(const part_t *p, int type, int fetch, int grouped, int m_count,
             }
         }
         if (grouped)
+#pragma GCC unroll 24
             for (int s = 0; s < m_count * n_count; s++) {
                 total[s] = fma_wide(wide(p->scale[s % n_count * p->lds + group]), sum[s], total[s]);
                 sum[s] = (vw){0};
@@ -186,7 +188,10 @@ INLINE void tile(const part_t *p, int type, int fetch, int grouped, int m_count,
         }
 }
 
-#define TILES_OF(M) case M: if (p->n_count == TILE_N) tile(p, type, fetch, grouped, M, TILE_N); else tile(p, type, fetch, grouped, M, 1); return;
+#define TILES_OF(M) case M: \
+    if (grouped && M > GROUPED_M) return; \
+    if (p->n_count == TILE_N) tile(p, type, fetch, grouped, M, TILE_N); else tile(p, type, fetch, grouped, M, 1); \
+    return;
 
 /* The tile of p's size: one or three rows against up to TILE_M tokens, or GEMV_N rows against one. */
 INLINE void any_tile(const part_t *p, int type, int fetch, int grouped) {
@@ -210,7 +215,10 @@ static void tile_int8(const part_t *p) { any_tile(p, INT8, 1, 0); }
 static void tile_int4(const part_t *p) { any_int4(p, 0); }
 static void tile_fp8(const part_t *p) { any_tile(p, FP8, 1, 0); }
 static void tile_cached(const part_t *p) { any_tile(p, F32, 0, 0); }
-static void tile_int8_grouped(const part_t *p) { any_tile(p, INT8, 1, 1); }
+static void tile_int8_grouped(const part_t *p) { /* one token */
+    if (p->n_count == GEMV_N) tile(p, INT8, 1, 1, 1, GEMV_N);
+    else tile(p, INT8, 1, 1, 1, 1);
+}
 static void tile_int4_grouped(const part_t *p) { any_int4(p, 1); }
 static void tile_cached_grouped(const part_t *p) { any_tile(p, F32, 0, 1); }
 static void (*const tile_of[])(const part_t *) = {tile_f32, tile_bf16, tile_f16, tile_int8, tile_int4, tile_fp8,
@@ -238,11 +246,13 @@ static void expand(const part_t *p, int type, float *out) {
     }
 }
 
-/* More tokens than one tile takes. From three tiles on, the weights become float32 once for all of them; int4 does from
- * two tokens on. */
+/* Whether the numbers of a type take so much unpacking that they become float32 for two tokens already. */
+INLINE int packed(int type) { return type == INT4 || type == INT4_GROUPED || type == INT8_GROUPED; }
+
+/* More tokens than one tile takes. From three tiles on, the weights become float32 once for all of them. */
 static void many_tiles(part_t p, int type, float *expanded) {
-    int left = p.m_count, tiles = (left + TILE_M - 1) / TILE_M;
-    if (type != F32 && (tiles > 2 || type == INT4 || type == INT4_GROUPED)) {
+    int at_once = p.group ? GROUPED_M : TILE_M, left = p.m_count, tiles = (left + at_once - 1) / at_once;
+    if (type != F32 && (tiles > 2 || packed(type))) {
         expand(&p, type, expanded);
         p.w = (const char *)expanded;
         p.ldw = p.k * (int64_t)sizeof(float);
@@ -282,12 +292,12 @@ static void linear(const op_t *op, const batch_t *b, int tokens, int thread) {
     share(op->n, 24, thread, b->num_threads, &from, &to);
     int step = tokens == 1 ? GEMV_N : TILE_N, summed = op->wtype == INT4 || op->zero;
     int type = !op->group ? op->wtype : op->wtype == INT4 ? INT4_GROUPED : INT8_GROUPED;
-    int at_once = op->wtype == INT4 ? 1 : TILE_M;
+    int at_once = packed(type) ? 1 : TILE_M, rest = packed(type) && tokens == 1 ? 1 : TILE_N;
     for (int m = 0; m < tokens; m += M_BLOCK) {
         int m_count = tokens - m < M_BLOCK ? tokens - m : M_BLOCK;
         if (summed) sum_groups(x + m * ldx, ldx, m_count, op->k, op->group ? op->group : op->k, sums, lds);
         for (int64_t n = from; n < to;) {
-            int n_count = to - n >= step ? step : to - n >= TILE_N ? TILE_N : 1;
+            int n_count = to - n >= step ? step : to - n >= rest ? rest : 1;
             part_t p = {
                 .x = x + m * ldx, .w = (const char *)op->weight + n * ldw, .out = out + m * ldo + n,
                 .scale = op->scale ? op->scale + n * lds : 0, .zero = op->zero ? op->zero + n * lds : 0,
