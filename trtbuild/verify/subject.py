@@ -70,6 +70,8 @@ def open_subject(folder: Path) -> Subject:
     if options is None or family is None:
         raise VerifyError([f"{folder} is of the architecture {config.get('architecture')}, which trtbuild has not"])
     options = replace(options_of(family, options, "float32"), target="cpu")
+    if not _value(config, "moe")["num_experts"]:
+        options = replace(options, moe_tp_size=None, moe_ep_size=None)  # of a dense model they say nothing
     return Subject(folder, kind, config, options)
 
 
