@@ -52,17 +52,33 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serve": BASE,
     "client": BASE,
     "quantizing": BASE | {"plan", "fields", "quantize", "calibrate", "hub", "checkpoint"},
+    # It compares what stages made, so it reads as they do, and runs an engine as the runtime does.
+    "verify": BASE | {"plan", "families", "lint", "checkpoint", "engine", "runtime", "text"},
     "pipeline": BASE
-    | {"plan", "families", "quantizing", "hub", "checkpoint", "engine", "repo", "lint", "reshard", "importers"},
-    "cli": BASE | {"pipeline", "plan", "lint", "families", "quantize", "engine", "repo", "serve", "client", "text"},
+    | {
+        "plan",
+        "families",
+        "quantizing",
+        "hub",
+        "checkpoint",
+        "engine",
+        "repo",
+        "lint",
+        "reshard",
+        "importers",
+        "verify",
+    },
+    "cli": BASE
+    | {"pipeline", "plan", "lint", "families", "quantize", "engine", "repo", "serve", "client", "text", "verify"},
 }
 # third-party packages that only some folders may import
 ONLY_IN = {
     "huggingface_hub": {"hub"},
     "transformers": {"text"},
-    "mpi4py": {"runtime", "engine", "checkpoint"},
+    "mpi4py": {"runtime", "engine", "checkpoint", "verify"},
     "tritonclient": {"client", "repo", "serve"},
-    "jinja2": {"repo", "text"},
+    "jinja2": {"repo", "text", "verify"},
+    "matplotlib": {"verify"},
     "typer": {"cli"},
     "rich": {"cli"},
 }
@@ -75,6 +91,7 @@ HEAVY_MODULES = {
     "engine/kernels.py",
     "engine/quantized.py",
     "quantize/packing.py",
+    *(f"verify/{n}.py" for n in ("measure", "dequantize", "diagnose", "reference", "run", "trace_rank", "weights")),
 }
 PURE = [
     "mapping",
@@ -106,6 +123,8 @@ PURE = [
     "runtime/features",
     "runtime/forms",
     "runtime/linears",
+    "verify/gates",
+    "verify/report",
 ]
 EFFECTS = {"os", "subprocess", "socket", "shutil", "tempfile", "time", "urllib", "threading", "random"}
 SOURCES = sorted(PACKAGE.rglob("*.py")) + sorted((ROOT / "model_repo_templates").rglob("*.py"))

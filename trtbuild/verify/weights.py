@@ -1,0 +1,130 @@
+"""Every weight of an engine against the slice of the model that its rank should hold, one at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from collections.abc import Mapping as Dict
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trtbuild.checkpoint.layer import read_tensors
+from trtbuild.errors import EngineError
+from trtbuild.layout import RankJobs, TensorInfo
+from trtbuild.mapping import Mapping
+from trtbuild.progress import Progress
+from trtbuild.runtime.ops import Weight
+from trtbuild.runtime.program import Program, build_program
+from trtbuild.verify.dequantize import best, dequantized, names
+from trtbuild.verify.diagnose import cause
+from trtbuild.verify.measure import snr_db
+from trtbuild.verify.report import WeightSnr
+
+if TYPE_CHECKING:
+    from safetensors import safe_open as Source
+
+_LAYER = re.compile(r"transformer\.layers\.(\d+)\.(.+)")
+SUSPICIOUS_DB = 3.0
+"""Below its form, from which on the reason is looked for."""
+
+
+def weight_snrs(
+    engine: Path, config: dict[str, Any], ranks: tuple[RankJobs, ...], index: Dict[str, TensorInfo], progress: Progress
+) -> tuple[WeightSnr, ...]:
+    """All weights of all ranks. `ranks`: the float32 plan of the engine's layout; `index`: the model's tensors.
+
+    Raises:
+        EngineError: a rank file is damaged. CheckpointError: the model cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found: list[WeightSnr] = []
+    total = sum(len(rank.jobs) for rank in ranks)
+    done = 0
+    for jobs in ranks:
+        mapping = Mapping.of_config(config["mapping"], jobs.rank)
+        rank = _Rank(build_program(config, mapping), jobs, index, str(config["dtype"]))
+        path = engine / f"rank{jobs.rank}.engine"
+        try:
+            with safe_open(str(path), framework="pt") as source:
+                for weight in rank.weights:
+                    progress(done, total, f"weights of rank {jobs.rank}")
+                    found += rank.measured(weight, source)
+                    done += len(weight.sources)
+        except (SafetensorError, OSError) as error:
+            raise EngineError(f"{path} is damaged: {error}", hint="Build the engine again.") from error
+    progress(total, total, "weights")
+    return tuple(found)
+
+
+class _Rank:
+    def __init__(self, program: Program, jobs: RankJobs, index: Dict[str, TensorInfo], dtype: str) -> None:
+        self._jobs, self._index, self._dtype = jobs, index, dtype
+        self._named = {job.name: job for job in jobs.jobs}
+        shapes = program.shapes
+        self._qkv = [heads * shapes.head_size for heads in (shapes.num_heads, *(shapes.num_kv_heads,) * 2)]
+        # What is not the model's, like the scale of a KV cache, has nothing to be compared with.
+        self.weights = [weight for weight in program.weights if all(name in self._named for name in weight.sources)]
+
+    def measured(self, weight: Weight, source: Source) -> Iterator[WeightSnr]:
+        """One value a module; a qkv has one for each of its parts."""
+        tensors = {name: source.get_tensor(name) for name in names(weight)}
+        found, wanted = dequantized(weight, tensors), self._slice(*weight.sources)
+        if found.shape != wanted.shape:
+            raise EngineError(f"{weight.name} has shape {tuple(found.shape)}, but the model has {tuple(wanted.shape)}")
+        prequant = tensors.get(weight.name.removesuffix("weight") + "prequant")
+        could = best(wanted, weight.form, prequant, self._dtype)
+        if wanted.dim() == 1:
+            found, wanted, could = found[:, None], wanted[:, None], could[:, None]
+        labels, sizes = self._parts(weight, wanted.shape[-2])
+        rows = (tensor.split(sizes, dim=-2) for tensor in (wanted, found, could))
+        for label, want, have, at_best in zip(labels, *rows, strict=True):
+            item = replace(label, snr_db=snr_db(want, have), form_db=snr_db(want, at_best))
+            if item.loss_db > SUSPICIOUS_DB:
+                item = replace(item, cause=self._cause(weight, item, want, have))
+            yield item
+
+    def _parts(self, weight: Weight, rows: int) -> tuple[list[WeightSnr], list[int]]:
+        """(where each part of a weight belongs, its rows); the numbers come later."""
+        labels = [self._label(name) for name in weight.sources]
+        if labels[0].module.startswith("attention.qkv") and len(labels) == 1:
+            return [replace(labels[0], part=part) for part in "qkv"], self._qkv
+        return labels, [rows // len(labels)] * len(labels)
+
+    def _label(self, name: str) -> WeightSnr:
+        match = _LAYER.fullmatch(name)
+        layer = self._jobs.layers.start + int(match[1]) if match else None
+        return WeightSnr(layer, (match[2] if match else name).removesuffix(".weight"), "", self._jobs.rank, 0.0, 0.0)
+
+    def _slice(self, *wanted: str) -> torch.Tensor:
+        """What this rank should hold of the model, parts stacked along their outputs."""
+        read = read_tensors(self._jobs, self._index, lambda job: job.name in wanted)
+        parts = [read[name] for name in wanted]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _cause(self, weight: Weight, item: WeightSnr, want: torch.Tensor, have: torch.Tensor) -> str:
+        if item.layer is None or weight.name.endswith(".bias") or want.dim() != 2 or want.shape[1] == 1:
+            return ""
+        others: dict[str, torch.Tensor] = {}
+        for name, job in self._named.items():
+            label = self._label(name)
+            near = label.layer is not None and abs(label.layer - item.layer) <= 1
+            same = label.layer == item.layer or label.module == item.module
+            if not near or not same or not name.endswith(".weight") or len(job.shape) != 2:
+                continue
+            others |= self._named_parts(name, label, item, want.shape)
+        return cause(want, have, others, weight.form.group if weight.form else 0)
+
+    def _named_parts(
+        self, name: str, label: WeightSnr, item: WeightSnr, shape: torch.Size
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Weights of that tensor, for people, which are not the one in question but have its shape."""
+        at = "" if label.layer == item.layer else f" of layer {label.layer}"
+        tensor = self._slice(name)
+        labels, sizes = self._parts(Weight(name, (name,), tuple(tensor.shape)), len(tensor))
+        for part, rows in zip(labels, tensor.split(sizes), strict=True):
+            if rows.shape == shape and (part.layer, part.name) != (item.layer, item.name):
+                yield f"{part.name}{at}", rows
