@@ -10,8 +10,9 @@ from collections.abc import Mapping as Dict
 import torch
 
 from trtbuild.runtime.forms import Form, engine_tensors
+from trtbuild.runtime.int4 import unpack_int4
 from trtbuild.runtime.ops import Weight
-from trtbuild.runtime.packed import E4M3_MAX, unpack_int4
+from trtbuild.runtime.packed import E4M3_MAX
 
 _W4A8_GROUP = 128  # the only one there is (checkpoint format 4.4); the engine holds the products in fp8
 

@@ -14,13 +14,16 @@ from trtbuild.verify.measure import snr_db
 _ROWS = 256
 _ALIKE = 0.8  # mean cosine of rows from which on two weights are one and the same; of unrelated rows it is about 0
 _BETTER = 0.15
-_FITS_DB = 5.0  # by which a fitted scale must improve a weight to be the reason
+_FITS_DB = 4.0  # below its form, up to which a weight with fitted scales may be the right one, rounded twice
 
 
-def cause(reference: torch.Tensor, found: torch.Tensor, others: Dict[str, torch.Tensor], group: int = 0) -> str:
+def cause(
+    reference: torch.Tensor, found: torch.Tensor, form_db: float, others: Dict[str, torch.Tensor], group: int = 0
+) -> str:
     """One sentence, or nothing where no mistake that is known explains it.
 
-    `others`: weights of the model that might be there in its place, by a name for people. `group`: inputs of a scale.
+    `form_db`: signal-to-noise that the form gives at best. `others`: weights of the model that might be there in its
+    place, by a name for people. `group`: inputs of a scale.
     """
     if not bool(torch.isfinite(found).all()):
         return "it holds NaN or infinity"
@@ -37,14 +40,13 @@ def cause(reference: torch.Tensor, found: torch.Tensor, others: Dict[str, torch.
     sentence = max(tried, key=lambda key: tried[key], default="")
     if sentence and tried[sentence] > max(_ALIKE, own + _BETTER):
         return sentence
-    return _scales(reference, found, group)
+    return _scales(reference, found, form_db, group)
 
 
 def _alike(reference: torch.Tensor, found: torch.Tensor) -> float:
-    """Mean cosine of the rows of two weights; of many rows, those at equal distances, in pairs."""
+    """Mean cosine of the rows of two weights, of many rows those at equal distances."""
     step = max(1, len(reference) // _ROWS)
-    a, b = reference[::step], found[::step]
-    return float(torch.nn.functional.cosine_similarity(a, b, dim=-1).mean())
+    return float(torch.nn.functional.cosine_similarity(reference[::step], found[::step], dim=-1).mean())
 
 
 def _pairs(weight: torch.Tensor) -> torch.Tensor:
@@ -53,27 +55,27 @@ def _pairs(weight: torch.Tensor) -> torch.Tensor:
     return rows.flip(1).flatten(0, 1)
 
 
-def _scales(reference: torch.Tensor, found: torch.Tensor, group: int) -> str:
-    """Which factors, of a tensor, of outputs, groups or inputs, make `found` fit."""
+def _scales(reference: torch.Tensor, found: torch.Tensor, form_db: float, group: int) -> str:
+    """Factors of the tensor, of outputs, groups or inputs that make `found` what it should be; the simplest ones."""
     before = snr_db(reference, found)
-
-    def fitted(dims: tuple[int, ...], want: torch.Tensor, have: torch.Tensor) -> tuple[float, torch.Tensor]:
-        energy = have.square().sum(dims, keepdim=True)
-        factor = (want * have).sum(dims, keepdim=True) / torch.where(energy > 0, energy, torch.ones_like(energy))
-        return snr_db(want, have * factor), factor
-
-    tries: list[tuple[str, float, torch.Tensor]] = [
-        ("its scale is wrong", *fitted((0, 1), reference, found)),
-        ("the scales of its outputs are wrong", *fitted((1,), reference, found)),
-        ("its inputs are scaled wrongly: the pre-quant scale", *fitted((0,), reference, found)),
-    ]
-    if group and reference.shape[1] % group == 0:
+    # It must also be the better part of what is missing.
+    enough = max(form_db - _FITS_DB, (before + form_db) / 2)
+    factor, after = _fitted((0, 1), reference, found)
+    if after > enough:
+        return f"its scale is wrong, by a factor of {1 / float(factor):.3g}"
+    tries = [("the scales of its outputs are wrong", 1, reference, found)]
+    if group and group < reference.shape[1] and reference.shape[1] % group == 0:
         blocks = (reference.unflatten(1, (-1, group)), found.unflatten(1, (-1, group)))
-        tries.append(("the scales of its groups are wrong", *fitted((2,), *blocks)))
-    best, chosen = before + _FITS_DB, ""
-    for sentence, after, factor in tries:  # the next one has more freedom, and must be clearly better for it
-        if after > best:
-            off = factor[factor > 0]
-            middle = f", by a factor of {1 / float(off.median()):.3g}" if off.numel() else ""
-            best, chosen = after + _FITS_DB, sentence + (middle if "scale is" in sentence else "")
-    return chosen
+        tries.append(("the scales of its groups are wrong", 2, *blocks))
+    tries.append(("its inputs are scaled wrongly: the pre-quant scale", 0, reference, found))
+    for sentence, dim, want, have in tries:
+        if _fitted((dim,), want, have)[1] > enough:
+            return sentence
+    return ""
+
+
+def _fitted(dims: tuple[int, ...], want: torch.Tensor, have: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """(factors along `dims` that bring `have` nearest to `want`, signal-to-noise with them)."""
+    energy = have.square().sum(dims, keepdim=True)
+    factor = (want * have).sum(dims, keepdim=True) / torch.where(energy > 0, energy, torch.ones_like(energy))
+    return factor, snr_db(want, have * factor)

@@ -15,7 +15,7 @@ from typing import Any
 
 from trtbuild.verify.report import Report, Verdict
 
-_STANDS_OUT_DB = 10.0
+_STANDS_OUT_DB = 12.0
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Gates:
     min_top1: float | None = 0.95
     max_kl: float | None = 0.01
     min_weight_snr: float | None = 40.0
-    max_weight_loss: float | None = 3.0
+    max_weight_loss: float | None = 1.0
     min_output_snr: float | None = 30.0
     max_tp_difference: float | None = 1e-3
 
@@ -43,16 +43,16 @@ _GPTQ_LOSS = 9.0  # it trades errors of weights for those of outputs
 GATES: dict[str, Gates] = {
     "": Gates(),
     # The engine build quantizes each rank's part on its own, so that one rank is another quantization.
-    "W8A16": Gates(2.0, 0.93, 0.01, 25.0, 3.0, 20.0, None),
-    "W4A16": Gates(100.0, 0.5, 1.0, 8.0, 3.0, 4.0, None),
-    "W4A16_AWQ": Gates(30.0, 0.65, 0.4, 10.0, 3.0, 6.0),
-    "W4A8_AWQ": Gates(35.0, 0.65, 0.45, 10.0, 3.0, 6.0, _FLIPS),
+    "W8A16": Gates(2.0, 0.93, 0.01, 25.0, 1.0, 20.0, None),
+    "W4A16": Gates(100.0, 0.5, 1.0, 8.0, 1.0, 4.0, None),
+    "W4A16_AWQ": Gates(30.0, 0.65, 0.4, 10.0, 1.0, 6.0),
+    "W4A8_AWQ": Gates(35.0, 0.65, 0.45, 10.0, 1.0, 6.0, _FLIPS),
     "W4A16_GPTQ": Gates(30.0, 0.65, 0.4, 8.0, _GPTQ_LOSS, 6.0),
     "W8A16_GPTQ": Gates(2.0, 0.93, 0.01, 22.0, _GPTQ_LOSS, 18.0),
-    "FP8": Gates(5.0, 0.88, 0.05, 25.0, 3.0, 14.0, _FLIPS),
+    "FP8": Gates(5.0, 0.88, 0.05, 25.0, 1.0, 14.0, _FLIPS),
     # Each rank takes the scale of its part of a token.
-    "FP8_PER_CHANNEL_PER_TOKEN": Gates(5.0, 0.88, 0.05, 25.0, 3.0, 14.0, None),
-    "W8A8_SQ_PER_CHANNEL": Gates(8.0, 0.8, 0.1, 20.0, 3.0, 10.0, _FLIPS),
+    "FP8_PER_CHANNEL_PER_TOKEN": Gates(5.0, 0.88, 0.05, 25.0, 1.0, 14.0, None),
+    "W8A8_SQ_PER_CHANNEL": Gates(8.0, 0.8, 0.1, 20.0, 1.0, 10.0, _FLIPS),
 }
 _KV = Gates(3.0, 0.9, 0.03, None, None, 14.0, _FLIPS)
 
@@ -63,7 +63,7 @@ def gates_of(config: Dict[str, Any]) -> Gates:
     algo = quantization.get("quant_algo") or ""
     algos = {algo}
     if algo == "MIXED_PRECISION":
-        layers = (config.get("quant_cfg") or {}).get("quantized_layers") or {}
+        layers = (config.get("quant_cfg") or config).get("quantized_layers") or {}
         algos = {str(layer.get("quant_algo") or "") for layer in layers.values()}
     chosen = [GATES.get(name, GATES["W4A16_AWQ"]) for name in sorted(algos)] or [GATES[""]]
     found = chosen[0]

@@ -1,6 +1,6 @@
 """Numbers from pairs of tensors: signal-to-noise, divergence of logits, perplexity. Reads nothing, writes nothing.
 
-T tokens of a sequence, V vocabulary. Sums are float64.
+T tokens of a sequence, V vocabulary. Sums over many are float64.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from trtbuild.verify.report import EXACT_DB, Logits
 
 _ROWS = 64  # logits at a time: a vocabulary of 128k is 130 MB of float64 then
-_ELEMENTS = 1 << 22
+_BLOCK = 1 << 16  # elements whose products are summed in float32: they stay in a core's cache
 
 
 def decibels(signal: float, noise: float) -> float:
@@ -27,11 +27,12 @@ def decibels(signal: float, noise: float) -> float:
 
 
 def snr_db(reference: torch.Tensor, found: torch.Tensor) -> float:
-    """Energy of `reference` over that of the difference, in dB; the same shape, any shape."""
+    """Energy of `reference` over that of the difference, in dB; float32 of the same shape, any shape."""
     signal = noise = 0.0
-    for want, have in zip(reference.reshape(-1).split(_ELEMENTS), found.reshape(-1).split(_ELEMENTS), strict=True):
-        signal += float(want.double().square().sum())
-        noise += float((have.double() - want.double()).square().sum())
+    for want, have in zip(reference.reshape(-1).split(_BLOCK), found.reshape(-1).split(_BLOCK), strict=True):
+        error = have - want
+        signal += float(want.dot(want))
+        noise += float(error.dot(error))
     return decibels(signal, noise)
 
 
@@ -47,9 +48,9 @@ class TokenNoise:
 
     def add(self, signal: torch.Tensor, noise: torch.Tensor) -> None:
         """Both [T, width]; tokens without signal do not count."""
-        energy = signal.double().square().sum(-1)
+        energy = torch.linalg.vecdot(signal, signal).double()
         counted = energy > 0
-        self._sum += float((noise.double().square().sum(-1)[counted] / energy[counted]).sum())
+        self._sum += float((torch.linalg.vecdot(noise, noise)[counted] / energy[counted]).sum())
         self._tokens += int(counted.sum())
 
     @property

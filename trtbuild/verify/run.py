@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +16,14 @@ import numpy as np
 import torch
 
 from trtbuild import mpi
+from trtbuild.mapping import Mapping
 from trtbuild.progress import Progress, stretch
 from trtbuild.runtime.info import read_engine
 from trtbuild.verify.measure import LogitMeter, decibels
 from trtbuild.verify.reference import Reference
 from trtbuild.verify.report import LayerSnr, OneRank, Report
 from trtbuild.verify.task import Task
-from trtbuild.verify.trace_rank import TraceJob, num_steps, write_job
+from trtbuild.verify.trace_rank import TraceJob, num_steps, trace
 from trtbuild.verify.weights import weight_snrs
 
 if TYPE_CHECKING:
@@ -77,12 +80,10 @@ def measure(task: Task, engine: Path, one_rank: Path | None, scratch: Path, prog
 def _traced(
     task: Task, engine: Path, hidden: str, executor: str, logits: Path, progress: Progress
 ) -> tuple[NDArray[Any], tuple[LayerSnr, ...]]:
-    """(logits [samples, T, V], layers) of an engine, run by its own ranks."""
-    world = read_engine(engine).mapping().world_size
-    shape = (*task.ids.shape, int(task.config["vocab_size"]))
-    made = np.memmap(logits, np.float32, "w+", shape=shape)
+    """(logits [samples, T, V], layers) of an engine; several ranks run under mpirun, a single one here."""
+    mapping = read_engine(engine).mapping()
+    made = np.memmap(logits, np.float32, "w+", shape=(*task.ids.shape, int(task.config["vocab_size"])))
     out = Path(tempfile.mkdtemp(prefix="trtbuild-verify-"))  # a failure points to it; else it is removed
-    steps = np.memmap(out / "steps", np.int64, "w+", shape=(world,))
     job = TraceJob(
         engine=str(engine.resolve()),
         ids=str(logits.parent / "ids"),
@@ -94,24 +95,33 @@ def _traced(
         length=task.text.length,
         executor=executor,
     )
-    write_job(job, out / "job.json")
-    argv = [sys.executable, "-m", "trtbuild.verify.trace_rank", str(out / "job.json")]
-    process = mpi.start_ranks(argv, world, log=out / _LAUNCHER_LOG)
-    tp = read_engine(engine).mapping().tp_size
     total = num_steps(int(task.config["num_hidden_layers"]), task.text.samples, layers=bool(hidden))
-    try:
-        while process.poll() is None:
-            progress(float(steps[::tp].sum()), total, f"engine on {world} rank{'s' if world > 1 else ''}")
-            time.sleep(_POLL_S)
-        if process.returncode:
-            raise mpi.job_failure(process, out, out / _LAUNCHER_LOG, "running the engine", world)
-    finally:
-        mpi.stop_ranks(process)
+    if mapping.world_size == 1:
+        count = itertools.count(1)
+        trace(job, 0, None, lambda: progress(next(count), total, "engine"))
+    else:
+        _run_ranks(job, mapping, total, progress)
     found: dict[int, tuple[float, float]] = {}
     for path in out.glob("trace*.json"):
         found |= {int(layer): pair for layer, pair in json.loads(path.read_text()).items()}
     shutil.rmtree(out, ignore_errors=True)
     return made, tuple(LayerSnr(layer, *found[layer]) for layer in sorted(found))
+
+
+def _run_ranks(job: TraceJob, mapping: Mapping, total: int, progress: Progress) -> None:
+    out, world = Path(job.out), mapping.world_size
+    steps = np.memmap(job.steps, np.int64, "w+", shape=(world,))
+    (out / "job.json").write_text(json.dumps(asdict(job)))
+    argv = [sys.executable, "-m", "trtbuild.verify.trace_rank", str(out / "job.json")]
+    process = mpi.start_ranks(argv, world, log=out / _LAUNCHER_LOG)
+    try:
+        while process.poll() is None:
+            progress(float(steps[:: mapping.tp_size].sum()), total, f"engine on {world} ranks")
+            time.sleep(_POLL_S)
+        if process.returncode:
+            raise mpi.job_failure(process, out, out / _LAUNCHER_LOG, "running the engine", world)
+    finally:
+        mpi.stop_ranks(process)
 
 
 def _against_one_rank(logits: NDArray[Any], whole: NDArray[Any]) -> OneRank:

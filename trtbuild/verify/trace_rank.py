@@ -1,4 +1,4 @@
-"""One rank of an engine under verification: `python -m trtbuild.verify.trace_rank JOB.json`, alone or under mpirun.
+"""One rank of an engine under verification: `trace`, or `python -m trtbuild.verify.trace_rank JOB.json` under mpirun.
 
 It runs the program's own operations a layer at a time, twice: each layer from the reference's hidden states, so that
 its error is its own, and then all of them one after the other, which gives the logits. T tokens, H hidden features.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +55,8 @@ def num_steps(num_layers: int, samples: int, *, layers: bool) -> int:
     return samples * num_layers * (2 if layers else 1)
 
 
-def trace(job: TraceJob, rank: int, world: MpiComm | None) -> None:
-    """Run one rank of the job.
+def trace(job: TraceJob, rank: int, world: MpiComm | None, step: Callable[[], None]) -> None:
+    """Run one rank of the job; `step` is called after every layer of every sample.
 
     Raises:
         EngineError: the engine is damaged, or cannot be executed.
@@ -66,7 +67,7 @@ def trace(job: TraceJob, rank: int, world: MpiComm | None) -> None:
     comm = Comm(info.mapping(rank), world)
     blocks = -(-job.length // TOKENS_PER_BLOCK)
     model = RankModel(info, comm, max_batch_size=1, kv_blocks=blocks, executor=job.executor)
-    tracer = _Tracer(job, model, info.pretrained)
+    tracer = _Tracer(job, model, info.pretrained, step)
     isolated = tracer.isolated() if job.hidden else {}
     stream = tracer.end_to_end()
     if comm.mapping.tp_rank == 0:
@@ -75,8 +76,8 @@ def trace(job: TraceJob, rank: int, world: MpiComm | None) -> None:
 
 
 class _Tracer:
-    def __init__(self, job: TraceJob, model: RankModel, config: dict[str, Any]) -> None:
-        self._job, self._model = job, model
+    def __init__(self, job: TraceJob, model: RankModel, config: dict[str, Any], step: Callable[[], None]) -> None:
+        self._job, self._model, self._step = job, model, step
         self._mapping = model.comm.mapping
         layers = config["num_hidden_layers"]
         self._numbers = self._mapping.layers(layers)
@@ -85,7 +86,6 @@ class _Tracer:
         self._before, self._after = segments(before), segments(after)
         self._layers = [segments(ops) for ops in own]
         self._ids = job.array(job.ids, np.int32, job.samples, job.length)
-        self._steps = job.array(job.steps, np.int64, self._mapping.world_size, mode="r+")
         self._hidden = None
         if job.hidden:
             shape = (layers + 1, job.samples, job.length, config["hidden_size"])
@@ -102,7 +102,7 @@ class _Tracer:
                 self._x.copy_(before)
                 self._model.run(ops, self._batch(sample))
                 noise.add(after - before, self._x - after)
-                self._steps[self._mapping.rank] += 1
+                self._step()
         return found
 
     def end_to_end(self) -> dict[int, TokenNoise]:
@@ -120,7 +120,7 @@ class _Tracer:
                 if self._hidden is not None:
                     after = self._states(layer + 1, sample)
                     found[layer].add(after, self._x - after)
-                self._steps[self._mapping.rank] += 1
+                self._step()
             self._model.run(self._after, batch)
             if logits is not None:
                 logits[sample] = self._model.logits(self._job.length)
@@ -162,29 +162,26 @@ def cut(ops: tuple[Op, ...], num_layers: int) -> tuple[tuple[Op, ...], list[tupl
     return ops[: starts[0]], layers, ops[last[-1] + 1 :]
 
 
-def write_job(job: TraceJob, path: Path) -> None:
-    path.write_text(json.dumps(asdict(job)))
-
-
 def main(path: Path) -> None:
     job = TraceJob(**json.loads(path.read_text()))
-    rank, world = 0, None
-    size = read_engine(Path(job.engine)).mapping().world_size
-    if size > 1:
-        from mpi4py import MPI
+    from mpi4py import MPI
 
-        world = MPI.COMM_WORLD
-        rank = world.Get_rank()
+    world = MPI.COMM_WORLD
+    rank, size = world.Get_rank(), world.Get_size()
     mpi.redirect_output(mpi.rank_log(Path(job.out), rank))
     print(f"rank {rank} of {size}, pid {os.getpid()}: {job.engine}", flush=True)
 
+    steps = job.array(job.steps, np.int64, size, mode="r+")
+
+    def step() -> None:
+        steps[rank] += 1
+
     def run() -> None:
-        trace(job, rank, world)
-        if world is not None:
-            world.Barrier()
+        trace(job, rank, world, step)
+        world.Barrier()
         print("done", flush=True)
 
-    mpi.abort_on_error(run, lambda: world.Abort(1) if world is not None else None)
+    mpi.abort_on_error(run, lambda: world.Abort(1))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from safetensors import safe_open as Source
 
 _LAYER = re.compile(r"transformer\.layers\.(\d+)\.(.+)")
-SUSPICIOUS_DB = 3.0
+SUSPICIOUS_DB = 0.9
 """Below its form, from which on the reason is looked for."""
 
 
@@ -116,7 +116,7 @@ class _Rank:
             if not near or not same or not name.endswith(".weight") or len(job.shape) != 2:
                 continue
             others |= self._named_parts(name, label, item, want.shape)
-        return cause(want, have, others, weight.form.group if weight.form else 0)
+        return cause(want, have, item.form_db, others, weight.form.group if weight.form else 0)
 
     def _named_parts(
         self, name: str, label: WeightSnr, item: WeightSnr, shape: torch.Size
