@@ -53,6 +53,7 @@ GATES: dict[str, Gates] = {
     # Each rank takes the scale of its part of a token.
     "FP8_PER_CHANNEL_PER_TOKEN": Gates(5.0, 0.88, 0.05, 25.0, 1.0, 14.0, None),
     "W8A8_SQ_PER_CHANNEL": Gates(8.0, 0.8, 0.1, 20.0, 1.0, 10.0, _FLIPS),
+    "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN": Gates(8.0, 0.8, 0.1, 20.0, 1.0, 10.0, None),
 }
 _KV = Gates(3.0, 0.9, 0.03, None, None, 14.0, _FLIPS)
 
