@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from collections.abc import Mapping as Dict
 from dataclasses import dataclass, replace
 
 from trtbuild.errors import PlanError
@@ -29,6 +30,7 @@ class Quantized:
 
     `bias_once`: whether the bias of a row-parallel linear is on the first rank only, zeros elsewhere. `norm_scales`:
     whether the norms before linears have a scale [1] of their own (plugin SmoothQuant).
+    `modules`: where linears differ, the fields and g of each by its path in the whole model; those not there are plain.
     """
 
     fields: tuple[Field, ...] = ()
@@ -38,12 +40,18 @@ class Quantized:
     norm_scales: bool = False
     final: bool = False
     """Whether shapes and dtypes are those of rank files; pieces of fields stored in a kernel's layout do not count."""
+    modules: Dict[str, Quantized] | None = None
 
     @property
     def stored(self) -> Quantized:
         """The same with packed bytes as the elements: as rank files hold it."""
         fields = tuple(replace(field, rows=field.rows * field.packed, packed=1) for field in self.fields)
-        return replace(self, fields=fields, final=True)
+        modules = None if self.modules is None else {name: own.stored for name, own in self.modules.items()}
+        return replace(self, fields=fields, final=True, modules=modules)
+
+    def of(self, module: str) -> Quantized:
+        """The quantization of one linear."""
+        return self if self.modules is None else self.modules.get(module, Quantized())
 
 
 @dataclass(frozen=True)
@@ -76,12 +84,13 @@ def shard_fields(
         for job in rank.jobs:
             whole = wholes.get(job.group, _Whole(0, 0))
             job = _of_experts(job, whole, experts)
-            if not quantized.fields or not LINEAR.search(job.name):
+            own = quantized.of(job.group.removesuffix(".weight"))
+            if not own.fields or not LINEAR.search(job.name):
                 jobs.append(job)
             else:
-                found = [_misfit(job, field, quantized.group_size) for field in quantized.fields]
+                found = [_misfit(job, field, own.group_size) for field in own.fields]
                 problems |= dict.fromkeys(text for text in found if text)
-                jobs += () if any(found) else _fields(job, whole, quantized)
+                jobs += () if any(found) else _fields(job, whole, own)
             if quantized.kv_scales and job.name.endswith("attention.qkv.weight"):
                 jobs.append(_kv_scale(job))
             if quantized.norm_scales and NORM.search(job.name):

@@ -11,16 +11,10 @@ from trtbuild.errors import PlanError
 from trtbuild.families.rules import Family, Rule
 from trtbuild.fields import Quantized, shard_fields
 from trtbuild.layout import DTYPES, Axis, Split, Stage
+from trtbuild.mixed import Choice, choices_of, mixture_problems, unknown_methods
 from trtbuild.quantize.methods import METHODS
 from trtbuild.shard import cut_axes, rank_mapping, rules_of, shares, window
 from trtbuild.spec import KV_CACHES, TARGETS, ConvertOptions, ModelSpec
-
-
-def quantized_of(options: ConvertOptions) -> Quantized:
-    """What the options' method and KV cache make of the layout."""
-    method = METHODS[options.quant]
-    kv_scales = options.kv_cache_algo is not None
-    return Quantized(method.fields, options.group_size, kv_scales, method.bias_once, method.norm_scales)
 
 
 def option_problems(options: ConvertOptions) -> list[str]:
@@ -36,6 +30,7 @@ def option_problems(options: ConvertOptions) -> list[str]:
     ]
     if options.quant not in METHODS:
         found.append(f"unknown quantization {options.quant!r}; supported: {', '.join(METHODS)}")
+    found += unknown_methods(options)
     if options.dtype not in ("auto", *DTYPES):
         found.append(f"unknown dtype {options.dtype!r}; supported: auto, {', '.join(DTYPES)}")
     if options.kv_cache not in KV_CACHES:
@@ -73,7 +68,8 @@ def layout_problems(family: Family, spec: ModelSpec, options: ConvertOptions) ->
         found.append(f"TensorRT-LLM cannot cut {spec.architecture} into pipeline stages; use pp 1")
     if tp > 1 and not family.tensor:
         found.append(f"TensorRT-LLM cannot cut {spec.architecture} into tensor-parallel ranks; use tp 1")
-    if METHODS[options.quant].quant_algo and not family.quantization:
+    names = {options.quant, *(layer.method for layer in options.quant_layers)}
+    if any(METHODS[name].quant_algo for name in names) and not family.quantization:
         found.append(f"TensorRT-LLM has no quantized form of {spec.architecture}; leave --quant out")
     if options.kv_cache_algo and not family.quantization:
         found.append(f"trtbuild has no quantized KV cache for {spec.architecture}; leave --kv-cache out")
@@ -137,39 +133,63 @@ def uncut_axes(family: Family, spec: ModelSpec, options: ConvertOptions) -> list
 
 
 def quant_problems(family: Family, spec: ModelSpec, options: ConvertOptions, dtype: str) -> tuple[list[str], list[str]]:
-    """(problems, warnings) of the method: what TensorRT-LLM's quantized modules demand only warns for other targets."""
-    method = METHODS[options.quant]
+    """(problems, warnings) of the methods; for other targets, what TensorRT-LLM's classes demand only warns."""
+    choices = choices_of(family, spec, options)
+    problems, warnings = mixture_problems(family, spec, options, choices)
+    for choice in {choice.label: choice for choice in choices.values()}.values():
+        modules = {module for module, own in choices.items() if own == choice}
+        problems += _field_problems(family, spec, options, dtype, choice, modules)
+        demands = _demands(family, spec, options, dtype, choice, modules)
+        problems += demands if options.target == "tensorrt" else []
+        warnings += demands if options.target != "tensorrt" else []
+    return problems, warnings
+
+
+def _demands(
+    family: Family, spec: ModelSpec, options: ConvertOptions, dtype: str, choice: Choice, modules: set[str]
+) -> list[str]:
+    """What TensorRT-LLM's classes of a method demand of the dtype, and of both dims of its linears."""
+    method = choice.method
     found = []
     if dtype not in method.dtypes:
         found.append(f"{method.name} in TensorRT-LLM needs dtype {' or '.join(method.dtypes)}, not {dtype}")
-    fit = _field_problems(family, spec, options, dtype)
-    multiple = max(method.dim_multiple, options.group_size if method.group_sizes else 0) * options.tp_size
+    multiple = max(method.dim_multiple, choice.group_size if method.group_sizes else 0) * options.tp_size
     for rule in rules_of(family, spec) if multiple else ():
         if rule.stage is not Stage.LAYER or rule.split not in (Split.COLUMN, Split.ROW) or not rule.sources[0].cols:
+            continue
+        if modules.isdisjoint(rule.target.format(i=i).removesuffix(".weight") for i in range(spec.num_layers)):
             continue
         shape = (_out_features(rule, spec, options.tp_size), spec.size(rule.sources[0].cols))
         if any(size % multiple for size in shape):
             name = rule.target.replace("transformer.layers.{i}.", "").removesuffix(".weight")
             need = f"multiples of {method.dim_multiple} x tp = {multiple}"
             found.append(f"{method.name} in TensorRT-LLM needs both dims of {name} {list(shape)} to be {need}")
-    return (fit + found, []) if options.target == "tensorrt" else (fit, found)
+    return found
 
 
-def _field_problems(family: Family, spec: ModelSpec, options: ConvertOptions, dtype: str) -> list[str]:
-    """What the method's numbers themselves cannot do, whatever the target: groups that do not divide, experts."""
-    method = METHODS[options.quant]
+def _field_problems(
+    family: Family, spec: ModelSpec, options: ConvertOptions, dtype: str, choice: Choice, modules: set[str]
+) -> list[str]:
+    """What a method's numbers themselves cannot do, whatever the target: groups that do not divide, experts."""
+    method = choice.method
     if not method.fields:
         return []
     if spec.num_experts and not method.experts:
         return [f"TensorRT-LLM has no {method.name} for mixture-of-experts layers"]
-    if method.group_sizes and options.group_size not in method.group_sizes:
+    if method.group_sizes and choice.group_size not in method.group_sizes:
         sizes = " or ".join(map(str, method.group_sizes))
-        return [f"{method.name} has group size {sizes}, not {options.group_size}"]
-    problems = {
-        size: _misfits(family, spec, replace(options, group_size=size), dtype)
-        for size in (options.group_size, *method.group_sizes)
-    }
-    found = problems[options.group_size]
+        return [f"{method.name} has group size {sizes}, not {choice.group_size}"]
+
+    def misfits(group_size: int) -> list[str]:
+        own = replace(choice, group_size=group_size).fields
+        try:
+            shard_fields(family, spec, options, dtype, Quantized(modules=dict.fromkeys(modules, own)).stored)
+        except PlanError as error:
+            return list(error.problems)
+        return []
+
+    problems = {size: misfits(size) for size in (choice.group_size, *method.group_sizes)}
+    found = problems[choice.group_size]
     works = [str(size) for size in method.group_sizes if not problems[size]]
     if found and works:
         found.append(f"{method.name} with group size {' or '.join(works)} works")
@@ -178,14 +198,6 @@ def _field_problems(family: Family, spec: ModelSpec, options: ConvertOptions, dt
             f"no group size of {method.name} ({' or '.join(map(str, method.group_sizes))}) works; try another tp"
         )
     return found
-
-
-def _misfits(family: Family, spec: ModelSpec, options: ConvertOptions, dtype: str) -> list[str]:
-    try:
-        shard_fields(family, spec, options, dtype, quantized_of(options).stored)
-    except PlanError as error:
-        return list(error.problems)
-    return []
 
 
 def _out_features(rule: Rule, spec: ModelSpec, tp: int) -> int:

@@ -131,12 +131,13 @@ def _write_checkpoint(
     from trtbuild.checkpoint.imported import import_checkpoint
     from trtbuild.checkpoint.journal import Journal
     from trtbuild.checkpoint.origin import fingerprint
-    from trtbuild.checkpoint.pack import quantized_config
+    from trtbuild.checkpoint.pack import configs_of
     from trtbuild.checkpoint.team import Work
+    from trtbuild.checkpoint.writer import write_documents
     from trtbuild.quantizing import quantize
 
-    quant = (plan.options.group_size, plan.options.kv_cache_algo)
-    configs = [quantized_config(part.family, part.spec, part.options, part.method, *quant) for part in plan.parts]
+    kv_algo = plan.options.kv_cache_algo
+    configs = [configs_of(part.family, part.spec, part.options, part.choices, kv_algo) for part in plan.parts]
     journal = Journal(folder)
     mark = fingerprint(plan, configs, made_of, index)
     journal.open(mark)
@@ -152,7 +153,7 @@ def _write_checkpoint(
             digests |= quantize(part, quantizer, index, mark, folder, workers, progress)
             continue
         digests |= team.convert(Work(part.ranks, index, folder, part.folder, workers), progress)
-        (folder / part.folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_documents(folder / part.folder, config)
     journal.remove()
     write_manifest(
         folder,
@@ -175,6 +176,7 @@ def reshard_checkpoint(
     """
     from trtbuild.checkpoint.origin import describe_parent
     from trtbuild.checkpoint.recut import recut
+    from trtbuild.checkpoint.writer import write_documents
     from trtbuild.lint.plain import new_layout, read_plain, require_sound
     from trtbuild.lint.read import parts_of
     from trtbuild.reshard import reshard, resharded_config
@@ -198,7 +200,9 @@ def reshard_checkpoint(
         for part, old, new, ranks in jobs:
             place = folder / part
             place.mkdir(exist_ok=True)
-            made = recut(ranks, old.headers, resharded_config(old.config, old.family, old.spec, new), place, progress)
+            made = recut(ranks, old.headers, place, progress)
+            config = resharded_config(old.config, old.family, old.spec, new)
+            write_documents(place, {"config.json": config, **old.quant_cfg})
             digests |= {(place / name).relative_to(folder).as_posix(): digest for name, digest in made.items()}
         write_manifest(
             folder,

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping as Dict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from trtbuild.coverage import coverage
 from trtbuild.errors import PlanError
 from trtbuild.families.rules import Family
 from trtbuild.fields import shard_fields
-from trtbuild.fit import layout_problems, option_problems, quant_problems, quantized_of
+from trtbuild.fit import layout_problems, option_problems, quant_problems
 from trtbuild.importers.fit import import_memory, import_problems
 from trtbuild.importers.form import Import
 from trtbuild.layout import BLOCK_BYTES, RankJobs, TensorInfo
+from trtbuild.mixed import Choices, choices_of, linears_of, quantized_of, unmatched
 from trtbuild.quantize.method import Method
 from trtbuild.quantize.methods import METHODS
 from trtbuild.shard import shard
@@ -54,6 +55,8 @@ class Plan:
     dtype. They become a logical checkpoint, of which `ranks` is cut; for the others `ranks` is cut of the source."""
     imported: Import | None = None
     """How a quantized model is read."""
+    choices: Choices = field(default_factory=dict)
+    """How each linear is quantized; empty where `problems` make a layout impossible."""
 
     @property
     def folder(self) -> str:
@@ -72,7 +75,13 @@ class Plan:
 
     @property
     def method(self) -> Method:
+        """That of the linears which no pattern names."""
         return METHODS[self.options.quant]
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """Those that some linear has."""
+        return _methods(self.choices)
 
     def require(self) -> None:
         """Raise PlanError with every problem, if there is one."""
@@ -148,8 +157,12 @@ def plan_model(
     `problems` and `warnings` of the source itself come first.
     """
     parts = tuple(make_plan(family, spec, options, index, imported) for family, spec in specs)
+    lost = unmatched([linears_of(family, spec) for family, spec in specs], options)
+    if imported is not None and options.quant_layers:
+        lost = ["the model is quantized already; --quant-layer needs the unquantized one"]
     parts = tuple(
-        replace(part, problems=(*problems, *part.problems), warnings=(*warnings, *part.warnings)) for part in parts
+        replace(part, problems=(*problems, *part.problems, *lost), warnings=(*warnings, *part.warnings))
+        for part in parts
     )
     reads = frozenset[str]().union(*(part.reads for part in parts))
     return ModelPlan(
@@ -182,12 +195,14 @@ def make_plan(
     problems += rough + missing
     complete = laid_out and not missing
     ranks = shard(family, spec, options, dtype, sources) if complete else ()
-    method = METHODS.get(options.quant)
+    choices = choices_of(family, spec, options) if laid_out else {}
+    methods = _methods(choices)
     whole, memory = None, _memory(ranks, index)
-    if ranks and method is not None and (method.fields or options.kv_cache_algo or imported):
+    if ranks and (options.kv_cache_algo or imported or any(method.fields for method in methods)):
         whole = shard(family, spec, ConvertOptions(dtype=dtype), dtype, sources)[0]
-        ranks = () if rough else shard_fields(family, spec, options, dtype, quantized_of(options).stored)
-        memory = max(memory, _quantizing_memory(whole, method)) if imported is None else import_memory(whole)
+        layout = replace(quantized_of(choices), kv_scales=options.kv_cache_algo is not None)
+        ranks = () if rough else shard_fields(family, spec, options, dtype, layout.stored)
+        memory = max(memory, _quantizing_memory(whole, methods)) if imported is None else import_memory(whole)
     return Plan(
         family=family,
         spec=spec,
@@ -200,7 +215,12 @@ def make_plan(
         memory_bytes=memory,
         imported=imported,
         whole=whole,
+        choices=choices,
     )
+
+
+def _methods(choices: Choices) -> tuple[Method, ...]:
+    return tuple({choice.method.name: choice.method for choice in choices.values()}.values())
 
 
 def _with_scale(info: TensorInfo) -> int:
@@ -226,14 +246,14 @@ def _memory(ranks: tuple[RankJobs, ...], index: Dict[str, TensorInfo]) -> int:
     return _PROCESS_BYTES + _BLOCKS * max(BLOCK_BYTES, widest) + scales
 
 
-def _quantizing_memory(whole: RankJobs, method: Method) -> int:
+def _quantizing_memory(whole: RankJobs, methods: Sequence[Method]) -> int:
     """Peak bytes of quantizing a layer at a time: torch, a layer's weights in float32, and what a method needs beside.
 
     That is second moments of every linear's inputs where it searches with them, and some copies of one weight.
     """
     layer = [job for job in whole.jobs if job.group.split(".")[:3] == ["transformer", "layers", "0"]]
     linears = [job for job in layer if len(job.shape) > 1]
-    grams = sum(4 * job.shape[-1] ** 2 for job in linears) if method.needs_gram else 0
+    grams = sum(4 * job.shape[-1] ** 2 for job in linears) if any(method.needs_gram for method in methods) else 0
     weights = sum(4 * job.elements for job in layer)
     largest = max((4 * prod(job.shape[-2:]) for job in linears), default=0)
     return _TORCH_BYTES + 2 * weights + grams + _COPIES * largest

@@ -3,14 +3,22 @@
 One quantization for all linears lies in config.json's `quantization`. With quant_algo MIXED_PRECISION each module has
 its own, in quant_cfg.json beside it; a reader merges that file's `quantized_layers` into the config under the same key.
 Sources: NVIDIA/TensorRT-LLM tensorrt_llm/models/modeling_utils.py (QuantConfig, LayerQuantConfig) and
-tensorrt_llm/quantization/quantize.py (quantize: a module has the entry of exactly its name, or stays plain).
+tensorrt_llm/quantization/quantize.py (quantize); NVIDIA/TensorRT-Model-Optimizer modelopt/torch/export/
+model_config_export.py and quant_utils.py (process_layer_quant_config), which write the file.
+
+Layer numbers: TensorRT-LLM looks a module up by its name on its rank, and layers of a rank count from 0 on every
+pipeline stage. There is one file for all ranks, so the stages must be alike. ModelOpt writes the names of the last
+rank. trtbuild writes an entry for every linear by its number in the whole model: that says all, and reads the same.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping as Dict
 from fnmatch import fnmatchcase
 from typing import Any
+
+from trtbuild.mapping import Mapping
 
 MIXED = "MIXED_PRECISION"
 """The quant_algo of a checkpoint whose modules have each their own."""
@@ -18,6 +26,8 @@ LAYERS = "quantized_layers"
 """Where quant_cfg.json has the table: module path -> the fields of a QuantConfig."""
 EXCLUDED = ("*lm_head", "*router", "*vocab_embedding", "*position_embedding", "*block_embedding", "*shared_expert_gate")
 """What exclude_modules null stands for."""
+
+_LAYER = re.compile(r"(.*\blayers\.)(\d+)(\..*)")
 
 DEFAULTS: dict[str, Any] = {
     "quant_algo": None,
@@ -33,15 +43,22 @@ DEFAULTS: dict[str, Any] = {
 """A QuantConfig of plain weights: the fields that a checkpoint writes."""
 
 
+def layer_table(config: Dict[str, Any]) -> Dict[str, Any]:
+    """The `quantized_layers` of a config, merged into it or in its `quant_cfg`; empty where it is no mixture's."""
+    found: Dict[str, Any] = config.get(LAYERS) or (config.get("quant_cfg") or {}).get(LAYERS) or {}
+    return found
+
+
 def module_quantization(config: Dict[str, Any], module: str) -> dict[str, Any]:
     """The QuantConfig fields of one linear (`module`: its path with the global layer number, without ".weight").
 
-    `config` is config.json with `quantized_layers` merged in where quant_algo is MIXED_PRECISION. An excluded module
-    has DEFAULTS, so quant_algo None; kv_cache_quant_algo is the same for all modules.
+    `config` is config.json; where quant_algo is MIXED_PRECISION with quant_cfg.json's `quantized_layers` merged in, or
+    the whole document under `quant_cfg`. An excluded module has DEFAULTS, so quant_algo None; kv_cache_quant_algo is
+    the same for all modules.
     """
     whole = {**DEFAULTS, **(config.get("quantization") or {})}
     if whole["quant_algo"] == MIXED:
-        own = (config.get(LAYERS) or {}).get(module)
+        own = layer_table(config).get(module)
     else:
         patterns = whole["exclude_modules"]
         patterns = EXCLUDED if patterns is None else patterns
@@ -56,3 +73,49 @@ def algo_of(config: Dict[str, Any], module: str) -> str | None:
     """The quant_algo of one linear, None where its weight is plain; arguments as `module_quantization`."""
     algo = module_quantization(config, module)["quant_algo"]
     return None if algo is None else str(algo)
+
+
+def layer_of(module: str) -> int | None:
+    """The layer number in a module's path, None for what belongs to no layer."""
+    found = _LAYER.match(module)
+    return int(found[2]) if found else None
+
+
+def at_layer(module: str, layer: int) -> str:
+    """The path of the same module of another layer."""
+    return _LAYER.sub(rf"\g<1>{layer}\g<3>", module)
+
+
+def whole_model(layers: Dict[str, Any], pp_size: int, num_layers: int) -> dict[str, Any]:
+    """A table of `quantized_layers` by the numbers of the whole model, whichever numbers it came with.
+
+    One that speaks of no layer beyond the largest stage counts inside stages, as ModelOpt's: each stage gets it.
+    """
+    stages = [Mapping(1, pp_size, rank).layers(num_layers) for rank in range(pp_size)]
+    numbers = [number for number in map(layer_of, layers) if number is not None]
+    if pp_size == 1 or not numbers or max(numbers) >= max(map(len, stages)):
+        return dict(layers)
+    found = {module: own for module, own in layers.items() if layer_of(module) is None}
+    for stage in stages:
+        for module, own in layers.items():
+            number = layer_of(module)
+            if number is not None and number < len(stage):
+                found[at_layer(module, stage[number])] = own
+    return found
+
+
+def unlike_stages(layers: Dict[str, Any], pp_size: int, num_layers: int) -> dict[str, str]:
+    """Modules of later stages -> the module of the first stage whose entry TensorRT-LLM gives them, where they differ.
+
+    `layers` has the numbers of the whole model, and the same value for what is quantized in the same way.
+    """
+    found = {}
+    for rank in range(1, pp_size):
+        stage = Mapping(1, pp_size, rank).layers(num_layers)
+        for module in layers:
+            number = layer_of(module)
+            if number is not None and number in stage:
+                read = at_layer(module, number - stage.start)
+                if layers.get(read) != layers[module]:
+                    found[module] = read
+    return found

@@ -31,14 +31,16 @@ def prepared(
         CalibrationError, EngineError: the calibration set or the model cannot be used.
         PlanError: a calibration set is given, and nothing needs one.
     """
-    options, method = plan.options, plan.method
+    options = plan.options
     if plan.imported is not None:
         if calibration not in (None, CalibrationOptions()):
             raise PlanError(["the model is quantized already and needs no calibration; leave --calib... out"])
         return None, {}
-    needed = plan.whole is not None and (method.needs_calibration or options.kv_cache_algo is not None)
+    calibrated = options.kv_cache_algo is not None or any(method.needs_calibration for method in plan.methods)
+    needed = plan.whole is not None and calibrated
     if not needed and calibration not in (None, CalibrationOptions()):
-        raise PlanError([f"{method.name} without a quantized KV cache needs no calibration; leave --calib... out"])
+        names = " and ".join(method.name for method in plan.methods) or plan.method.name
+        raise PlanError([f"{names} without a quantized KV cache needs no calibration; leave --calib... out"])
     if plan.whole is None:
         return None, {}
     from trtbuild.calibrate.run import Quantizer, Task
@@ -47,13 +49,14 @@ def prepared(
     from trtbuild.quantize.method import QuantOptions
 
     config = trtllm_config(plan.family, plan.spec, ConvertOptions(dtype="float32"), None)
-    task = Task(method, QuantOptions(options.group_size), plan.dtype, options.kv_cache_algo)
+    ways = {module: (choice.method, QuantOptions(choice.group_size)) for module, choice in plan.choices.items()}
+    task = Task(ways, plan.dtype, options.kv_cache_algo)
     if not needed:
         return Quantizer(config, task, ()), {}
     samples = read_samples(
         source.path,
         calibration or CalibrationOptions(),
-        gram=method.needs_gram,
+        gram=any(method.needs_gram for method in plan.methods),
         max_length=plan.spec.config.get("max_position_embeddings") or 0,
         vocab_size=plan.spec.vocab_size,
     )
@@ -74,7 +77,6 @@ def quantize(
     from trtbuild.checkpoint.layer import read_tensors
     from trtbuild.checkpoint.logical import LogicalWriter
     from trtbuild.checkpoint.pack import pack_checkpoint
-    from trtbuild.fields import LINEAR
 
     assert plan.whole is not None
     logical, spool = folder / "logical", folder / "spool"
@@ -83,7 +85,8 @@ def quantize(
     wide = replace(whole, jobs=tuple(replace(job, dtype="F32") for job in whole.jobs))
     writer = LogicalWriter(logical, mark)
     if not writer.has("plain"):
-        jobs = tuple(job for job in whole.jobs if not (plan.method.fields and LINEAR.search(job.name)))
+        made_of_fields = {f"{module}.weight" for module, choice in plan.choices.items() if choice.method.fields}
+        jobs = tuple(job for job in whole.jobs if job.name not in made_of_fields)
         made = convert((replace(whole, jobs=jobs),), index, spool, workers=workers, progress=stretch(progress, 0, 0.02))
         ((name, digest),) = made.items()
         writer.adopt("plain", spool / name, digest)

@@ -113,12 +113,25 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
+class LayerMethod:
+    """Linears whose path matches `pattern` (fnmatch, numbers of the whole model) are quantized by `method`.
+
+    `group_size`: of a group-wise method, None for the one of all.
+    """
+
+    pattern: str
+    method: str
+    group_size: int | None = None
+
+
+@dataclass(frozen=True)
 class ConvertOptions:
     """What the user asks of a conversion. `dtype` "auto" follows upstream: float32 becomes float16.
 
     `moe_tp_size` x `moe_ep_size` = tp_size says how experts are shared; None leaves the other one to decide, and all
     of tp_size to cutting each expert where both are None. `group_size`: inputs that share a scale (group-wise methods).
     `kv_cache`: one of `KV_CACHES`. `sm`: the GPU whose kernels read weights that are stored in their layout (GPTQ).
+    `quant_layers`: linears that have another method than `quant`; of several patterns that match, the last one counts.
     """
 
     tp_size: int = 1
@@ -134,6 +147,7 @@ class ConvertOptions:
     group_size: int = 128
     kv_cache: str = "none"
     sm: int = 80
+    quant_layers: tuple[LayerMethod, ...] = ()
 
     @property
     def kv_cache_algo(self) -> str | None:

@@ -41,16 +41,20 @@ class Parts(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked: `dtype` is that of plain fields (prequant), `kv_cache_algo` INT8, FP8 or None."""
+    """What is asked: `ways` has the method of every linear that is quantized, by its path in the whole model.
 
-    method: Method
-    options: QuantOptions
+    Linears that read the same input as one matrix (fc and gate) have the same. `dtype` is that of plain fields
+    (prequant), `kv_cache_algo` INT8, FP8 or None.
+    """
+
+    ways: Dict[str, tuple[Method, QuantOptions]]
     dtype: str
     kv_cache_algo: str | None = None
 
     @property
     def needs_samples(self) -> bool:
-        return self.method.needs_calibration or self.kv_cache_algo is not None
+        calibrated = any(method.needs_calibration for method, _ in self.ways.values())
+        return calibrated or self.kv_cache_algo is not None
 
 
 class Quantizer:
@@ -86,7 +90,8 @@ class Quantizer:
         if not spool.holds(first):
             first = 0
             spool.write(0, self._embedded(weights))
-        meter = _Meter(progress, self._blocks, len(self._ids), self._task.method.needs_gram)
+        gram = any(method.needs_gram for method, _ in self._task.ways.values())
+        meter = _Meter(progress, self._blocks, len(self._ids), gram)
         for layer in range(first, layers):
             run = self._run_of(layer, weights)
             statistics = None if done[layer] else self._statistics(layer)
@@ -104,10 +109,19 @@ class Quantizer:
         for row in self._ids:
             yield self._blocks.embed(torch.tensor(row), tables)
 
+    def _ways(self, layer: int) -> list[tuple[Linear, Method, QuantOptions]]:
+        """The linears of a layer that are quantized, each with how."""
+        found = []
+        for linear in self._blocks.linears(layer):
+            way = self._task.ways.get(f"transformer.layers.{layer}.{linear.modules[0]}")
+            if way is not None and way[0].fields:
+                found.append((linear, *way))
+        return found
+
     def _statistics(self, layer: int) -> LayerStatistics:
-        method = self._task.method
-        linears = self._blocks.linears(layer) if method.needs_calibration else ()
-        return LayerStatistics({linear.name: linear.in_features for linear in linears}, gram=method.needs_gram)
+        ways = [(linear, method) for linear, method, _ in self._ways(layer) if method.needs_calibration]
+        sizes = {linear.name: linear.in_features for linear, _ in ways}
+        return LayerStatistics(sizes, gram=any(method.needs_gram for _, method in ways))
 
     def _through(
         self, run: LayerRun, statistics: LayerStatistics | None, hidden: Iterator[torch.Tensor], layer: int
@@ -135,22 +149,23 @@ class Quantizer:
         if task.kv_cache_algo and statistics is not None:
             scale = kv_cache_scale(task.kv_cache_algo, statistics.amax_k, statistics.amax_v)
             made[f"{base}attention.kv_cache_scaling_factor"] = scale
-        stats = statistics.stats() if statistics is not None and task.method.needs_calibration else {}
-        for linear in self._blocks.linears(layer) if task.method.fields else ():
-            made |= self._fields(base, linear, run, stats.pop(linear.name, None))
+        stats = statistics.stats() if statistics is not None else {}
+        for linear, method, options in self._ways(layer):
+            made |= self._fields(base, linear, run, stats.pop(linear.name, None), method, options)
             searched(linear)
         parts.write(f"layer{layer}", made)
 
-    def _fields(self, base: str, linear: Linear, run: LayerRun, stats: InputStats | None) -> dict[str, torch.Tensor]:
+    def _fields(
+        self, base: str, linear: Linear, run: LayerRun, stats: InputStats | None, method: Method, options: QuantOptions
+    ) -> dict[str, torch.Tensor]:
         """Fields of the modules of one linear by tensor name."""
-        task = self._task
+        group = group_of(linear, run.weights[f"{base}{linear.name}.weight"])
         try:
-            found = QUANTIZE[task.method.name](group_of(linear, run.weights[f"{base}{linear.name}.weight"]), stats,
-                                               task.options)  # fmt: skip
+            found = QUANTIZE[method.name](group, stats, options)
         except CheckpointError as error:
             raise CheckpointError(f"{base.rstrip('.')}: {error.message}", hint=error.hint) from error
-        plain = {field.suffix for field in task.method.fields if not field.dtype}
-        dtype: torch.dtype = getattr(torch, task.dtype)
+        plain = {field.suffix for field in method.fields if not field.dtype}
+        dtype: torch.dtype = getattr(torch, self._task.dtype)
         return {
             f"{base}{module}.{suffix}": field.to(dtype) if suffix in plain else field
             for module, fields in found.items()

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as Dict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtbuild.checkpoint.config import trtllm_config
 from trtbuild.checkpoint.logical import read_logical
-from trtbuild.checkpoint.writer import write_file
+from trtbuild.checkpoint.writer import write_documents, write_file
 from trtbuild.errors import CheckpointError
-from trtbuild.fields import Quantized, shard_fields
+from trtbuild.fields import shard_fields
 from trtbuild.layout import DTYPE_BYTES, Job, Piece, RankJobs, TensorInfo
+from trtbuild.mixed import Choices, choices_of, mixed_quantization, only_choice, quant_cfg, quantized_of
 from trtbuild.progress import Progress, silent
 from trtbuild.spec import ConvertOptions, ModelSpec, resolved_dtype
 
@@ -41,17 +42,16 @@ def pack_checkpoint(
     """Cut a logical checkpoint for the ranks of `options` and write config.json and rankN.safetensors into `out`.
 
     `kv_cache_algo` is INT8, FP8 or None. `progress` counts bytes written. Returns SHA-256 in hex by file name. A method
-    without fields (its engine build quantizes) gives plain weights and its quant_algo.
+    without fields (its engine build quantizes) gives plain weights and its quant_algo. `method` is that of the linears
+    that `options.quant_layers` does not name; a mixture has its quant_cfg.json.
 
     Raises:
         CheckpointError: the logical checkpoint is incomplete, or not of this model, method or dtype.
         PlanError: a layout that would cut groups or packed bytes.
         OSError: a file cannot be read or written.
     """
-    kv_scales = kv_cache_algo is not None
-    quantized = Quantized(
-        method.fields, group_size, kv_scales=kv_scales, bias_once=method.bias_once, norm_scales=method.norm_scales
-    )
+    choices = choices_of(family, spec, replace(options, quant=method.name, group_size=group_size))
+    quantized = replace(quantized_of(choices), kv_scales=kv_cache_algo is not None)
     dtype = resolved_dtype(spec, options)
     index = read_logical(logical)
     whole = shard_fields(family, spec, ConvertOptions(dtype=dtype), dtype, quantized)
@@ -74,15 +74,28 @@ def pack_checkpoint(
         name = f"rank{rank.rank}.safetensors"
         digests[name] = write_file(out / name, packed.jobs, tensors(rank, packed))
     progress(done, total, "")
-    config = quantized_config(family, spec, options, method, group_size, kv_cache_algo)
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_documents(out, configs_of(family, spec, options, choices, kv_cache_algo))
     return digests
+
+
+def configs_of(
+    family: Family, spec: ModelSpec, options: ConvertOptions, choices: Choices, kv_algo: str | None
+) -> dict[str, dict[str, Any]]:
+    """config.json, and quant_cfg.json of a mixture (checkpoint format 1.1 and 1.4)."""
+    only = only_choice(choices)
+    if only is not None:
+        return {"config.json": quantized_config(family, spec, options, only.method, only.group_size, kv_algo)}
+    config = trtllm_config(family, spec, options, None)
+    return {
+        "config.json": {**config, "quantization": mixed_quantization(kv_algo)},
+        "quant_cfg.json": quant_cfg(choices, kv_algo),
+    }
 
 
 def quantized_config(
     family: Family, spec: ModelSpec, options: ConvertOptions, method: Method, group_size: int, kv_algo: str | None
 ) -> dict[str, Any]:
-    """config.json of a quantized checkpoint (checkpoint format 1.4)."""
+    """config.json of a checkpoint of one method (checkpoint format 1.4)."""
     config = trtllm_config(family, spec, options, method.quant_algo)
     config["quantization"] |= {**method.config, "kv_cache_quant_algo": kv_algo}
     if method.group_sizes:

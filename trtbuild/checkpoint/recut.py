@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as Dict
 from pathlib import Path
@@ -18,10 +17,8 @@ if TYPE_CHECKING:
 Headers = Dict[int, Dict[str, TensorInfo]]
 
 
-def recut(
-    ranks: Sequence[RecutRank], headers: Headers, config: Dict[str, Any], folder: Path, progress: Progress = silent
-) -> dict[str, str]:
-    """Write config.json and rankN.safetensors into `folder`; returns SHA-256 in hex by file name.
+def recut(ranks: Sequence[RecutRank], headers: Headers, folder: Path, progress: Progress = silent) -> dict[str, str]:
+    """Write rankN.safetensors into `folder`; returns SHA-256 in hex by file name.
 
     `headers`: the old tensors by rank and name. `progress` counts bytes written.
 
@@ -42,7 +39,6 @@ def recut(
         name = f"rank{rank.rank}.safetensors"
         digests[name] = write_file(folder / name, [part.job for part in rank.tensors], tensors(rank))
     progress(done, total, "")
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return digests
 
 

@@ -10,9 +10,11 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping as Dict
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from trtbuild.layout import Job
 
@@ -143,3 +145,13 @@ def header_bytes(jobs: Sequence[Job]) -> bytes:
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
+
+
+def write_documents(folder: Path, documents: Dict[str, Any]) -> None:
+    """Write JSON files by name (config.json, quant_cfg.json) into an existing folder.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    for name, document in documents.items():
+        (folder / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -23,6 +23,7 @@ from trtbuild.cli.options import (
     OutputOpt,
     ParallelEmbeddingOpt,
     PpOpt,
+    QuantLayerOpt,
     QuantOpt,
     RevisionOpt,
     SmOpt,
@@ -46,6 +47,7 @@ def command(
     pp: PpOpt = 1,
     dtype: DtypeOpt = "auto",
     quant: QuantOpt = AUTO,
+    quant_layer: QuantLayerOpt = [],  # noqa: B006
     group_size: GroupSizeOpt = ConvertOptions.group_size,
     kv_cache: KvCacheOpt = ConvertOptions.kv_cache,
     calib: CalibOpt = CALIBRATION.text,
@@ -73,7 +75,9 @@ def command(
     from trtbuild import pipeline
 
     embedding = (parallel_embedding, embedding_dim, embedding_sharing)
-    options = convert_options(tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm)
+    options = convert_options(
+        tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm, quant_layer
+    )
     try:
         with progress_bar("checkpoint") as progress:
             made = pipeline.make_checkpoint(

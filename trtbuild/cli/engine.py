@@ -26,6 +26,7 @@ from trtbuild.cli.options import (
     OutputOpt,
     ParallelEmbeddingOpt,
     PpOpt,
+    QuantLayerOpt,
     QuantOpt,
     RevisionOpt,
     SmOpt,
@@ -48,6 +49,7 @@ def command(
     pp: PpOpt = 1,
     dtype: DtypeOpt = "auto",
     quant: QuantOpt = AUTO,
+    quant_layer: QuantLayerOpt = [],  # noqa: B006
     group_size: GroupSizeOpt = ConvertOptions.group_size,
     kv_cache: KvCacheOpt = ConvertOptions.kv_cache,
     calib: CalibOpt = CALIBRATION.text,
@@ -82,7 +84,9 @@ def command(
     from trtbuild import pipeline
 
     embedding = (parallel_embedding, embedding_dim, embedding_sharing)
-    options = convert_options(tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm)
+    options = convert_options(
+        tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm, quant_layer
+    )
     limits = BuildOptions(max_batch_size, max_seq_len, max_num_tokens)
     with progress_bar("engine") as progress:
         made = pipeline.make_engine(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from trtbuild.layout import DTYPES
 from trtbuild.quantize.methods import METHODS
-from trtbuild.spec import AUTO, KV_CACHES, SMS, TARGETS, CalibrationOptions, ConvertOptions
+from trtbuild.spec import AUTO, KV_CACHES, SMS, TARGETS, CalibrationOptions, ConvertOptions, LayerMethod
 
 _LATER_TARGETS = {"llmapi": "it is planned, and not built yet"}
 
@@ -76,6 +77,16 @@ QuantOpt = Annotated[
 ]
 GroupSizeOpt = Annotated[
     int, typer.Option("--group-size", min=1, metavar="N", help="Inputs that share a scale (int4_awq, w4a8_awq).")
+]
+QuantLayerOpt = Annotated[
+    list[str],
+    typer.Option(
+        "--quant-layer",
+        metavar="PATTERN=NAME",
+        help="Another method for some linears, repeatable; the last pattern that matches counts. NAME may end in "
+        "':64' or ':128', its group size. Example: '*.mlp.proj=fp8', 'transformer.layers.0.*=none'.",
+        show_default=False,
+    ),
 ]
 KvCacheOpt = Annotated[
     str,
@@ -187,10 +198,29 @@ def convert_options(
     group_size: int = ConvertOptions.group_size,
     kv_cache: str = ConvertOptions.kv_cache,
     sm: int = ConvertOptions.sm,
+    quant_layer: Sequence[str] = (),
 ) -> ConvertOptions:
     """The options of one conversion, from a command's parameters."""
     embedding = (parallel_embedding, embedding_dim, embedding_sharing)
-    return ConvertOptions(tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm)
+    layers = layer_methods(quant_layer)
+    return ConvertOptions(tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm, layers)
+
+
+def layer_methods(values: Sequence[str]) -> tuple[LayerMethod, ...]:
+    """PATTERN=NAME or PATTERN=NAME:GROUP -> LayerMethod, in their order.
+
+    Raises:
+        typer.BadParameter: a value of another form, or a method that does not exist.
+    """
+    found = []
+    for value in values:
+        pattern, _, method = value.rpartition("=")
+        name, colon, group = method.partition(":")
+        if not pattern.strip() or (colon and not group.isdecimal()):
+            raise typer.BadParameter(f"--quant-layer {value!r} is not PATTERN=NAME or PATTERN=NAME:GROUP")
+        name = _choice("quantization", name.strip(), list(METHODS))
+        found.append(LayerMethod(pattern.strip(), name, int(group) if colon else None))
+    return tuple(found)
 
 
 CALIBRATION = CalibrationOptions()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from trtbuild.cli.options import (
@@ -17,6 +18,7 @@ from trtbuild.cli.options import (
     MoeTpOpt,
     ParallelEmbeddingOpt,
     PpOpt,
+    QuantLayerOpt,
     QuantOpt,
     RevisionOpt,
     SmOpt,
@@ -44,6 +46,7 @@ def command(
     pp: PpOpt = 1,
     dtype: DtypeOpt = "auto",
     quant: QuantOpt = AUTO,
+    quant_layer: QuantLayerOpt = [],  # noqa: B006
     group_size: GroupSizeOpt = ConvertOptions.group_size,
     kv_cache: KvCacheOpt = ConvertOptions.kv_cache,
     target: TargetOpt = "cpu",
@@ -61,7 +64,9 @@ def command(
     from trtbuild import pipeline
 
     embedding = (parallel_embedding, embedding_dim, embedding_sharing)
-    options = convert_options(tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm)
+    options = convert_options(
+        tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm, quant_layer
+    )
     plan = pipeline.make_plan(model, options, revision, allow_pickle=allow_pickle)
     if as_json:
         print_json(document(model, plan))
@@ -87,6 +92,7 @@ def document(model: str, plan: ModelPlan) -> dict[str, Any]:
         "dtype": plan.dtype,
         "quant": options.quant,
         "group_size": options.group_size,
+        "quant_layers": [asdict(layer) for layer in options.quant_layers],
         "kv_cache": options.kv_cache,
         "target": options.target,
         "parameters": plan.parameters,

@@ -20,7 +20,7 @@ from trtbuild.engine.options import BuildOptions
 from trtbuild.errors import CheckpointError, PlanError
 from trtbuild.mapping import Mapping
 from trtbuild.progress import Progress, silent
-from trtbuild.quantization import LAYERS, MIXED
+from trtbuild.quantization import LAYERS, MIXED, whole_model
 from trtbuild.quantize.methods import METHODS
 from trtbuild.runtime.forms import layout_sm
 from trtbuild.spec import ConvertOptions
@@ -59,8 +59,9 @@ def read_checkpoint_config(checkpoint: Path) -> dict[str, Any]:
     if (config.get("quantization") or {}).get("quant_algo") == MIXED:
         path = checkpoint / "quant_cfg.json"
         try:
-            config[LAYERS] = json.loads(path.read_text())[LAYERS]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            sizes = (config["mapping"]["pp_size"], config["num_hidden_layers"])
+            config[LAYERS] = whole_model(json.loads(path.read_text())[LAYERS], *sizes)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             hint = "MIXED_PRECISION takes the algorithm of each layer from it; convert the model again."
             raise CheckpointError(f"cannot read {path}: {error}", hint=hint) from error
     return config
@@ -82,11 +83,13 @@ def require_same_options(config: dict[str, Any], options: ConvertOptions) -> Non
         PlanError: names every contradiction.
     """
     default = ConvertOptions()
+    layers = ", ".join(f"{layer.pattern}={layer.method}" for layer in options.quant_layers)
     found = {
         "tp": (options.tp_size, default.tp_size, config["mapping"]["tp_size"]),
         "pp": (options.pp_size, default.pp_size, config["mapping"]["pp_size"]),
         "dtype": (options.dtype, default.dtype, config["dtype"]),
         "quant": (options.quant, default.quant, _QUANT_NAMES.get((config.get("quantization") or {}).get("quant_algo"))),
+        "quant-layer": (layers, "", "other methods"),
         "use-parallel-embedding": (options.use_parallel_embedding, False, config.get("use_parallel_embedding", False)),
         "embedding-sharding-dim": (options.embedding_sharding_dim, 0, config.get("embedding_sharding_dim", 0)),
     }

@@ -22,6 +22,7 @@ from trtbuild.lint.config import (
 from trtbuild.lint.expected import dims_findings, expected_of, jobs_of, layout_findings, switched_off
 from trtbuild.lint.finding import ERROR, WARNING, Finding, Report, find, ordered
 from trtbuild.lint.forms import Expected
+from trtbuild.lint.mixture import mixture_findings
 from trtbuild.lint.quantization import Quant, combination_findings, quantization_of
 from trtbuild.lint.read import KINDS, Files, kind_of, manifest_of, read_files
 from trtbuild.mapping import Mapping
@@ -123,7 +124,7 @@ def _headers(
             wanted[job.rank] = expected_of(job, layers, quant, stored)
             found += tensors.compare(wanted[job.rank], headers, job.rank, config, off, len(job.layers))
     found += dims_findings(jobs, quant, options.tp_size, severity)
-    found += _quant_cfg_names(jobs, quant)
+    found += mixture_findings(jobs, quant, layers, options.pp_size, severity)
     return jobs, wanted, found
 
 
@@ -171,15 +172,6 @@ def _rank_files(files: Files, options: ConvertOptions) -> list[Finding]:
             hint = "A file of another layout, or mapping in config.json is not this checkpoint's."
             found.append(find("rank-file-extra", f"rank{rank}.safetensors", text, "one more", hint, rank))
     return found
-
-
-def _quant_cfg_names(jobs: tuple[RankJobs, ...], quant: Quant) -> list[Finding]:
-    modules = {job.group.removesuffix(".weight") for rank in jobs for job in rank.jobs}
-    return [
-        find("quant-cfg", f"quant_cfg.json: {name}", "a module of the model", "no such module", severity=WARNING)
-        for name in quant.layers
-        if name not in modules
-    ]
 
 
 def _target(files: Files) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping as Dict
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from trtbuild.lint.finding import ERROR, Report
 from trtbuild.lint.quantization import Quant, quantization_of
 from trtbuild.lint.read import read_files
 from trtbuild.lint.tensors import current_names
+from trtbuild.mixed import linears_of
 from trtbuild.progress import Progress, silent
+from trtbuild.quantization import LAYERS, unlike_stages, whole_model
 from trtbuild.quantize.methods import METHODS
 from trtbuild.spec import ConvertOptions, ModelSpec
 
@@ -41,6 +44,8 @@ class PlainCheckpoint:
     headers: dict[int, dict[str, TensorInfo]]
     manifest: dict[str, Any]
     quantized: Quantized | None = None
+    quant_cfg: Dict[str, Any] = field(default_factory=dict)
+    """The table of a mixture as a file, {"quant_cfg.json": ...}: every linear by its number in the whole model."""
 
     @property
     def dtype(self) -> str:
@@ -90,6 +95,7 @@ def read_plain(folder: Path) -> PlainCheckpoint:
     }
     spec = spec_of(family, config)
     quantized = _quantized(quant)
+    document = {"quant_cfg.json": _complete(files.quant_cfg, family, spec, options)} if quant.layers else {}
     if quantized is None:
         ranks = jobs_of(family, config, options)
     else:
@@ -102,11 +108,15 @@ def read_plain(folder: Path) -> PlainCheckpoint:
         some = f" (for example {odd[0]})" if odd else ""
         hint = "Convert the source model to the new layout, and quantize that."
         raise CheckpointError(f"{folder} holds {what} weights in a form that cannot be re-sharded{some}", hint=hint)
-    return PlainCheckpoint(config, family, spec, options, quant, headers, files.manifest, quantized)
+    return PlainCheckpoint(config, family, spec, options, quant, headers, files.manifest, quantized, document)
 
 
 def _quantized(quant: Quant) -> Quantized | None:
     """The stored fields of a quantization that trtbuild has a method for; None for plain weights and other forms."""
+    if quant.layers:
+        modules = {module: _quantized(own) for module, own in quant.layers.items() if own.algo}
+        known = {module: own for module, own in modules.items() if own is not None}
+        return Quantized((), kv_scales=bool(quant.kv_algo), modules=known) if len(known) == len(modules) else None
     methods = [
         method
         for method in METHODS.values()
@@ -116,6 +126,12 @@ def _quantized(quant: Quant) -> Quantized | None:
         return None
     fields = methods[0].fields if methods else ()
     return Quantized(fields, quant.group_size, bool(quant.kv_algo)).stored
+
+
+def _complete(document: Dict[str, Any], family: Family, spec: ModelSpec, options: ConvertOptions) -> dict[str, Any]:
+    """quant_cfg.json with an entry for every linear, so that its numbers are plainly those of the whole model."""
+    table = whole_model(document[LAYERS], options.pp_size, spec.num_layers)
+    return {**document, LAYERS: table | {m: {"quant_algo": None} for m in linears_of(family, spec) if m not in table}}
 
 
 def _as_planned(job: Job, held: dict[str, TensorInfo], quantized: Quantized | None) -> bool:
@@ -140,10 +156,14 @@ def new_layout(old: PlainCheckpoint, asked: ConvertOptions) -> ConvertOptions:
     if asked.dtype not in ("auto", old.dtype):
         problems.append(f"the checkpoint is {old.dtype}; --dtype {asked.dtype} needs the source model")
     algo = METHODS[asked.quant].quant_algo if asked.quant in METHODS else asked.quant
+    if asked.quant_layers:
+        problems.append("a checkpoint is quantized already; --quant-layer needs the source model")
     if asked.quant != "none" and algo != (old.quant.algo or None):
         problems.append(f"the checkpoint's quant_algo is {old.quant.algo or None}; --quant needs the source model")
     name = next((name for name, method in METHODS.items() if (method.quant_algo or "") == old.quant.algo), "none")
-    options = options_of(old.family, replace(asked, quant=name, group_size=old.quant.group_size), old.dtype)
+    options = options_of(
+        old.family, replace(asked, quant_layers=(), quant=name, group_size=old.quant.group_size), old.dtype
+    )
     found = layout_problems(old.family, old.spec, options)
     problems += found
     if not found and old.quantized is not None:
@@ -155,6 +175,12 @@ def new_layout(old: PlainCheckpoint, asked: ConvertOptions) -> ConvertOptions:
         ranks = jobs_of(old.family, old.config, options)
         for finding in dims_findings(ranks, old.quant, options.tp_size, ERROR):
             problems.append(f"{old.quant.algo} needs {finding.expected}; it is {finding.found}")
+        table = old.quant_cfg.get("quant_cfg.json", {}).get(LAYERS, {})
+        for module, read in list(unlike_stages(table, options.pp_size, old.spec.num_layers).items())[:1]:
+            problems.append(
+                f"TensorRT-LLM counts layers from 0 on every pipeline stage: with pp {options.pp_size} it would read "
+                f"{module} as {read}, which is quantized in another way; pp 1 works"
+            )
     if problems:
         raise PlanError(problems)
     return options

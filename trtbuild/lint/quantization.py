@@ -11,7 +11,7 @@ from typing import Any
 from trtbuild.lint import tables
 from trtbuild.lint.config import is_kind, repr_of
 from trtbuild.lint.finding import WARNING, Finding, find
-from trtbuild.quantization import EXCLUDED
+from trtbuild.quantization import EXCLUDED, MIXED, whole_model
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,9 @@ def quantization_of(config: Dict[str, Any], quant_cfg: Any) -> tuple[Quant, list
     quant, more = _quant(given, "quantization.")
     found += more
     if quant.algo == "MIXED_PRECISION":
-        layers, more = _layers(quant_cfg)
+        layers, more = _layers(quant_cfg, quant.kv_algo)
         found += more
+        layers = whole_model(layers, *_stages(config))
         known = bool(layers) and all(layer.algo in tables.LAYER_ALGOS for layer in layers.values())
         quant = Quant(quant.algo, quant.kv_algo, layers=layers, known=known, exclude=quant.exclude)
     excluded = given.get("exclude_modules")
@@ -131,8 +132,17 @@ def _quant(given: Dict[str, Any], at: str) -> tuple[Quant, list[Finding]]:
     return quant, found
 
 
-def _layers(document: Any) -> tuple[dict[str, Quant], list[Finding]]:
-    """Module path -> how it is quantized, from quant_cfg.json."""
+def _stages(config: Dict[str, Any]) -> tuple[int, int]:
+    """(pp_size, layers), (1, 0) where config.json has no sensible numbers."""
+    mapping = config.get("mapping")
+    pp: Any = mapping.get("pp_size") if isinstance(mapping, dict) else 1
+    layers: Any = config.get("num_hidden_layers")
+    sensible = is_kind(pp, "positive integer") and is_kind(layers, "positive integer")
+    return (pp, layers) if sensible and pp <= layers <= tables.MAX_LAYERS else (1, 0)
+
+
+def _layers(document: Any, kv_algo: str) -> tuple[dict[str, Quant], list[Finding]]:
+    """Module path -> how it is quantized, from quant_cfg.json; `kv_algo`: the KV cache's in config.json."""
     hint = "MIXED_PRECISION reads the algorithm of each layer from it, beside config.json."
     if not isinstance(document, dict):
         text = "no such file" if document is None else repr_of(document)
@@ -141,7 +151,15 @@ def _layers(document: Any) -> tuple[dict[str, Quant], list[Finding]]:
     if not isinstance(table, dict) or not table:
         return {}, [find("quant-cfg", "quant_cfg.json: quantized_layers", "an object", repr_of(table), hint)]
     layers: dict[str, Quant] = {}
-    found: list[Finding] = []
+    # TensorRT-LLM puts the whole document in the place of config.json's `quantization`.
+    found = [
+        find("quant-cfg", f"quant_cfg.json: {key}", repr_of(wanted), repr_of(document.get(key)), hint)
+        for key, wanted, hint in (
+            ("quant_algo", MIXED, "Else its layers count for nothing."),
+            ("kv_cache_quant_algo", kv_algo or None, "config.json says the one, and TensorRT-LLM takes the other."),
+        )
+        if document.get(key) != wanted
+    ]
     for module, given in table.items():
         at = f"quant_cfg.json: {module}."
         if not isinstance(given, dict):
