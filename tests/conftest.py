@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.engines import demo_model, engines  # noqa: F401 - fixtures
+from tests.native_paths import library  # noqa: F401 - a fixture
 from tests.tiny import ROOT, make_llama
 
 

@@ -3,38 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-import platform
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
+from trtbuild.runtime.forms import Round
 from trtbuild.runtime.int4 import pack_int4, unpack_int4
-from trtbuild.runtime.native.library import BatchStruct, OpStruct, compiler, load_library
+from trtbuild.runtime.native.library import BatchStruct, OpStruct
 from trtbuild.runtime.ops import Kind
 
 IN, OUT, ROUTER = 0, 1, 2
 INT8, INT4, FP8 = 3, 4, 5
-PREPARE = 38
-NONE, INT8_STATIC, INT8_TOKEN, FP8_STATIC, FP8_TOKEN = range(5)
-NARROW = "-mno-avx512f"
-PATHS = {"this CPU": "", "256 bits": NARROW, "plain C": f"{NARROW} -mno-avx2 -mno-fma -mno-f16c"}
+NONE, INT8_STATIC, INT8_TOKEN, FP8_STATIC, FP8_TOKEN = Round
 TOKENS = 70
-
-
-@pytest.fixture(scope="module", params=PATHS)
-def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
-    cc, flags = compiler(), PATHS[request.param]
-    if cc is None or (flags and platform.machine() != "x86_64"):
-        pytest.skip("no compiler for this path")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CC", " ".join([*cc, flags]))
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        load_library.cache_clear()
-        yield load_library()
-    load_library.cache_clear()
 
 
 @dataclass
@@ -164,7 +147,7 @@ def test_prepare(library: ctypes.CDLL, rounding: int, scaled: bool) -> None:
     factor, scale = torch.rand(k, generator=random) + 0.5, torch.tensor([0.125])  # a power of two: ties happen
     x[1, :24] = torch.arange(24) * 0.0625 / (factor[:24] if scaled else 1)
     out = torch.full((tokens, k + 3), float("nan"))
-    op = OpStruct(kind=PREPARE, in_=IN, in2=-1, out=OUT, k=k, act=rounding)
+    op = OpStruct(kind=Kind.PREPARE, in_=IN, in2=-1, out=OUT, k=k, act=rounding)
     if scaled:
         op.weight = factor.data_ptr()
     if rounding in (INT8_STATIC, FP8_STATIC):
@@ -187,7 +170,7 @@ def test_every_fp8_boundary(library: ctypes.CDLL) -> None:
     x = torch.cat([grid, middle, middle.nextafter(grid[1:]), middle.nextafter(grid[:-1]), torch.tensor([449.0, 1e6])])
     x = torch.stack([x, -x])
     scale, out = torch.ones(1), torch.zeros_like(x)
-    op = OpStruct(kind=PREPARE, in_=IN, in2=-1, out=OUT, k=x.shape[1], act=FP8_STATIC, bias=scale.data_ptr())
+    op = OpStruct(kind=Kind.PREPARE, in_=IN, in2=-1, out=OUT, k=x.shape[1], act=FP8_STATIC, bias=scale.data_ptr())
     run(library, op, 2, {IN: x, OUT: out})
     assert torch.equal(out, rounded(x, scale, FP8_STATIC))
 
