@@ -75,8 +75,8 @@ def choices_of(family: Family, spec: ModelSpec, options: ConvertOptions) -> Choi
 
 
 def only_choice(choices: Choices) -> Choice | None:
-    """The choice that all linears share; None for a mixture."""
-    distinct = {choice.label: choice for choice in choices.values()}
+    """The choice that all linears share, plain weights where a model has none to quantize; None for a mixture."""
+    distinct = {choice.label: choice for choice in choices.values()} or {"": Choice(METHODS["none"])}
     return next(iter(distinct.values())) if len(distinct) == 1 else None
 
 
