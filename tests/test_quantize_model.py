@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,12 +15,14 @@ import pytest
 import torch
 
 from tests.by_hand import make as make_by_hand
+from tests.disks import disk_of
 from tests.test_convert_resume import same
 from tests.test_methods import EDGES, unpacked
 from tests.tiny import ROOT, edit_weights, load_rank, make_llama, trtbuild
 from tests.worded import add_tokenizer, text_of, with_tokenizer
 from trtbuild import pipeline
-from trtbuild.errors import CheckpointError, PlanError
+from trtbuild.calibrate import run
+from trtbuild.errors import CheckpointError, OutputError, PlanError
 from trtbuild.lint.check import check
 from trtbuild.manifest import read_manifest
 from trtbuild.quantize.methods import METHODS, QUANTIZE
@@ -220,6 +223,30 @@ def test_damaged_weights_are_named_and_nothing_is_left(model: Path, tmp_path: Pa
             str(mine), tmp_path / "out", ConvertOptions(dtype="float16", quant="fp8"), calibration=calibration(model)
         )
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_disk_that_is_full_or_gets_full(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ConvertOptions(dtype="float16", quant="fp8")
+
+    class Filling(run.LayerStatistics):
+        """Leaves no room when the second layer begins."""
+
+        layers = 0
+
+        def __init__(self, sizes: dict[str, int], *, gram: bool = False) -> None:
+            super().__init__(sizes, gram=gram)
+            Filling.layers += 1
+            if Filling.layers == 2:
+                free = shutil.disk_usage(disk).free
+                (disk / "filler").write_bytes(bytes(free - 200_000))
+
+    with disk_of(tmp_path / "small", 4000) as disk, pytest.raises(OutputError, match=r"the disk is full \("):
+        pipeline.make_checkpoint(str(model), disk / "out", options, calibration=calibration(model))
+    monkeypatch.setattr(run, "LayerStatistics", Filling)
+    with disk_of(tmp_path / "disk", 40_000) as disk:
+        with pytest.raises(OutputError, match=r"cannot write .*the disk is full"):
+            pipeline.make_checkpoint(str(model), disk / "out", options, calibration=calibration(model))
+        assert [path.name for path in disk.iterdir()] == ["filler"]
 
 
 def test_a_calibration_that_nothing_needs(model: Path, tmp_path: Path) -> None:

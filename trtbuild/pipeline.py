@@ -2,7 +2,7 @@
 
     resolve          model name -> folder                                    hub/
     make_plan        config + safetensors headers -> ModelPlan               checkpoint/, plan.py
-    make_checkpoint  folder -> TensorRT-LLM checkpoint, rank files           quantization.py, checkpoint/
+    make_checkpoint  folder -> TensorRT-LLM checkpoint, rank files           quantizing.py, calibrate/, checkpoint/
     check_checkpoint checkpoint of anyone -> Report of all its faults        lint/
     reshard          checkpoint -> the same one for another TP x PP          reshard.py, checkpoint/
     make_engine      model or checkpoint -> engine, one process a rank       engine/
@@ -142,7 +142,8 @@ def _write_checkpoint(
     mark = fingerprint(plan, configs, made_of, index)
     journal.open(mark)
     held = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    check_disk(out, folder, plan.checkpoint_bytes + plan.scratch_bytes - held)
+    beside = plan.scratch_bytes + (quantizer.spool_bytes if quantizer is not None else 0)
+    check_disk(out, folder, plan.checkpoint_bytes + beside - held)
     digests: dict[str, str] = {}
     if plan.imported is not None:
         digests, made_of["imported"] = import_checkpoint(plan, plan.imported, index, folder, mark, progress)

@@ -66,8 +66,15 @@ class Quantizer:
 
     def __init__(self, config: dict[str, Any], task: Task, ids: Ids) -> None:
         self._task, self._ids = task, ids
-        self._blocks = Blockwise(config, len(ids[0]) if ids else 1)
         self._hidden_size: int = config["hidden_size"]
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        with self._device:
+            self._blocks = Blockwise(config, len(ids[0]) if ids else 1)
+
+    @property
+    def spool_bytes(self) -> int:
+        """Disk needed for the hidden states between layers, while it runs."""
+        return 2 * 4 * len(self._ids) * self._blocks.length * self._hidden_size
 
     def run(self, weights: Weights, parts: Parts, spool_folder: Path, progress: Progress = silent) -> None:
         """Write the part of every layer that `parts` has not yet.
@@ -76,6 +83,10 @@ class Quantizer:
             CheckpointError: weights or activations that are not finite.
             OSError: a file cannot be read or written.
         """
+        with self._device:  # where new tensors lie; files are read into and written from the host's memory
+            self._run(weights, parts, spool_folder, progress)
+
+    def _run(self, weights: Weights, parts: Parts, spool_folder: Path, progress: Progress) -> None:
         layers = self._blocks.num_layers
         done = [parts.has(f"layer{layer}") for layer in range(layers)]
         if all(done):
@@ -102,10 +113,13 @@ class Quantizer:
             del run  # before the next layer's weights are read
 
     def _run_of(self, layer: int, weights: Weights) -> LayerRun:
-        return self._blocks.layer(layer, weights(layer))
+        return self._blocks.layer(layer, self._moved(weights(layer)))
+
+    def _moved(self, tensors: Dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: tensor.to(self._device) for name, tensor in tensors.items()}
 
     def _embedded(self, weights: Weights) -> Iterator[torch.Tensor]:
-        tables = weights(None)
+        tables = self._moved(weights(None))
         for row in self._ids:
             yield self._blocks.embed(torch.tensor(row), tables)
 
@@ -153,7 +167,7 @@ class Quantizer:
         for linear, method, options in self._ways(layer):
             made |= self._fields(base, linear, run, stats.pop(linear.name, None), method, options)
             searched(linear)
-        parts.write(f"layer{layer}", made)
+        parts.write(f"layer{layer}", {name: tensor.cpu() for name, tensor in made.items()})
 
     def _fields(
         self, base: str, linear: Linear, run: LayerRun, stats: InputStats | None, method: Method, options: QuantOptions

@@ -56,7 +56,7 @@ class Spool:
         found = hashlib.sha256()
         with self._path(layer).open("wb") as handle:
             for states in hidden:
-                data = states.contiguous().numpy().data
+                data = states.cpu().contiguous().numpy().data
                 handle.write(data)
                 found.update(data)
             handle.flush()
