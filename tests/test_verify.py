@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -306,13 +307,21 @@ def test_a_config_that_differs_is_noted(models: Models, tmp_path: Path) -> None:
     assert max(weight.loss_db for weight in report.weights) == 0.0
 
 
-def test_command_line_of_two_ranks(models: Models, tmp_path: Path) -> None:
-    """Real ranks under mpirun, and the same weights on one rank; the picture names what is bad."""
-    good = models.checkpoint("fp8", tp=2)
+def test_scales_that_two_ranks_do_not_share(models: Models, tmp_path: Path) -> None:
     bad = models.damaged("fp8", partial(unfused, q=64, kv=32), tmp_path / "bad", tp=2)
+    index, config = read_index(models.source), read_checkpoint_config(bad)
+    family, spec = read_specs(load_config(models.source))[0]
+    plan = make_plan(family, spec, ConvertOptions(2, 1, "float32"), index)
+    found = weight_snrs(build(bad, tmp_path / "engine"), config, plan.ranks, index, silent)
+    wrong = {(weight.rank, weight.layer, weight.name) for weight in found if weight.loss_db > 1}
+    assert {(rank, 1, f"attention.qkv ({part})") for rank in (0, 1) for part in "kv"} <= wrong
+    assert {(layer, name.split()[0]) for _, layer, name in wrong} == {(1, "attention.qkv")}
+
+
+def test_command_line_of_two_ranks(models: Models) -> None:
+    """Real ranks under mpirun, and the same weights on one rank."""
     options = ["--against", models.source, "--text", models.text, "--tokens", SAMPLES * LENGTH, "--length", LENGTH]
-    options += ["--min-top1", 0.25]
-    done = trtbuild("verify", good, *options, "--json")
+    done = trtbuild("verify", models.checkpoint("fp8", tp=2), *options, "--min-top1", 0.25, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["schema"] == 1
@@ -321,13 +330,20 @@ def test_command_line_of_two_ranks(models: Models, tmp_path: Path) -> None:
     assert report["one_rank"]["difference"] < 0.25
     assert {weight["rank"] for weight in report["weights"]} == {0, 1}
     assert [layer["layer"] for layer in report["layers"]] == [0, 1, 2]
-    done = trtbuild("verify", bad, *options, "--no-tp1", "--plot", tmp_path / "bad.html")
+
+
+def test_command_line_of_a_damaged_engine(models: Models, tmp_path: Path) -> None:
+    """Its own exit code, the place on stderr and in the picture."""
+    fault = FAULTS["swapped gate and up"]
+    engine = build(models.damaged(fault.quant, fault.plant, tmp_path / "bad"), tmp_path / "engine")
+    options = ["--against", models.source, "--text", models.text, "--tokens", SAMPLES * LENGTH, "--length", LENGTH]
+    done = trtbuild("verify", engine, *options, "--plot", tmp_path / "bad.html")
     assert done.returncode == 8, done.stderr
-    assert "layer 1, attention.qkv (" in done.stderr
-    assert "max_weight_loss" not in done.stderr
-    picture = (tmp_path / "bad.html").read_text()
-    assert picture.count('class="bad"') == picture.count("its form gives") - picture.count('class="good"') + 3
-    assert "layer 1, attention.qkv (k)" in picture
+    assert "weight below its form" in done.stderr
+    assert "layer 1, mlp." in done.stderr
+    assert "perplexity increase" in done.stdout
+    cells = re.findall(r'<rect class="bad"[^>]*>\s*<title>(layer [^:]*)', (tmp_path / "bad.html").read_text())
+    assert {"layer 1, mlp.fc, rank 0", "layer 1, mlp.gate, rank 0"} == {cell for cell in cells if "rank" in cell}
 
 
 def test_the_report_is_json(models: Models) -> None:
