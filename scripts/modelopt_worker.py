@@ -4,9 +4,9 @@
         [--kv-cache int8] [--perplexity TOKENS.npy]
 
 The environment: `pip install --no-deps nvidia-modelopt==0.33.1 nvidia-modelopt-core==0.33.1 torchprofile`, then
-`pip install "numpy<2" pydantic nvidia-ml-py rich scipy tqdm pulp regex safetensors ninja transformers==4.53.3 accelerate
-"huggingface_hub<1"` beside the torch that the project uses. Model and calibration in float32; the export is a
-TensorRT-LLM checkpoint. IDS and TOKENS are int64 [samples, tokens]. Prints seconds of each stage as JSON on the last line.
+`pip install "numpy<2" pydantic nvidia-ml-py rich scipy tqdm pulp regex safetensors ninja accelerate "huggingface_hub<1"
+transformers==4.53.3` beside the torch that the project uses. Model and calibration in float32; the export is a
+TensorRT-LLM checkpoint. IDS and TOKENS are int64 [samples, tokens]. The last line is JSON: seconds of each stage.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def run(arguments: argparse.Namespace) -> dict[str, float]:
     if arguments.method == "int4_awq":
         config["quant_cfg"]["*weight_quantizer"]["block_sizes"][-1] = arguments.group_size
     if arguments.kv_cache:
-        kv = {"int8": mtq.INT8_KV_CFG, "fp8": mtq.FP8_KV_CFG} if hasattr(mtq, "INT8_KV_CFG") else {"fp8": mtq.FP8_KV_CFG}
+        kv = (
+            {"int8": mtq.INT8_KV_CFG, "fp8": mtq.FP8_KV_CFG} if hasattr(mtq, "INT8_KV_CFG") else {"fp8": mtq.FP8_KV_CFG}
+        )
         config["quant_cfg"] |= kv[arguments.kv_cache]["quant_cfg"]
 
     def calibrate(model: torch.nn.Module) -> None:
