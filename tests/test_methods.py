@@ -45,7 +45,7 @@ def test_equals_modelopt(name: str, golden_modelopt: Path, calibrated: Any) -> N
     different = total = 0
     for layer, groups in calibrated.items():
         for group, stats in groups:
-            for module, fields in QUANTIZE[name](group, stats, QuantOptions()).items():
+            for module, fields in QUANTIZE[name](group, stats, QuantOptions(search="modelopt")).items():
                 assert set(fields) == {field.suffix for field in METHODS[name].fields}
                 for suffix, ours in fields.items():
                     tensor = f"transformer.layers.{layer}.{module}.{suffix}"

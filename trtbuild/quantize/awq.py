@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 _STEPS = 11  # alpha = 0.0, 0.1, ..., 1.0
+_CLIPS = (1.0, 0.95, 0.9, 0.875, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
+"""Of a group's amax / 7; 7 / 8 is exact for a group whose extreme is negative."""
+_ROWS = 512  # outputs whose scales are searched at a time
 
 
 def int4_groups(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -27,6 +30,35 @@ def int4_groups(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, to
     q = weight.clone(memory_format=torch.contiguous_format)
     scale = _round_groups(q, group_size)
     return q.to(torch.int8), scale
+
+
+def clipped_groups(weight: torch.Tensor, gram: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `int4_groups`, of [out, in], but each scale is the one that makes the group's share of the output error least.
+
+    `gram` [in, in] is that of the inputs which meet these weights. The share leaves out what a group's error has in
+    common with other groups' (ModelOpt's awq_clip leaves it out as well), so each group is searched on its own.
+    """
+    import torch
+
+    count = weight.shape[1] // group_size
+    own = torch.stack([gram[i : i + group_size, i : i + group_size] for i in range(0, weight.shape[1], group_size)])
+    found = []
+    for rows in weight.split(_ROWS):
+        blocks = rows.unflatten(-1, (count, group_size)).transpose(0, 1).contiguous()  # [groups, out, g]
+        amax = blocks.abs().amax(dim=-1) / 7.0
+        amax = torch.where(amax == 0, torch.ones_like(amax), amax)
+        best, least = amax, torch.full_like(amax, float("inf"))
+        for clip in _CLIPS:
+            scale = amax * clip
+            wide = scale.unsqueeze(-1)
+            error = (blocks / wide).round_().clamp_(-8, 7).mul_(wide).sub_(blocks)
+            loss = torch.linalg.vecdot(torch.bmm(error, own), error)
+            better = loss < least
+            best, least = torch.where(better, scale, best), torch.where(better, loss, least)
+        found.append(best.T)
+    scales = torch.cat(found)
+    q = (weight.unflatten(-1, (count, group_size)) / scales.unsqueeze(-1)).round_().clamp_(-8, 7)
+    return q.flatten(-2).to(torch.int8), scales
 
 
 def dequantized(q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from trtbuild.layout import Field
 
@@ -49,10 +49,14 @@ class Method:
 
 @dataclass(frozen=True)
 class QuantOptions:
-    """`group_size`: inputs that share a scale (group-wise methods); `alpha`: SmoothQuant's migration strength."""
+    """`group_size`: inputs that share a scale (group-wise methods); `alpha`: SmoothQuant's migration strength.
+
+    `search`: "fine", or "modelopt" where the numbers must be those of ModelOpt's default algorithms.
+    """
 
     group_size: int = 128
     alpha: float = 1.0
+    search: Literal["fine", "modelopt"] = "fine"
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,14 @@
-"""Int4 weights in groups of inputs, activation-aware (W4A16_AWQ): ModelOpt INT4_AWQ_CFG (checkpoint format 4.3, 6)."""
+"""Int4 weights in groups of inputs, activation-aware (W4A16_AWQ; checkpoint format 4.3, 6).
+
+With search "modelopt" it is ModelOpt's INT4_AWQ_CFG; "fine" then also searches the scale of each group.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from trtbuild.layout import GROUP, Field
-from trtbuild.quantize.awq import int4_groups, shared_prequant
+from trtbuild.quantize.awq import clipped_groups, int4_groups, shared_prequant
 from trtbuild.quantize.method import Fields, InputStats, LinearGroup, Method, QuantOptions
 from trtbuild.quantize.values import require_finite, require_stats, stacked
 
@@ -42,15 +45,36 @@ def quantize(group: LinearGroup, stats: InputStats | None, options: QuantOptions
     made: dict[str, Fields] = {}
     for module, parts in group.modules.items():
         p = shared_prequant(parts, found, options.group_size)
-        made[module] = fields(stacked(parts) / p, p, options.group_size)
+        smoothed = stacked(parts) / p
+        if options.search == "fine" and found.gram is not None and found.tokens:
+            made[module] = clipped_fields(smoothed, p, found.gram, options.group_size)
+        else:
+            made[module] = fields(smoothed, p, options.group_size)
     return made
+
+
+def clipped_fields(smoothed: torch.Tensor, p: torch.Tensor, gram: torch.Tensor, group_size: int) -> Fields:
+    """As `fields`, with the scales that the inputs' gram [in, in] or [E, in, in] favours."""
+    import torch
+
+    met = gram * torch.outer(p, p)
+    if smoothed.dim() == 2:
+        q, scale = clipped_groups(smoothed, met, group_size)
+    else:
+        grams = met if met.dim() == 3 else met.expand(len(smoothed), -1, -1)
+        pairs = [clipped_groups(weight, own, group_size) for weight, own in zip(smoothed, grams, strict=True)]
+        q, scale = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
+    return _stored(q, scale, p)
 
 
 def fields(smoothed: torch.Tensor, p: torch.Tensor, group_size: int) -> Fields:
     """What is stored for weights W / p [.., out, in]."""
-    q, scale = int4_groups(smoothed, group_size)
+    return _stored(*int4_groups(smoothed, group_size), p)
+
+
+def _stored(q: torch.Tensor, scale: torch.Tensor, p: torch.Tensor) -> Fields:
     return {
         "weight": q,
         "weights_scaling_factor": scale,
-        "prequant_scaling_factor": p.expand(*smoothed.shape[:-2], -1).contiguous(),
+        "prequant_scaling_factor": p.expand(*q.shape[:-2], -1).contiguous(),
     }

@@ -1,0 +1,223 @@
+#!/usr/bin/env python
+"""What quantization costs: perplexity on the bundled held-out text, relative to float32.
+
+    python scripts/bench_quality.py [--model DIR | --off-grid] [--methods int8,int4_awq] [--samples 32] [--windows 16]
+        [--kv-cache int8,fp8] [--checkpoint NAME=DIR ...] [--json]
+
+Nothing of the cpu runtime takes part: `trtbuild checkpoint` makes each checkpoint, whose linears are put into
+transformers' float32 model as they dequantize by the format (inputs rounded where the method says so). `--checkpoint`
+adds one-rank checkpoints that something else made of the same model, ModelOpt's for example (`modelopt_worker.py`).
+`--save-ids FILE` writes the calibration token ids for it, and leaves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bench_quantize import calibration_ids
+from bench_runtime import demo_model
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAD = "transformer.layers."
+LINEARS = {
+    "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attention.dense": ("self_attn.o_proj",),
+    "mlp.fc": ("mlp.gate_proj",),
+    "mlp.gate": ("mlp.up_proj",),
+    "mlp.proj": ("mlp.down_proj",),
+}
+"""Checkpoint module -> transformers' linears that lie stacked in it (Llama)."""
+METHODS = ("int8", "int4", "int4_awq", "int8_sq", "fp8", "fp8_rowwise")
+CONTEXT = 512
+Fields = dict[str, torch.Tensor]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="a Llama folder; default: the demo model")
+    parser.add_argument("--off-grid", action="store_true", help="the off-grid twin of the demo model")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--kv-cache", default="int8,fp8")
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--windows", type=int, default=16, help=f"of {CONTEXT} tokens")
+    parser.add_argument("--checkpoint", action="append", default=[], metavar="NAME=DIR")
+    parser.add_argument("--save-ids", type=Path)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    model = arguments.model or (off_grid_model() if arguments.off_grid else demo_model())
+    if arguments.save_ids:
+        np.save(arguments.save_ids, calibration_ids(model, arguments.samples, arguments.length))
+        return
+    figures = measure(model, arguments)
+    print(json.dumps(figures, indent=2) if arguments.json else table(figures))
+
+
+def off_grid_model() -> Path:
+    script = Path(__file__).with_name("off_grid_model.py")
+    done = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, check=True)
+    return Path(done.stdout.strip().splitlines()[-1])
+
+
+def measure(model: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """Perplexity by name."""
+    windows = held_out(model, arguments.windows)
+    figures = {"float32": perplexity(load(model), windows)}
+
+    def add(name: str, quantized: torch.nn.Module) -> None:
+        figures[name] = perplexity(quantized, windows)
+        change = 100 * (figures[name] / figures["float32"] - 1)
+        print(f"{name}: {figures[name]:.3f} ({change:+.2f} %)", file=sys.stderr, flush=True)
+
+    for entry in arguments.checkpoint:
+        name, _, folder = entry.partition("=")
+        add(name, with_linears(load(model), Path(folder)))
+    for method in filter(None, arguments.methods.split(",")):
+        with tempfile.TemporaryDirectory() as scratch:
+            add(method, with_linears(load(model), checkpoint(model, Path(scratch) / "out", arguments, method)))
+    for kind in filter(None, arguments.kv_cache.split(",")):
+        with tempfile.TemporaryDirectory() as scratch:
+            made = checkpoint(model, Path(scratch) / "out", arguments, "none", kind)
+            add(f"KV cache {kind}", with_cache(load(model), made, kind))
+    return figures
+
+
+def checkpoint(model: Path, out: Path, arguments: argparse.Namespace, method: str, kv_cache: str | None = None) -> Path:
+    """A one-rank checkpoint of ours in float16."""
+    from trtbuild.quantize.methods import METHODS as DECLARED
+
+    command = [str(Path(sys.executable).with_name("trtbuild")), "checkpoint", str(model), "-o", str(out)]
+    command += ["--quant", method, "--dtype", "float16"]
+    if DECLARED[method].group_sizes:
+        command += ["--group-size", "64"]  # the demo model's 576 inputs are no multiple of 128
+    if kv_cache:
+        command += ["--kv-cache", kv_cache]
+    if kv_cache or DECLARED[method].needs_calibration:
+        command += ["--calib-samples", str(arguments.samples), "--calib-length", str(arguments.length)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return out
+
+
+def load(model: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa").eval()
+
+
+def held_out(model: Path, windows: int) -> torch.Tensor:
+    """Token ids [windows, CONTEXT] of the bundled text that no calibration has seen."""
+    from transformers import AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(model)((ROOT / "trtbuild" / "data" / "english.txt").read_text()).input_ids
+    return torch.tensor(ids[: windows * CONTEXT]).reshape(windows, CONTEXT)
+
+
+@torch.no_grad()
+def perplexity(model: Any, windows: torch.Tensor) -> float:
+    losses = []
+    for window in windows:
+        hidden = model.model(window.unsqueeze(0)).last_hidden_state[0, :-1]
+        log_probs = model.lm_head(hidden).log_softmax(-1)
+        losses.append(-log_probs.gather(1, window[1:].unsqueeze(1)).double())
+    return float(torch.cat(losses).mean().exp())
+
+
+def with_linears(model: Any, folder: Path) -> Any:
+    """The model, its linears replaced by what a checkpoint holds."""
+    config = json.loads((folder / "config.json").read_text())
+    algo, group = config["quantization"]["quant_algo"], config["quantization"].get("group_size")
+    modules: dict[tuple[int, str], Fields] = {}
+    for name, tensor in load_file(folder / "rank0.safetensors").items():
+        if name.startswith(HEAD):
+            layer, _, rest = name.removeprefix(HEAD).partition(".")
+            module, _, suffix = rest.rpartition(".")
+            if module in LINEARS:
+                modules.setdefault((int(layer), module), {})[suffix] = tensor
+    for (layer, module), fields in modules.items():
+        weight = dequantized(fields, algo, group)
+        start = 0
+        for part in LINEARS[module]:
+            linear = model.model.layers[layer].get_submodule(part)
+            stop = start + linear.weight.shape[0]
+            linear.weight = torch.nn.Parameter(weight[start:stop].clone())
+            linear.register_forward_pre_hook(lambda _module, args, f=fields, a=algo: (rounded(args[0], f, a),))
+            start = stop
+    return model
+
+
+def dequantized(fields: Fields, algo: str, group: int | None) -> torch.Tensor:
+    """Weights as the format gives them, before the pre-quant scale."""
+    weight = fields["weight"].float()
+    if algo in (
+        "W8A16",
+        "W4A16",
+    ):  # plain on disk: the engine build quantizes, round half away, scale amax / 2^(bits-1)
+        most = 128.0 if algo == "W8A16" else 8.0
+        scale = (weight.abs().amax(dim=1) / most).clamp(min=1e-30).unsqueeze(1)
+        return torch.trunc(weight / scale + 0.5 * weight.sign()).clamp(-most, most - 1) * scale.half().float()
+    scale = fields["weights_scaling_factor"].float()
+    if algo in ("W4A16_AWQ", "W4A8_AWQ"):  # two rows a byte, the even one in the low nibble
+        packed = fields["weight"]
+        weight = torch.stack(((packed << 4) >> 4, packed >> 4), dim=1).flatten(0, 1).float()
+        return weight * scale.repeat_interleave(group or 128, dim=1)
+    return weight * (scale.unsqueeze(1) if scale.dim() == 1 and scale.numel() > 1 else scale)
+
+
+def rounded(x: torch.Tensor, fields: Fields, algo: str) -> torch.Tensor:
+    """Inputs of a linear as the method's kernel sees them."""
+    if "prequant_scaling_factor" in fields:
+        x = x * fields["prequant_scaling_factor"].float()
+    scale = fields.get("activation_scaling_factor")
+    if algo == "W8A8_SQ_PER_CHANNEL":
+        return (x / scale).round().clamp(-128, 127) * scale
+    if algo in ("FP8", "W4A8_AWQ"):
+        return e4m3(x / scale) * scale
+    if algo == "FP8_PER_CHANNEL_PER_TOKEN":
+        scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / 448
+        return e4m3(x / scale) * scale
+    return x
+
+
+def e4m3(x: torch.Tensor) -> torch.Tensor:
+    return x.clamp(-448, 448).to(torch.float8_e4m3fn).float()
+
+
+def with_cache(model: Any, folder: Path, kind: str) -> Any:
+    """The model, its keys (after rotation) and values rounded as a quantized cache holds them."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    tensors = load_file(folder / "rank0.safetensors")
+
+    def attend(module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any, **options: Any) -> Any:
+        scale = tensors[f"{HEAD}{module.layer_idx}.attention.kv_cache_scaling_factor"]
+        if kind == "int8":
+            k, v = ((x / scale).round().clamp(-128, 127) * scale for x in (k, v))
+        else:
+            k, v = (e4m3(x / scale) * scale for x in (k, v))
+        return sdpa_attention_forward(module, q, k, v, *rest, **options)
+
+    ALL_ATTENTION_FUNCTIONS.register("rounded_cache", attend)
+    model.config._attn_implementation = "rounded_cache"
+    return model
+
+
+def table(figures: dict[str, float]) -> str:
+    lines = ["| | perplexity | of float32 |", "|---|---|---|"]
+    lines += [
+        f"| {name} | {value:.3f} | {100 * (value / figures['float32'] - 1):+.2f} % |" for name, value in figures.items()
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
