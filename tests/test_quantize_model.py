@@ -65,7 +65,7 @@ def test_equals_the_export_of_modelopt(name: str, golden: Path, tmp_path: Path) 
     ids = np.load(exports / "calib_ids.npy")
     text = tmp_path / "ids.jsonl"
     text.write_text(json.dumps({"text": text_of(ids.reshape(-1).tolist())}))
-    calibrate = CalibrationOptions(text, samples=len(ids), length=ids.shape[1])
+    calibrate = CalibrationOptions(text, samples=len(ids), length=ids.shape[1], search="modelopt")
     made = pipeline.make_checkpoint(
         str(source), tmp_path / "out", ConvertOptions(dtype="float16", quant=name), calibration=calibrate
     )

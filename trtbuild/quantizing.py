@@ -49,7 +49,11 @@ def prepared(
     from trtbuild.quantize.method import QuantOptions
 
     config = trtllm_config(plan.family, plan.spec, ConvertOptions(dtype="float32"), None)
-    ways = {module: (choice.method, QuantOptions(choice.group_size)) for module, choice in plan.choices.items()}
+    search = (calibration or CalibrationOptions()).search
+    ways = {
+        module: (choice.method, QuantOptions(choice.group_size, search=search))
+        for module, choice in plan.choices.items()
+    }
     task = Task(ways, plan.dtype, options.kv_cache_algo)
     if not needed:
         return Quantizer(config, task, ()), {}
@@ -60,7 +64,7 @@ def prepared(
         max_length=plan.spec.config.get("max_position_embeddings") or 0,
         vocab_size=plan.spec.vocab_size,
     )
-    return Quantizer(config, task, samples.ids), {"calibration": samples.described}
+    return Quantizer(config, task, samples.ids), {"calibration": {**samples.described, "search": search}}
 
 
 def quantize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from trtbuild.layout import Axis
 
@@ -174,7 +174,7 @@ class CalibrationOptions:
 
     `text`: a .txt or .jsonl file or a folder of them, None for the bundled English. `samples` sequences of `length`
     tokens each, None for a number that suits the method; `seed` chooses them. `chat`: put the text through the model's
-    chat template.
+    chat template. `search`: "fine", or "modelopt" for the numbers of NVIDIA ModelOpt's default algorithms.
     """
 
     text: Path | None = None
@@ -182,6 +182,7 @@ class CalibrationOptions:
     length: int | None = None
     seed: int = 1234
     chat: bool = False
+    search: Literal["fine", "modelopt"] = "fine"
 
 
 def resolved_dtype(spec: ModelSpec, options: ConvertOptions) -> str:

@@ -9,6 +9,7 @@ from trtbuild.cli.options import (
     CalibLengthOpt,
     CalibOpt,
     CalibSamplesOpt,
+    CalibSearchOpt,
     CalibSeedOpt,
     DtypeOpt,
     EmbeddingDimOpt,
@@ -30,11 +31,12 @@ from trtbuild.cli.options import (
     TargetOpt,
     TpOpt,
     WorkersOpt,
+    calibration_options,
     convert_options,
 )
 from trtbuild.cli.output import note, progress_bar
 from trtbuild.manifest import read_manifest
-from trtbuild.spec import AUTO, CalibrationOptions, ConvertOptions
+from trtbuild.spec import AUTO, ConvertOptions
 
 NAME = "checkpoint"
 PANEL = "Build"
@@ -54,6 +56,7 @@ def command(
     calib_samples: CalibSamplesOpt = CALIBRATION.samples,
     calib_length: CalibLengthOpt = CALIBRATION.length,
     calib_seed: CalibSeedOpt = CALIBRATION.seed,
+    calib_search: CalibSearchOpt = CALIBRATION.search,
     calib_chat: CalibChatOpt = CALIBRATION.chat,
     target: TargetOpt = "cpu",
     parallel_embedding: ParallelEmbeddingOpt = False,
@@ -84,7 +87,9 @@ def command(
                 model,
                 output,
                 options,
-                calibration=CalibrationOptions(calib, calib_samples, calib_length, calib_seed, calib_chat),
+                calibration=calibration_options(
+                    calib, calib_samples, calib_length, calib_seed, calib_chat, calib_search
+                ),
                 revision=revision,
                 progress=progress,
                 force=force,

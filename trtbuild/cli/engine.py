@@ -13,6 +13,7 @@ from trtbuild.cli.options import (
     CalibLengthOpt,
     CalibOpt,
     CalibSamplesOpt,
+    CalibSearchOpt,
     CalibSeedOpt,
     DtypeOpt,
     EmbeddingDimOpt,
@@ -32,11 +33,12 @@ from trtbuild.cli.options import (
     SmOpt,
     TargetOpt,
     TpOpt,
+    calibration_options,
     convert_options,
 )
 from trtbuild.cli.output import note, progress_bar
 from trtbuild.engine.options import BuildOptions
-from trtbuild.spec import AUTO, CalibrationOptions, ConvertOptions
+from trtbuild.spec import AUTO, ConvertOptions
 
 NAME = "engine"
 PANEL = "Build"
@@ -56,6 +58,7 @@ def command(
     calib_samples: CalibSamplesOpt = CALIBRATION.samples,
     calib_length: CalibLengthOpt = CALIBRATION.length,
     calib_seed: CalibSeedOpt = CALIBRATION.seed,
+    calib_search: CalibSearchOpt = CALIBRATION.search,
     calib_chat: CalibChatOpt = CALIBRATION.chat,
     target: TargetOpt = "cpu",
     max_batch_size: Annotated[
@@ -94,7 +97,7 @@ def command(
             output,
             options,
             limits,
-            calibration=CalibrationOptions(calib, calib_samples, calib_length, calib_seed, calib_chat),
+            calibration=calibration_options(calib, calib_samples, calib_length, calib_seed, calib_chat, calib_search),
             revision=revision,
             progress=progress,
             force=force,

@@ -118,6 +118,15 @@ CalibLengthOpt = Annotated[
     typer.Option("--calib-length", min=1, metavar="N", help="Tokens of each of them.", show_default="512"),
 ]
 CalibSeedOpt = Annotated[int, typer.Option("--calib-seed", metavar="N", help="Which samples the text gives.")]
+CalibSearchOpt = Annotated[
+    str,
+    typer.Option(
+        "--calib-search",
+        metavar="NAME",
+        callback=lambda value: _choice("search", value, ["fine", "modelopt"]),
+        help="fine: the scale of each int4 group is searched too; modelopt: the numbers of ModelOpt's defaults.",
+    ),
+]
 CalibChatOpt = Annotated[bool, typer.Option("--calib-chat", help="Put the text through the model's chat template.")]
 TargetOpt = Annotated[
     str,
@@ -225,3 +234,10 @@ def layer_methods(values: Sequence[str]) -> tuple[LayerMethod, ...]:
 
 CALIBRATION = CalibrationOptions()
 """Their defaults."""
+
+
+def calibration_options(
+    text: Path | None, samples: int | None, length: int | None, seed: int, chat: bool, search: str
+) -> CalibrationOptions:
+    """The calibration of a command's parameters."""
+    return CalibrationOptions(text, samples, length, seed, chat, "modelopt" if search == "modelopt" else "fine")
