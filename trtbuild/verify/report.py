@@ -146,9 +146,9 @@ class Report:
         return all(verdict.passed for verdict in self.verdicts)
 
     def worst_weight(self, layer: int | None) -> WeightSnr | None:
-        """The weight of a layer that is farthest below its form; among equals the noisiest."""
+        """The weight of a layer that is farthest below its form, in whole dB; among equals the noisiest."""
         own = [weight for weight in self.weights if weight.layer == layer]
-        return max(own, key=lambda weight: (round(weight.loss_db, 1), -weight.snr_db), default=None)
+        return max(own, key=lambda weight: (max(round(weight.loss_db), 0), -weight.snr_db), default=None)
 
 
 def document(report: Report) -> dict[str, Any]:
