@@ -121,13 +121,18 @@ def test_mixed_precision(models: Models, tmp_path: Path) -> None:
     )
     held = json.loads((engine / "config.json").read_text())["pretrained_config"]
     assert set(held["quantized_layers"]) == set(kinds)
+    model = reference(models.source("llama"), kinds, fields)
+    # An input that lies at the edge of its grid may be rounded the other way, and what follows it differs: so tokens
+    # are also scored alone, and most of them meet no edge.
+    alone = [[token] for token in TOKENS[:12]]
     with torch.no_grad():
-        expected = reference(models.source("llama"), kinds, fields)(torch.tensor([TOKENS])).logits[0].numpy()
+        expected, *singles = (model(torch.tensor([ids])).logits[0].numpy() for ids in (TOKENS, *alone))
+    size = np.abs(expected).max()
     for executor in EXECUTORS:
-        found = Generator(engine, RuntimeOptions(max_tokens_in_paged_kv_cache=96, executor=executor)).score(TOKENS)
-        error = np.abs(found - expected)
-        assert error[:3].max(-1).min() < 1e-4 * np.abs(expected).max(), executor
-        assert np.median(error) < 1e-2 * np.abs(expected).max(), executor
+        generator = Generator(engine, RuntimeOptions(max_tokens_in_paged_kv_cache=96, executor=executor))
+        errors = [np.abs(generator.score(ids) - wanted).max() for ids, wanted in zip(alone, singles, strict=True)]
+        assert np.median(errors) < 1e-5 * size, executor
+        assert np.median(np.abs(generator.score(TOKENS) - expected)) < 1e-2 * size, executor
     (tmp_path / "mixed" / "quant_cfg.json").unlink()
     with pytest.raises(CheckpointError, match=r"cannot read .*quant_cfg\.json"):
         read_checkpoint_config(tmp_path / "mixed")

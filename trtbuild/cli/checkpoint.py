@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from trtbuild.cli.options import (
     CALIBRATION,
     AllowPickleOpt,
@@ -81,15 +83,14 @@ def command(
     options = convert_options(
         tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm, quant_layer
     )
+    calibration = calibration_options(calib, calib_samples, calib_length, calib_seed, calib_chat, calib_search)
     try:
         with progress_bar("checkpoint") as progress:
             made = pipeline.make_checkpoint(
                 model,
                 output,
                 options,
-                calibration=calibration_options(
-                    calib, calib_samples, calib_length, calib_seed, calib_chat, calib_search
-                ),
+                calibration=calibration,
                 revision=revision,
                 progress=progress,
                 force=force,
@@ -100,7 +101,11 @@ def command(
     except KeyboardInterrupt:
         note("what was finished is kept beside the output; the same command goes on from there")
         raise
+    _say(made, options.world_size)
+
+
+def _say(made: Path, world_size: int) -> None:
     for text in (read_manifest(made).get("source") or {}).get("imported", {}).get("notes", []):
         note(text)
-    ranks = "1 rank" if options.world_size == 1 else f"{options.world_size} ranks"
+    ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
     note(f"checkpoint of {ranks} in {made}")
