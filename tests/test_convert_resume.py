@@ -38,6 +38,7 @@ def run(model: Path, out: Path, *, kill_after: float = 0, how: str = "SIGKILL", 
     count = out.with_name("count")
     code = f"""
 import os, signal, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
 from pathlib import Path
 from trtbuild import pipeline
 from trtbuild.checkpoint import blocks
