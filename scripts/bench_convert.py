@@ -20,6 +20,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -179,19 +180,29 @@ def timed_copy(model: Path, out: Path) -> tuple[float, float]:
 def timed_conversion(model: Path, out: Path, options: tuple[str, ...]) -> tuple[float, float]:
     """(seconds of the whole process, peak RssAnon in MB)."""
     program = Path(sys.executable).with_name("trtbuild")
-    command = [str(program), "checkpoint", str(model), "-o", str(out), *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment)
-    memory = 0.0
-    while process.poll() is None:
-        memory = max(memory, rss_anon(process.pid))
-        time.sleep(0.005)
-    seconds = time.perf_counter() - start
-    if process.returncode:
-        raise SystemExit(process.stderr.read().decode() if process.stderr else "")
+    found = timed([str(program), "checkpoint", str(model), "-o", str(out), *options])
     shutil.rmtree(out)
-    return seconds, memory
+    return found["wall_s"], found["rss_anon_mb"]
+
+
+def timed(command: list[str]) -> dict[str, float]:
+    """Wall and CPU seconds of a whole process, and its peak RssAnon in MB."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    before = os.times()
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        memory = 0.0
+        while process.poll() is None:
+            memory = max(memory, rss_anon(process.pid))
+            time.sleep(0.005)
+        seconds = time.perf_counter() - start
+        if process.returncode:
+            log.seek(0)
+            raise SystemExit(log.read().decode(errors="replace")[-4000:])
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return {"wall_s": seconds, "cpu_s": cpu, "rss_anon_mb": memory}
 
 
 def rss_anon(pid: int) -> float:

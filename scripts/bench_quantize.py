@@ -16,14 +16,12 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
-from bench_convert import CACHE, ROOT, made, rss_anon
+from bench_convert import CACHE, made, timed
 from bench_runtime import demo_model
 
 GROUP = "64"  # the demo model's 576 inputs are no multiple of 128
@@ -108,26 +106,6 @@ def ours(arguments: argparse.Namespace, model: Path, out: Path, options: list[st
     found = timed([*command, *sizes, *options])
     shutil.rmtree(out)
     return found
-
-
-def timed(command: list[str]) -> dict[str, float]:
-    """Wall and CPU seconds of a whole process, and its peak RssAnon in MB."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    before = os.times()
-    start = time.perf_counter()
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        memory = 0.0
-        while process.poll() is None:
-            memory = max(memory, rss_anon(process.pid))
-            time.sleep(0.01)
-        seconds = time.perf_counter() - start
-        if process.returncode:
-            log.seek(0)
-            raise SystemExit(log.read().decode(errors="replace")[-4000:])
-    after = os.times()
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return {"wall_s": seconds, "cpu_s": cpu, "rss_anon_mb": memory}
 
 
 def show(figures: dict[str, dict[str, float]]) -> None:

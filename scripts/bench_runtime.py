@@ -37,6 +37,7 @@ ENGINES = {
     "float16": {"dtype": "float16"},
     "int8 (float32 rest)": {"dtype": "float32", "quant": "int8"},
     "int8 (float16 rest)": {"dtype": "float16", "quant": "int8"},
+    "int4 (float16 rest)": {"dtype": "float16", "quant": "int4"},
 }
 
 

@@ -27,8 +27,22 @@ WORLD = 4
 LIMITS = BuildOptions(max_batch_size=4, max_seq_len=96, max_num_tokens=16)  # prompts are cut into chunks
 
 
+def job_of(
+    checkpoint: Path, stem: str | Path, prompts: list[list[int]], new_tokens: int, executor: str = "torch"
+) -> dict[str, Any]:
+    """A job for `run_jobs`: it makes STEM.engine and STEM.npz."""
+    return {
+        "checkpoint": str(checkpoint),
+        "engine": f"{stem}.engine",
+        "out": f"{stem}.npz",
+        "executor": executor,
+        "prompts": prompts,
+        "new_tokens": new_tokens,
+    }
+
+
 def run_jobs(jobs: list[dict[str, Any]], folder: Path, ranks: int = WORLD) -> None:
-    """Run all of them; each {checkpoint, engine, out, executor, prompts, new_tokens} writes its `out`."""
+    """Run all of them; each, a `job_of`, writes its `out`."""
     from trtbuild.runtime.native.library import load_library
 
     load_library()  # compiled once, not by every rank

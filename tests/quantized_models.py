@@ -22,7 +22,6 @@ from tests.family_models import Case, make_model
 from tests.quantized import Tensors, make_logical, spec_of
 from trtbuild import pipeline
 from trtbuild.checkpoint.pack import pack_checkpoint
-from trtbuild.quantize.methods import METHODS
 from trtbuild.quantize.packing import preprocess_weights_for_mixed_gemm
 from trtbuild.spec import ConvertOptions
 
@@ -215,10 +214,12 @@ class Models:
             return out
         if kind.method:
             family, spec = spec_of(self.source(model))
-            options, method = ConvertOptions(tp, pp, "float16"), METHODS[kind.method]
+            options = ConvertOptions(
+                tp, pp, "float16", kind.method, group_size=GROUP, kv_cache=kv.lower() if kv else "none"
+            )
             out.mkdir()
             logical = self._quantized(model, kind, kv)[1]
-            pack_checkpoint(logical, family, spec, options, method, out, group_size=GROUP, kv_cache_algo=kv)
+            pack_checkpoint(logical, family, spec, options, out)
             return out
         plain = self.plain(model, tp, pp)
         out.mkdir()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tests.family_models import CASES, make_model
-from tests.family_ranks import run_jobs
+from tests.family_ranks import job_of, run_jobs
 from tests.test_golden import GOLDEN
 from trtbuild.pipeline import make_checkpoint
 from trtbuild.spec import ConvertOptions
@@ -121,17 +121,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder, names = tmp_path_factory.mktemp("families"), list(dict.fromkeys(run.name for run in RUNS))
     with get_context("spawn").Pool(2) as pool:
         references = dict(zip(names, pool.map(partial(reference, folder=folder), names, chunksize=1), strict=True))
-    jobs = [
-        {
-            "checkpoint": str(checkpoint_of(run, folder)),
-            "engine": str(folder / f"{run}.engine"),
-            "out": str(folder / f"{run}.npz"),
-            "executor": run.executor,
-            "prompts": prompts(),
-            "new_tokens": NEW_TOKENS,
-        }
-        for run in RUNS
-    ]
+    jobs = [job_of(checkpoint_of(run, folder), folder / f"{run}", prompts(), NEW_TOKENS, run.executor) for run in RUNS]
     run_jobs(jobs, folder)
     return Results(references, folder)
 

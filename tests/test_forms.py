@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.family_ranks import run_job, run_jobs
+from tests.family_ranks import job_of, run_job, run_jobs
 from tests.quantized_models import GRIDS, KINDS, Models, RoundedCache, reference
 
 NEW_TOKENS = 2
@@ -72,14 +72,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     torch.set_num_threads(1)  # the models are tiny
     models = Models(folder)
     jobs = [
-        {
-            "checkpoint": str(models.checkpoint(run.model, KINDS[run.algo], run.tp, run.pp, run.kv)),
-            "engine": str(folder / f"{run}.engine"),
-            "out": str(folder / f"{run}.npz"),
-            "executor": run.executor,
-            "prompts": prompts(),
-            "new_tokens": NEW_TOKENS,
-        }
+        job_of(
+            models.checkpoint(run.model, KINDS[run.algo], run.tp, run.pp, run.kv),
+            folder / f"{run}",
+            prompts(),
+            NEW_TOKENS,
+            run.executor,
+        )
         for run in RUNS
     ]
     alone = [job for job, run in zip(jobs, RUNS, strict=True) if run.tp * run.pp == 1]

@@ -12,8 +12,8 @@ import torch
 from tests.tiny import load_rank
 from trtbuild import pipeline
 from trtbuild.families import architectures
-from trtbuild.quantize.methods.int8 import quantize
 from trtbuild.quantize.packing import preprocess_weights_for_mixed_gemm
+from trtbuild.quantize.values import symmetric
 from trtbuild.spec import ConvertOptions
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
@@ -111,7 +111,7 @@ def test_int8_equals_upstream(golden: Path, tmp_path: Path) -> None:
     assert len(quantized) == 2 * 5
     for scale_name in quantized:
         name = scale_name.replace("per_channel_scale", "weight")
-        q, scale = quantize(ours.pop(name))
+        q, scale = symmetric(ours.pop(name), 8)
         laid = preprocess_weights_for_mixed_gemm(q.T.contiguous(), 8, 16, 80)
         assert torch.equal(laid, theirs[name]), name
         assert torch.equal(scale.to(torch.float16), theirs[scale_name]), name

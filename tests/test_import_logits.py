@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.family_ranks import run_job, run_jobs
+from tests.family_ranks import job_of, run_job, run_jobs
 from tests.quantized_sources import FORMATS, make_source
 from trtbuild import pipeline
 from trtbuild.spec import ConvertOptions
@@ -35,16 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             at = folder / f"{name}-{tp}"
             options = ConvertOptions(tp, 1, "float16", form.method, sm=90 if tp == 2 else 80)
             checkpoint = pipeline.make_checkpoint(str(source), at.with_suffix(".checkpoint"), options)
-            listed.append(
-                {
-                    "checkpoint": str(checkpoint),
-                    "engine": str(at.with_suffix(".engine")),
-                    "out": str(at.with_suffix(".npz")),
-                    "executor": "torch",
-                    "prompts": [PROMPT],
-                    "new_tokens": 2,
-                }
-            )
+            listed.append(job_of(checkpoint, at, [PROMPT], 2))
     run_jobs(jobs[2], folder, ranks=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRTBUILD_THREADS", "1")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from trtbuild.errors import CheckpointError
-from trtbuild.quantize.methods.int8 import quantize
 from trtbuild.quantize.packing import preprocess_weights_for_mixed_gemm
+from trtbuild.quantize.values import symmetric
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def test_layout_refuses_what_has_none() -> None:
 def test_quantize_by_upstreams_rule() -> None:
     # amax 128 -> scale 1: halves go away from zero, the positive maximum saturates, the negative one does not.
     weight = torch.tensor([[128.0, 0.5, -0.5, 1.5, 2.5, -2.5, 0.49999997, -128.0], [0.0] * 8])
-    q, scale = quantize(weight)
+    q, scale = symmetric(weight, 8)
     assert q.tolist() == [[127, 1, -1, 2, 3, -3, 0, -128], [0] * 8]
     assert scale.tolist() == [1.0, 0.0]
     assert (q.dtype, scale.dtype) == (torch.int8, torch.float32)
@@ -78,7 +78,7 @@ def test_quantize_by_upstreams_rule() -> None:
 def test_quantize_error_is_within_half_a_step(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     weight = torch.randn(64, 256).to(dtype)
-    q, scale = quantize(weight)
+    q, scale = symmetric(weight, 8)
     error = (q.float() * scale[:, None] - weight.float()).abs()
     saturated = weight.float() / scale[:, None] > 127.5
     assert (error[~saturated] <= (0.5001 * scale)[:, None].expand_as(error)[~saturated]).all()

@@ -14,7 +14,7 @@ import torch
 import typer
 
 from tests.by_hand import make as make_by_hand
-from tests.family_ranks import run_job
+from tests.family_ranks import job_of, run_job
 from tests.plans import config as llama_config
 from tests.plans import headers, plan_of
 from tests.quantized import spec_of
@@ -31,7 +31,7 @@ from trtbuild.lint.check import check
 from trtbuild.lint.finding import Finding
 from trtbuild.manifest import read_manifest
 from trtbuild.plan import plan_model
-from trtbuild.quantization import algo_of, module_quantization, unlike_stages, whole_model
+from trtbuild.quantization import module_quantization, unlike_stages, whole_model
 from trtbuild.quantize.methods import METHODS
 from trtbuild.spec import CalibrationOptions, ConvertOptions, LayerMethod
 
@@ -94,7 +94,7 @@ def made(model: Path) -> Callable[..., Path]:
         if key not in found:
             needed = METHODS[key.quant].needs_calibration or key.kv_cache != "none"
             out = model.parent / f"made{len(found)}"
-            pipeline.make_checkpoint(str(model), out, key, calibration=given if needed else None)
+            pipeline.make_checkpoint(str(model), out, key, calibration=given if needed else CalibrationOptions())
             found[key] = out
         return found[key]
 
@@ -121,6 +121,11 @@ def same(one: Path, other: Path, *leave_out: str) -> bool:
     names = {path.name for path in one.iterdir()} - {"trtbuild.json", *leave_out}
     assert names == {path.name for path in other.iterdir()} - {"trtbuild.json", *leave_out}
     return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
+
+
+def algo_of(config: dict[str, Any], module: str) -> str | None:
+    algo: str | None = module_quantization(config, module)["quant_algo"]
+    return algo
 
 
 def test_the_algorithm_of_a_module_of_one_for_all() -> None:
@@ -187,7 +192,7 @@ def test_the_table_of_a_mixture(mixture: Path) -> None:
     assert table[f"{L}1.attention.qkv"] == {"quant_algo": "W8A8_SQ_PER_CHANNEL"}
     assert table[f"{L}3.mlp.proj"] == {"quant_algo": "FP8"}
     assert table[f"{L}3.mlp.gate"] == {"quant_algo": None}
-    config = {"quantization": quantization, "quant_cfg": document}
+    config = {"quantization": quantization, "quantized_layers": document["quantized_layers"]}
     for module in table:
         assert algo_of(config, module) == METHODS[wanted(module)[0]].quant_algo
     assert not problems(mixture, "tensorrt")
@@ -380,12 +385,10 @@ def test_the_engine_of_a_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     writer.write("all", taken)
     writer.close()
     family, spec = spec_of(models.source("llama"))
-    options = asked("*.mlp.proj=none", f"{L}0.attention.*=none")
-    pack_checkpoint(tmp_path / "mixed-logical", family, spec, options, METHODS["int4_awq"], folder, group_size=GROUP)
+    options = asked("*.mlp.proj=none", f"{L}0.attention.*=none", group_size=GROUP)
+    pack_checkpoint(tmp_path / "mixed-logical", family, spec, options, folder)
     prompt = np.random.default_rng(5).integers(1, 131, 21).tolist()
-    job = {"checkpoint": str(folder), "engine": str(tmp_path / "engine"), "out": str(tmp_path / "out.npz"),
-           "executor": "torch", "prompts": [prompt], "new_tokens": 1}  # fmt: skip
-    run_job(job, None)
+    run_job(job_of(folder, tmp_path / "out", [prompt], 1), None)
     with torch.no_grad():
         kinds = {module: kind for module in map(module_of, fields) if is_linear(f"{module}.") and not plain(module)}
         model = reference(models.source("llama"), kinds, fields)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.engines import greedy, log_probs_of, random_prompts, tokens_of
-from tests.family_ranks import run_jobs
+from tests.family_ranks import job_of, run_jobs
 from tests.tiny import CONFIG
 from trtbuild import pipeline
 from trtbuild.engine.cpu_rank import build_rank
@@ -186,14 +186,13 @@ def int8_model(folder: Path, layout: Layout) -> Any:
 def results(made: Made) -> Path:
     """Folder of the .npz files that all cases wrote in one MPI job."""
     jobs = [
-        {
-            "checkpoint": str(made.checkpoint(model, layout, quant)),
-            "engine": str(made.folder / f"{model}-{layout}-{quant}-{executor}.engine"),
-            "out": str(made.folder / f"{model}-{layout}-{quant}-{executor}.npz"),
-            "executor": executor,
-            "prompts": PROMPTS,
-            "new_tokens": NEW_TOKENS,
-        }
+        job_of(
+            made.checkpoint(model, layout, quant),
+            made.folder / f"{model}-{layout}-{quant}-{executor}",
+            PROMPTS,
+            NEW_TOKENS,
+            executor,
+        )
         for model, layout, executor, quant in CASES + INT8
     ]
     run_jobs(jobs, made.folder)

@@ -76,8 +76,8 @@ def test_every_rank_holds_its_slices(name: str, kv: str, source: Path, tmp_path:
     for tp, pp in LAYOUTS:
         out = tmp_path / f"{tp}x{pp}"
         out.mkdir()
-        options = ConvertOptions(tp, pp, "float16", name)
-        pack_checkpoint(logical, family, spec, options, METHODS[name], out, group_size=size, kv_cache_algo=kv or None)
+        options = ConvertOptions(tp, pp, "float16", name, group_size=size, kv_cache=kv.lower() or "none")
+        pack_checkpoint(logical, family, spec, options, out)
         findings = [found for found in check(out).findings if found.rule != "manifest-missing"]
         assert not [found for found in findings if found.severity != "info"], (tp, pp)
         seen: set[str] = set()
@@ -100,9 +100,9 @@ def test_resharding_a_quantized_checkpoint(name: str, kv: str, source: Path, tmp
     family, spec = spec_of(source)
     made = []
     for tp, pp in LAYOUTS:
-        made.append((ConvertOptions(tp, pp, "float16", name), tmp_path / f"{tp}x{pp}"))
+        made.append((ConvertOptions(tp, pp, "float16", name, kv_cache=kv.lower() or "none"), tmp_path / f"{tp}x{pp}"))
         made[-1][1].mkdir()
-        pack_checkpoint(logical, family, spec, *made[-1][:1], METHODS[name], made[-1][1], kv_cache_algo=kv or None)
+        pack_checkpoint(logical, family, spec, *made[-1])
     for number, ((_, old), (options, new)) in enumerate(pairwise([*made, made[0]])):
         asked = ConvertOptions(options.tp_size, options.pp_size)
         again = pipeline.make_checkpoint(str(old), tmp_path / f"again{number}", asked)
@@ -123,7 +123,7 @@ def test_experts(name: str, tmp_path: Path) -> None:
         out = tmp_path / f"ep{moe_ep}"
         out.mkdir()
         options = ConvertOptions(2, 1, "float16", name, moe_tp_size=2 // moe_ep, moe_ep_size=moe_ep)
-        pack_checkpoint(logical, family, spec, options, METHODS[name], out)
+        pack_checkpoint(logical, family, spec, options, out)
         assert not [found for found in check(out).findings if found.severity == "error"]
         for rank in range(2):
             held = load_rank(out / f"rank{rank}.safetensors")
@@ -155,9 +155,7 @@ def test_modelopts_int4_awq_cut_for_two_ranks(golden: Path, tmp_path: Path) -> N
     for tp in (1, 2):
         out = tmp_path / str(tp)
         out.mkdir()
-        pack_checkpoint(
-            tmp_path / "logical", family, spec, ConvertOptions(tp, 1, "float16", "int4_awq"), METHODS["int4_awq"], out
-        )
+        pack_checkpoint(tmp_path / "logical", family, spec, ConvertOptions(tp, 1, "float16", "int4_awq"), out)
         for rank in range(tp):
             held = load_rank(out / f"rank{rank}.safetensors")
             assert set(held) == set(theirs)
@@ -225,4 +223,4 @@ def test_a_logical_checkpoint_of_another_model(source: Path, tmp_path: Path) -> 
     family, spec = spec_of(source)
     options = ConvertOptions(1, 1, "float16", "int8_sq")
     with pytest.raises(CheckpointError, match=r"(?s)qkv.weight is F8_E4M3 \[768, 512\], but I8 \[768, 512\] is needed"):
-        pack_checkpoint(logical, family, spec, options, METHODS["int8_sq"], tmp_path)
+        pack_checkpoint(logical, family, spec, options, tmp_path)

@@ -104,7 +104,7 @@ def test_every_method_gives_a_sound_checkpoint(name: str, kv: str, model: Path, 
     """The linter is silent; planned tensors are those written; what is not quantized is a plain conversion's."""
     options = ConvertOptions(1, 2, "float16", name, kv_cache=kv)
     needed = METHODS[name].needs_calibration or kv != "none"
-    given = calibration(model) if needed else None
+    given = calibration(model) if needed else CalibrationOptions()
     made = pipeline.make_checkpoint(str(model), tmp_path / "out", options, calibration=given)
     assert sorted(path.name for path in made.iterdir()) == [
         "config.json", "rank0.safetensors", "rank1.safetensors", "trtbuild.json"]  # fmt: skip

@@ -92,8 +92,9 @@ class Models:
         if not out.exists():
             options = ConvertOptions(tp, 1, "float16", quant, kv_cache=kv)
             needed = METHODS[quant].needs_calibration or kv != "none"
-            text = CalibrationOptions(self.folder / "calibration.txt", samples=4, length=64) if needed else None
-            pipeline.make_checkpoint(str(self.source), out, options, calibration=text)
+            text = CalibrationOptions(self.folder / "calibration.txt", samples=4, length=64)
+            given = text if needed else CalibrationOptions()
+            pipeline.make_checkpoint(str(self.source), out, options, calibration=given)
         return out
 
     def damaged(self, quant: str, plant: Any, out: Path, tp: int = 1) -> Path:

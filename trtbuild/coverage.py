@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping as Dict
-from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
+from trtbuild.errors import some
 from trtbuild.families.rules import Family
 from trtbuild.layout import READABLE, SCALED, TensorInfo
 from trtbuild.shard import source_shape, sources_of
 from trtbuild.spec import ModelSpec
 
-_SHOWN = 8  # names listed before "and N more"
+_SHOWN = 8  # tensors of wrong shape or dtype that are listed
 
 
 def coverage(family: Family, spec: ModelSpec, index: Dict[str, TensorInfo]) -> tuple[dict[str, str], list[str]]:
@@ -56,9 +56,3 @@ def _found(family: Family, name: str, index: Dict[str, TensorInfo]) -> str:
     """The tensor of that name, or of the name with a prefix that some files have instead; empty where none is."""
     others = (other + name.removeprefix(ours) for ours, other in family.prefixes if name.startswith(ours))
     return next((candidate for candidate in (name, *others) if candidate in index), "")
-
-
-def some(names: Sequence[str]) -> str:
-    names = list(dict.fromkeys(names))
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -20,7 +20,7 @@ Codes 0 (done), 1 (a defect in trtbuild), 2 (wrong usage), 130 (Ctrl-C) and 143 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 EXIT_CODES: dict[int, str] = {
     0: "done",
@@ -35,6 +35,13 @@ EXIT_CODES: dict[int, str] = {
     130: "interrupted by Ctrl-C",
     143: "terminated by SIGTERM",
 }
+
+
+def some(names: Iterable[object], shown: int = 8) -> str:
+    """Names in a sentence, each once: the first `shown` of them, and how many more there are."""
+    distinct = list(dict.fromkeys(map(str, names)))
+    more = f" and {len(distinct) - shown} more" if len(distinct) > shown else ""
+    return ", ".join(distinct[:shown]) + more
 
 
 class TrtbuildError(Exception):

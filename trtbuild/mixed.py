@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from trtbuild.errors import some
 from trtbuild.families.rules import Family
 from trtbuild.fields import LINEAR, Quantized
 from trtbuild.layout import Stage
@@ -195,6 +196,4 @@ def _expert_problems(family: Family, spec: ModelSpec, choices: Choices) -> list[
 
 
 def _layers(layers: list[int]) -> str:
-    head = ", ".join(map(str, layers[:_SHOWN]))
-    more = f" and {len(layers) - _SHOWN} more" if len(layers) > _SHOWN else ""
-    return f"layer {head}" if len(layers) == 1 else f"layers {head}{more}"
+    return f"layer {layers[0]}" if len(layers) == 1 else f"layers {some(layers, _SHOWN)}"

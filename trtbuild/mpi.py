@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 
 from trtbuild.errors import ToolError
 
@@ -158,12 +159,16 @@ def _who_failed(said: str, code: int, world_size: int) -> tuple[int | None, str]
 
 def abort_on_error(run: Callable[[], None], abort: Callable[[], None]) -> None:
     """Run a rank; a failure is logged and ends the whole job, as other ranks would wait for this one forever."""
-    try:
-        run()
-    except BaseException:
+
+    def failed(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            return
         import traceback
 
-        traceback.print_exc()
+        traceback.print_exception(kind, error, trace)
         sys.stderr.flush()
         abort()
-        raise
+
+    with contextlib.ExitStack() as stack:
+        stack.push(failed)
+        run()

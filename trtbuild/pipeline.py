@@ -26,7 +26,7 @@ from trtbuild import __version__
 from trtbuild.errors import EngineError
 from trtbuild.manifest import read_manifest, tool_versions, write_manifest
 from trtbuild.progress import Progress, silent
-from trtbuild.spec import CalibrationOptions, ConvertOptions
+from trtbuild.spec import CALIBRATION, CalibrationOptions, ConvertOptions
 from trtbuild.staging import check_disk, check_not_input, check_output, staged_dir
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def make_checkpoint(
     out: Path,
     options: ConvertOptions,
     *,
-    calibration: CalibrationOptions | None = None,
+    calibration: CalibrationOptions = CALIBRATION,
     revision: str | None = None,
     progress: Progress = silent,
     force: bool = False,
@@ -136,8 +136,7 @@ def _write_checkpoint(
     from trtbuild.checkpoint.writer import write_documents
     from trtbuild.quantizing import quantize
 
-    kv_algo = plan.options.kv_cache_algo
-    configs = [configs_of(part.family, part.spec, part.options, part.choices, kv_algo) for part in plan.parts]
+    configs = [configs_of(part.family, part.spec, part.options, part.choices) for part in plan.parts]
     journal = Journal(folder)
     mark = fingerprint(plan, configs, made_of, index)
     journal.open(mark)
@@ -147,14 +146,12 @@ def _write_checkpoint(
     digests: dict[str, str] = {}
     if plan.imported is not None:
         digests, made_of["imported"] = import_checkpoint(plan, plan.imported, index, folder, mark, progress)
-    for part, config in zip(plan.parts, configs, strict=True):
-        if plan.imported is not None:
-            break
-        if quantizer is not None:
-            digests |= quantize(part, quantizer, index, mark, folder, workers, progress)
-            continue
-        digests |= team.convert(Work(part.ranks, index, folder, part.folder, workers), progress)
-        write_documents(folder / part.folder, config)
+    elif quantizer is not None:
+        digests = quantize(plan.parts[0], quantizer, index, mark, folder, workers, progress)
+    else:
+        for part, config in zip(plan.parts, configs, strict=True):
+            digests |= team.convert(Work(part.ranks, index, folder, part.folder, workers), progress)
+            write_documents(folder / part.folder, config)
     journal.remove()
     write_manifest(
         folder,
@@ -229,7 +226,7 @@ def make_engine(
     options: ConvertOptions,
     limits: BuildOptions,
     *,
-    calibration: CalibrationOptions | None = None,
+    calibration: CalibrationOptions = CALIBRATION,
     revision: str | None = None,
     progress: Progress = silent,
     force: bool = False,

@@ -44,17 +44,16 @@ DEFAULTS: dict[str, Any] = {
 
 
 def layer_table(config: Dict[str, Any]) -> Dict[str, Any]:
-    """The `quantized_layers` of a config, merged into it or in its `quant_cfg`; empty where it is no mixture's."""
-    found: Dict[str, Any] = config.get(LAYERS) or (config.get("quant_cfg") or {}).get(LAYERS) or {}
+    """The `quantized_layers` that a reader merged into a config; empty where it is no mixture's."""
+    found: Dict[str, Any] = config.get(LAYERS) or {}
     return found
 
 
 def module_quantization(config: Dict[str, Any], module: str) -> dict[str, Any]:
     """The QuantConfig fields of one linear (`module`: its path with the global layer number, without ".weight").
 
-    `config` is config.json; where quant_algo is MIXED_PRECISION with quant_cfg.json's `quantized_layers` merged in, or
-    the whole document under `quant_cfg`. An excluded module has DEFAULTS, so quant_algo None; kv_cache_quant_algo is
-    the same for all modules.
+    `config` is config.json; where quant_algo is MIXED_PRECISION with quant_cfg.json's `quantized_layers` merged in. An
+    excluded module has DEFAULTS, so quant_algo None; kv_cache_quant_algo is the same for all modules.
     """
     whole = {**DEFAULTS, **(config.get("quantization") or {})}
     if whole["quant_algo"] == MIXED:
@@ -67,12 +66,6 @@ def module_quantization(config: Dict[str, Any], module: str) -> dict[str, Any]:
     if found["quant_algo"] == "NO_QUANT":
         found["quant_algo"] = None
     return found
-
-
-def algo_of(config: Dict[str, Any], module: str) -> str | None:
-    """The quant_algo of one linear, None where its weight is plain; arguments as `module_quantization`."""
-    algo = module_quantization(config, module)["quant_algo"]
-    return None if algo is None else str(algo)
 
 
 def layer_of(module: str) -> int | None:

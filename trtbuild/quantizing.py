@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtbuild.errors import PlanError
 from trtbuild.progress import Progress, stretch
-from trtbuild.spec import CalibrationOptions, ConvertOptions
+from trtbuild.spec import CALIBRATION, CalibrationOptions, ConvertOptions
 
 if TYPE_CHECKING:
     from trtbuild.calibrate.run import Quantizer
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def prepared(
-    plan: Plan, source: ModelSource, calibration: CalibrationOptions | None
+    plan: Plan, source: ModelSource, calibration: CalibrationOptions
 ) -> tuple[Quantizer | None, dict[str, Any]]:
     """(what quantizes the layers of a plan, what the calibration set is for the manifest); None for plain weights.
 
@@ -33,12 +33,12 @@ def prepared(
     """
     options = plan.options
     if plan.imported is not None:
-        if calibration not in (None, CalibrationOptions()):
+        if calibration != CALIBRATION:
             raise PlanError(["the model is quantized already and needs no calibration; leave --calib... out"])
         return None, {}
     calibrated = options.kv_cache_algo is not None or any(method.needs_calibration for method in plan.methods)
     needed = plan.whole is not None and calibrated
-    if not needed and calibration not in (None, CalibrationOptions()):
+    if not needed and calibration != CALIBRATION:
         names = " and ".join(method.name for method in plan.methods) or plan.method.name
         raise PlanError([f"{names} without a quantized KV cache needs no calibration; leave --calib... out"])
     if plan.whole is None:
@@ -49,9 +49,8 @@ def prepared(
     from trtbuild.quantize.method import QuantOptions
 
     config = trtllm_config(plan.family, plan.spec, ConvertOptions(dtype="float32"), None)
-    search = (calibration or CalibrationOptions()).search
     ways = {
-        module: (choice.method, QuantOptions(choice.group_size, search=search))
+        module: (choice.method, QuantOptions(choice.group_size, search=calibration.search))
         for module, choice in plan.choices.items()
     }
     task = Task(ways, plan.dtype, options.kv_cache_algo)
@@ -59,12 +58,12 @@ def prepared(
         return Quantizer(config, task, ()), {}
     samples = read_samples(
         source.path,
-        calibration or CalibrationOptions(),
+        calibration,
         gram=any(method.needs_gram for method in plan.methods),
         max_length=plan.spec.config.get("max_position_embeddings") or 0,
         vocab_size=plan.spec.vocab_size,
     )
-    return Quantizer(config, task, samples.ids), {"calibration": {**samples.described, "search": search}}
+    return Quantizer(config, task, samples.ids), {"calibration": {**samples.described, "search": calibration.search}}
 
 
 def quantize(
@@ -105,17 +104,7 @@ def quantize(
 
     quantizer.run(weights, writer, spool, stretch(progress, 0.02, 0.96))
     writer.close()
-    digests = pack_checkpoint(
-        logical,
-        plan.family,
-        plan.spec,
-        plan.options,
-        plan.method,
-        folder,
-        group_size=plan.options.group_size,
-        kv_cache_algo=plan.options.kv_cache_algo,
-        progress=stretch(progress, 0.96, 1),
-    )
+    digests = pack_checkpoint(logical, plan.family, plan.spec, plan.options, folder, stretch(progress, 0.96, 1))
     for place in (logical, spool):
         shutil.rmtree(place)
     return digests

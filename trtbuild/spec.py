@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from trtbuild.layout import Axis
 
@@ -168,13 +168,17 @@ class ConvertOptions:
         return self.tp_size, 1
 
 
+SEARCHES = ("fine", "modelopt")
+"""How a method looks for its scales: as well as it can, or for the numbers of NVIDIA ModelOpt's defaults."""
+
+
 @dataclass(frozen=True)
 class CalibrationOptions:
     """On which text a method that needs calibration watches the model.
 
     `text`: a .txt or .jsonl file or a folder of them, None for the bundled English. `samples` sequences of `length`
     tokens each, None for a number that suits the method; `seed` chooses them. `chat`: put the text through the model's
-    chat template. `search`: "fine", or "modelopt" for the numbers of NVIDIA ModelOpt's default algorithms.
+    chat template. `search`: one of SEARCHES.
     """
 
     text: Path | None = None
@@ -182,7 +186,11 @@ class CalibrationOptions:
     length: int | None = None
     seed: int = 1234
     chat: bool = False
-    search: Literal["fine", "modelopt"] = "fine"
+    search: str = SEARCHES[0]
+
+
+CALIBRATION = CalibrationOptions()
+"""What is done where nothing is said."""
 
 
 def resolved_dtype(spec: ModelSpec, options: ConvertOptions) -> str:

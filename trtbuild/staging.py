@@ -68,20 +68,22 @@ def staged_dir(out: Path, *, force: bool = False, resume: bool = False) -> Itera
         lock = _claim(partial, out, keep=resume)
     except OSError as error:
         raise write_error(out, error) from error
+    done = False
     try:
         yield partial
         _publish(partial, out)
+        done = True
         (out / _LOCK).unlink()
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         if error.errno in _REASONS and error.errno != errno.ENOENT:
             raise write_error(out, error) from error
         raise
-    except BaseException as error:
-        if not resume or isinstance(error, Exception):
-            shutil.rmtree(partial, ignore_errors=True)
+    except (KeyboardInterrupt, SystemExit):
+        done = done or resume  # what is finished is kept for the same command
         raise
     finally:
+        if not done:
+            shutil.rmtree(partial, ignore_errors=True)
         os.close(lock)
 
 

@@ -152,13 +152,12 @@ class _Crew:
         self.group = ""
 
     def work(self) -> None:
-        """Take blocks until there are none, or until somebody stops."""
+        """Take blocks until there are none, or until somebody stops; who is done or fails stops the others' taking."""
         try:
             while (taken := self._take()) is not None:
                 self._perform(*taken)
-        except BaseException:
+        finally:
             self.stop()
-            raise
 
     def stop(self) -> None:
         """Let every thread end after its block."""

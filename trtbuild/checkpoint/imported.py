@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from trtbuild.checkpoint.layer import read_tensors
 from trtbuild.checkpoint.logical import LogicalWriter
 from trtbuild.checkpoint.pack import pack_checkpoint
-from trtbuild.errors import CheckpointError
+from trtbuild.errors import CheckpointError, some
 from trtbuild.fields import LINEAR, NORM
 from trtbuild.importers.fit import part_of
 from trtbuild.importers.form import Import
@@ -43,7 +43,6 @@ _DTYPES = {
     "F64": "float64",
     "F8_E4M3": "float8_e4m3fn",
 }
-_SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -85,17 +84,7 @@ def import_checkpoint(
         logical = place / ".logical"
         work = Importing(part.whole, index, imported, method, options.group_size)
         notes += write_logical(work, logical, fingerprint, progress)
-        made = pack_checkpoint(
-            logical,
-            part.family,
-            part.spec,
-            options,
-            method,
-            place,
-            group_size=options.group_size,
-            kv_cache_algo=options.kv_cache_algo,
-            progress=progress,
-        )
+        made = pack_checkpoint(logical, part.family, part.spec, options, place, progress)
         shutil.rmtree(logical)
         digests |= {(place / name).relative_to(folder).as_posix(): digest for name, digest in made.items()}
     said = {"format": imported.format, "quantization_config": dict(imported.config), "notes": notes}
@@ -123,7 +112,7 @@ def write_logical(work: Importing, folder: Path, fingerprint: str, progress: Pro
         done += sum(job.nbytes for job in jobs)
     writer.close()
     progress(total, total, "")
-    return [f"fp8 weights were rounded again under a larger scale: {_some(again)}"] if again else []
+    return [f"fp8 weights were rounded again under a larger scale: {some(again)}"] if again else []
 
 
 def _part(work: Importing, jobs: list[Job], again: list[str]) -> dict[str, torch.Tensor]:
@@ -268,7 +257,7 @@ def _require_order(work: Importing) -> None:
             found.append(name.removesuffix(".weight"))
     if found:
         raise CheckpointError(
-            f"the groups of {_some(found)} do not hold neighbouring inputs (act-order, g_idx), which TensorRT-LLM "
+            f"the groups of {some(found)} do not hold neighbouring inputs (act-order, g_idx), which TensorRT-LLM "
             "cannot read",
             hint="Take a model that was quantized with desc_act false, or --quant none to multiply this one out.",
         )
@@ -287,8 +276,3 @@ def _tensors(info: TensorInfo, *only: str) -> Iterator[tuple[str, torch.Tensor]]
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{part.file} cannot be read: {error}") from error
         yield suffix, torch.from_numpy(raw).view(getattr(torch, _DTYPES[part.dtype])).reshape(part.shape)
-
-
-def _some(names: list[str]) -> str:
-    names = list(dict.fromkeys(names))
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if names[_SHOWN:] else "")

@@ -14,13 +14,12 @@ from trtbuild.checkpoint.writer import write_documents, write_file
 from trtbuild.errors import CheckpointError
 from trtbuild.fields import shard_fields
 from trtbuild.layout import DTYPE_BYTES, Job, Piece, RankJobs, TensorInfo
-from trtbuild.mixed import Choices, choices_of, mixed_quantization, only_choice, quant_cfg, quantized_of
+from trtbuild.mixed import Choice, Choices, choices_of, mixed_quantization, only_choice, quant_cfg, quantized_of
 from trtbuild.progress import Progress, silent
 from trtbuild.spec import ConvertOptions, ModelSpec, resolved_dtype
 
 if TYPE_CHECKING:
     from trtbuild.families.rules import Family
-    from trtbuild.quantize.method import Method
 
 SM_KEY = "trtbuild_sm"
 """Key of config.json: the GPU (80, 86, 89 or 90) whose kernels read the weights as they lie."""
@@ -32,26 +31,21 @@ def pack_checkpoint(
     family: Family,
     spec: ModelSpec,
     options: ConvertOptions,
-    method: Method,
     out: Path,
-    *,
-    group_size: int = 128,
-    kv_cache_algo: str | None = None,
     progress: Progress = silent,
 ) -> dict[str, str]:
     """Cut a logical checkpoint for the ranks of `options` and write config.json and rankN.safetensors into `out`.
 
-    `kv_cache_algo` is INT8, FP8 or None. `progress` counts bytes written. Returns SHA-256 in hex by file name. A method
-    without fields (its engine build quantizes) gives plain weights and its quant_algo. `method` is that of the linears
-    that `options.quant_layers` does not name; a mixture has its quant_cfg.json.
+    `progress` counts bytes written. Returns SHA-256 in hex by file name. A method without fields (its engine build
+    quantizes) gives plain weights and its quant_algo; a mixture has its quant_cfg.json.
 
     Raises:
         CheckpointError: the logical checkpoint is incomplete, or not of this model, method or dtype.
         PlanError: a layout that would cut groups or packed bytes.
         OSError: a file cannot be read or written.
     """
-    choices = choices_of(family, spec, replace(options, quant=method.name, group_size=group_size))
-    quantized = replace(quantized_of(choices), kv_scales=kv_cache_algo is not None)
+    choices = choices_of(family, spec, options)
+    quantized = replace(quantized_of(choices), kv_scales=options.kv_cache_algo is not None)
     dtype = resolved_dtype(spec, options)
     index = read_logical(logical)
     whole = shard_fields(family, spec, ConvertOptions(dtype=dtype), dtype, quantized)
@@ -74,17 +68,15 @@ def pack_checkpoint(
         name = f"rank{rank.rank}.safetensors"
         digests[name] = write_file(out / name, packed.jobs, tensors(rank, packed))
     progress(done, total, "")
-    write_documents(out, configs_of(family, spec, options, choices, kv_cache_algo))
+    write_documents(out, configs_of(family, spec, options, choices))
     return digests
 
 
-def configs_of(
-    family: Family, spec: ModelSpec, options: ConvertOptions, choices: Choices, kv_algo: str | None
-) -> dict[str, dict[str, Any]]:
+def configs_of(family: Family, spec: ModelSpec, options: ConvertOptions, choices: Choices) -> dict[str, dict[str, Any]]:
     """config.json, and quant_cfg.json of a mixture (checkpoint format 1.1 and 1.4)."""
-    only = only_choice(choices)
+    only, kv_algo = only_choice(choices), options.kv_cache_algo
     if only is not None:
-        return {"config.json": quantized_config(family, spec, options, only.method, only.group_size, kv_algo)}
+        return {"config.json": _quantized_config(family, spec, options, only)}
     config = trtllm_config(family, spec, options, None)
     return {
         "config.json": {**config, "quantization": mixed_quantization(kv_algo)},
@@ -92,14 +84,13 @@ def configs_of(
     }
 
 
-def quantized_config(
-    family: Family, spec: ModelSpec, options: ConvertOptions, method: Method, group_size: int, kv_algo: str | None
-) -> dict[str, Any]:
+def _quantized_config(family: Family, spec: ModelSpec, options: ConvertOptions, choice: Choice) -> dict[str, Any]:
     """config.json of a checkpoint of one method (checkpoint format 1.4)."""
+    method = choice.method
     config = trtllm_config(family, spec, options, method.quant_algo)
-    config["quantization"] |= {**method.config, "kv_cache_quant_algo": kv_algo}
+    config["quantization"] |= {**method.config, "kv_cache_quant_algo": options.kv_cache_algo}
     if method.group_sizes:
-        config["quantization"]["group_size"] = group_size
+        config["quantization"]["group_size"] = choice.group_size
     if any(field.kernel_bits for field in method.fields):
         # Not TensorRT-LLM's: it takes any layout, and a wrong one gives garbage without an error.
         config[SM_KEY] = options.sm

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from trtbuild.cli.options import (
-    CALIBRATION,
     AllowPickleOpt,
     CalibChatOpt,
     CalibLengthOpt,
@@ -33,12 +32,11 @@ from trtbuild.cli.options import (
     TargetOpt,
     TpOpt,
     WorkersOpt,
-    calibration_options,
     convert_options,
 )
 from trtbuild.cli.output import note, progress_bar
 from trtbuild.manifest import read_manifest
-from trtbuild.spec import AUTO, ConvertOptions
+from trtbuild.spec import AUTO, CALIBRATION, CalibrationOptions, ConvertOptions
 
 NAME = "checkpoint"
 PANEL = "Build"
@@ -83,7 +81,7 @@ def command(
     options = convert_options(
         tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm, quant_layer
     )
-    calibration = calibration_options(calib, calib_samples, calib_length, calib_seed, calib_chat, calib_search)
+    calibration = CalibrationOptions(calib, calib_samples, calib_length, calib_seed, calib_chat, calib_search)
     try:
         with progress_bar("checkpoint") as progress:
             made = pipeline.make_checkpoint(

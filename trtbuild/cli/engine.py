@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from trtbuild.cli.options import (
-    CALIBRATION,
     AllowPickleOpt,
     CalibChatOpt,
     CalibLengthOpt,
@@ -33,12 +32,11 @@ from trtbuild.cli.options import (
     SmOpt,
     TargetOpt,
     TpOpt,
-    calibration_options,
     convert_options,
 )
 from trtbuild.cli.output import note, progress_bar
 from trtbuild.engine.options import BuildOptions
-from trtbuild.spec import AUTO, ConvertOptions
+from trtbuild.spec import AUTO, CALIBRATION, CalibrationOptions, ConvertOptions
 
 NAME = "engine"
 PANEL = "Build"
@@ -97,7 +95,7 @@ def command(
             output,
             options,
             limits,
-            calibration=calibration_options(calib, calib_samples, calib_length, calib_seed, calib_chat, calib_search),
+            calibration=CalibrationOptions(calib, calib_samples, calib_length, calib_seed, calib_chat, calib_search),
             revision=revision,
             progress=progress,
             force=force,

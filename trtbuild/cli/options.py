@@ -10,7 +10,7 @@ import typer
 
 from trtbuild.layout import DTYPES
 from trtbuild.quantize.methods import METHODS
-from trtbuild.spec import AUTO, KV_CACHES, SMS, TARGETS, CalibrationOptions, ConvertOptions, LayerMethod
+from trtbuild.spec import AUTO, KV_CACHES, SEARCHES, SMS, TARGETS, ConvertOptions, LayerMethod
 
 _LATER_TARGETS = {"llmapi": "it is planned, and not built yet"}
 
@@ -36,6 +36,10 @@ def _sm(value: int) -> int:
 
 def _kv_cache(value: str) -> str:
     return _choice("KV cache", value, list(KV_CACHES))
+
+
+def _search(value: str) -> str:
+    return _choice("search", value, list(SEARCHES))
 
 
 def _target(value: str) -> str:
@@ -123,7 +127,8 @@ CalibSearchOpt = Annotated[
     typer.Option(
         "--calib-search",
         metavar="NAME",
-        callback=lambda value: _choice("search", value, ["fine", "modelopt"]),
+        callback=_search,
+        autocompletion=lambda: list(SEARCHES),
         help="fine: the scale of each int4 group is searched too; modelopt: the numbers of ModelOpt's defaults.",
     ),
 ]
@@ -230,14 +235,3 @@ def layer_methods(values: Sequence[str]) -> tuple[LayerMethod, ...]:
         name = _choice("quantization", name.strip(), list(METHODS))
         found.append(LayerMethod(pattern.strip(), name, int(group) if colon else None))
     return tuple(found)
-
-
-CALIBRATION = CalibrationOptions()
-"""Their defaults."""
-
-
-def calibration_options(
-    text: Path | None, samples: int | None, length: int | None, seed: int, chat: bool, search: str
-) -> CalibrationOptions:
-    """The calibration of a command's parameters."""
-    return CalibrationOptions(text, samples, length, seed, chat, "modelopt" if search == "modelopt" else "fine")

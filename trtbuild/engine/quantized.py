@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trtbuild.errors import CheckpointError, EngineError
-from trtbuild.quantize.packing import undo_mixed_gemm
+from trtbuild.float8 import e4m3
+from trtbuild.quantize.packing import two_rows, undo_mixed_gemm
 from trtbuild.quantize.values import symmetric
 from trtbuild.runtime.forms import SQ_TOKEN, Form, layout_sm
 from trtbuild.runtime.int4 import pack_int4
 from trtbuild.runtime.ops import Weight
-from trtbuild.runtime.packed import E4M3_MAX
 
 if TYPE_CHECKING:
     from safetensors import safe_open as Source
@@ -129,7 +129,7 @@ def _weight_only(file: RankFile, base: str, shape: Shape, form: Form) -> Fields:
 def _awq(file: RankFile, base: str, shape: Shape, form: Form) -> Fields:
     """Two consecutive outputs share a byte, the even one in the low nibble (4.3)."""
     *lead, n, k = shape
-    fields = {"weight": _two_rows(file.bits(f"{base}weight", (*lead, n // 2, k)))}
+    fields = {"weight": two_rows(file.bits(f"{base}weight", (*lead, n // 2, k)))}
     fields["per_channel_scale"] = file.scales(f"{base}weights_scaling_factor", (*lead, n, k // form.group))
     return {**fields, **(_prequant(file, base, shape) if form.prequant else {})}
 
@@ -140,7 +140,7 @@ def _w4a8(file: RankFile, base: str, shape: Shape, form: Form) -> Fields:
     So the engine holds what they multiply, in 8 bits.
     """
     *lead, n, k = shape
-    q = _two_rows(file.bits(f"{base}weight", (*lead, n // 2, k)))
+    q = two_rows(file.bits(f"{base}weight", (*lead, n // 2, k)))
     second = file.scales(f"{base}weights_scaling_factor_2", (), (*lead, 1), zero=False)
     scale = file.scales(f"{base}weights_scaling_factor")
     groups = scale.shape[-1] if scale.dim() else 0
@@ -151,7 +151,7 @@ def _w4a8(file: RankFile, base: str, shape: Shape, form: Form) -> Fields:
     relative = (scale / second.reshape(*lead, 1, 1)).half().float()
     ratio = (q.unflatten(-1, (groups, -1)) * relative.unsqueeze(-1)).flatten(-2)
     return {
-        "weight": ratio.clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn),
+        "weight": e4m3(ratio),
         "per_channel_scale": second.reshape(*lead, 1).expand(*lead, n),
         **_prequant(file, base, shape),
         **_act_scale(file, base, lead),
@@ -227,11 +227,6 @@ def _common(file: RankFile, name: str, read: Callable[..., torch.Tensor], shape:
 def _e4m3(file: RankFile, name: str, shape: Shape) -> torch.Tensor:
     # Upstream accepts the bytes as int8, too.
     return file.get(name, shape, dtypes=(torch.float8_e4m3fn, torch.int8)).view(torch.float8_e4m3fn)
-
-
-def _two_rows(packed: torch.Tensor) -> torch.Tensor:
-    """int8 [.., n / 2, k] -> int8 [.., n, k] in -8..7."""
-    return torch.stack(((packed << 4) >> 4, packed >> 4), dim=-2).flatten(-3, -2)
 
 
 def _from_layout(weight: torch.Tensor, bits: int, config: dict[str, Any]) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping as Dict
 
-from trtbuild.coverage import some
+from trtbuild.errors import some
 from trtbuild.families.rules import Family
 from trtbuild.fields import LINEAR, NORM
 from trtbuild.importers.form import Import

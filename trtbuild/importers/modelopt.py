@@ -94,9 +94,11 @@ def _read(tensors: Dict[str, torch.Tensor], *, algo: str) -> Fields:
     """Fields of a linear; without a pre_quant_scale the inputs are multiplied by ones."""
     import torch
 
+    from trtbuild.quantize.packing import two_rows
+
     weight = tensors["weight"]
     if "AWQ" in algo:
-        weight = nibbles(weight)
+        weight = two_rows(weight)
     fields: Fields = {"weight": weight}
     for suffix, name in _NAMES.items():
         if suffix in tensors:
@@ -110,12 +112,3 @@ def _read(tensors: Dict[str, torch.Tensor], *, algo: str) -> Fields:
         ones = torch.ones(weight.shape[1], dtype=torch.float32)
         fields["prequant_scaling_factor"] = ones if p is None else p.reshape(-1)
     return fields
-
-
-def nibbles(packed: torch.Tensor) -> torch.Tensor:
-    """Bytes [out / 2, in] -> int8 [out, in] in -8..7."""
-    import torch
-
-    low, high = packed.view(torch.uint8) & 15, packed.view(torch.uint8) >> 4
-    u = torch.stack((low, high), dim=1).flatten(0, 1).to(torch.int8)
-    return torch.where(u > 7, u - 16, u)

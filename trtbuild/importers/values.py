@@ -6,8 +6,8 @@ from collections.abc import Mapping as Dict
 from typing import TYPE_CHECKING
 
 from trtbuild.errors import CheckpointError
+from trtbuild.float8 import e4m3
 from trtbuild.quantize.method import Fields, Method
-from trtbuild.quantize.values import E4M3_MAX
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ def rescaled(fields: Fields, scale: torch.Tensor) -> bool:
     if bool(own == scale):
         return False
     wide = fields["weight"].to(torch.float32) * (own / scale)
-    fields["weight"] = wide.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+    fields["weight"] = e4m3(wide)
     return True
 
 

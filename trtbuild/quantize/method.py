@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from trtbuild.layout import Field
+from trtbuild.spec import SEARCHES
 
 if TYPE_CHECKING:
     import torch
@@ -51,12 +52,12 @@ class Method:
 class QuantOptions:
     """`group_size`: inputs that share a scale (group-wise methods); `alpha`: SmoothQuant's migration strength.
 
-    `search`: "fine", or "modelopt" where the numbers must be those of ModelOpt's default algorithms.
+    `search`: one of `spec.SEARCHES`.
     """
 
     group_size: int = 128
     alpha: float = 1.0
-    search: Literal["fine", "modelopt"] = "fine"
+    search: str = SEARCHES[0]
 
 
 @dataclass(frozen=True)

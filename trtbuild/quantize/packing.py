@@ -97,3 +97,11 @@ def _unpack(packed: torch.Tensor) -> torch.Tensor:
 def _pack(nibbles: torch.Tensor) -> torch.Tensor:
     """int8 [n] holding 0..15 -> int8 [n/2], low nibble first."""
     return nibbles[0::2] | (nibbles[1::2] << 4)
+
+
+def two_rows(packed: torch.Tensor) -> torch.Tensor:
+    """AWQ's bytes [.., out / 2, in], the even output in the low nibble -> int8 [.., out, in] in -8..7."""
+    import torch
+
+    signed = packed.view(torch.int8)
+    return torch.stack(((signed << 4) >> 4, signed >> 4), dim=-2).flatten(-3, -2)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trtbuild.errors import CheckpointError
+from trtbuild.float8 import E4M3_MAX
 from trtbuild.quantize.method import InputStats, LinearGroup
 
 if TYPE_CHECKING:
     import torch
-
-E4M3_MAX = 448.0
 
 
 def require_finite(group: LinearGroup) -> None:

@@ -21,7 +21,7 @@ from enum import IntEnum
 from typing import Any
 
 from trtbuild.errors import EngineError
-from trtbuild.quantization import LAYERS, MIXED, module_quantization
+from trtbuild.quantization import LAYERS, MIXED, layer_table, module_quantization
 
 Config = Dict[str, Any]
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
@@ -132,7 +132,7 @@ def config_problems(config: Config) -> list[str]:
     if kv not in (None, *KV_ROUND):
         found.append(f"quantization.kv_cache_quant_algo {kv!r} (supported: {', '.join(KV_ROUND)})")
     if algo == MIXED:
-        layers = config.get(LAYERS) or {}
+        layers = layer_table(config)
         if not layers:
             found.append(f"quantization.quant_algo {MIXED} without {LAYERS} in quant_cfg.json")
         by_layer = (problem for layer in layers.values() for problem in _problems(layer, "quant_cfg.json: "))

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,13 +65,12 @@ class RankGroup:
         self._closing = False
         self.failure: ToolError | None = None
         options = RuntimeOptions(max_batch_size, max_tokens_in_paged_kv_cache, executor)
-        try:
+        with ExitStack() as unfinished:
+            unfinished.callback(self._end)
             self._connection = self._start(options)
             self._lines = self._read_lines()
             self.ready = self._first_line()
-        except BaseException:
-            self._end()
-            raise
+            unfinished.pop_all()
         self._reader = threading.Thread(target=self._dispatch, daemon=True, name="rank-group")
         self._reader.start()
 

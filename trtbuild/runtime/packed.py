@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import torch
 
+from trtbuild.float8 import E4M3_MAX, LEAST_STEP, e4m3
 from trtbuild.runtime.forms import Round
 from trtbuild.runtime.int4 import unpack_int4
 
-E4M3_MAX = 448.0
-_LEAST_STEP = {Round.INT8_TOKEN: 2.0**-126, Round.FP8_TOKEN: 1.0 / (E4M3_MAX * 512.0)}
-"""Of a token of zeros; that of FP8 is TensorRT-LLM's (quantization/functional.py)."""
+_LEAST_STEP = {Round.INT8_TOKEN: 2.0**-126, Round.FP8_TOKEN: LEAST_STEP}
+"""Of a token of zeros."""
 
 
 def linear(
@@ -22,15 +22,23 @@ def linear(
 
     `scale` [n] or [n, k / g], None for a plain weight; `zero` [n, k / g]. The weight becomes float32 for this call.
     """
+    if scale is None or scale.dim() > 1:
+        return torch.nn.functional.linear(x, widened(weight, scale, zero))
+    return torch.nn.functional.linear(x, widened(weight)) * scale  # as the native kernels: once an output
+
+
+def widened(weight: torch.Tensor, scale: torch.Tensor | None = None, zero: torch.Tensor | None = None) -> torch.Tensor:
+    """The float32 [.., n, k] that an engine's weight stands for; arguments as `linear`, or of stacked experts."""
     wide = (unpack_int4(weight) if weight.dtype is torch.uint8 else weight).float()
-    if scale is None or scale.dim() == 1:
-        y = torch.nn.functional.linear(x, wide)
-        return y if scale is None else y * scale
-    blocks = wide.view(len(wide), scale.shape[1], -1)
-    blocks *= scale[:, :, None]
+    if scale is None:
+        return wide
+    if scale.dim() < wide.dim():
+        return wide * scale.unsqueeze(-1)
+    blocks = wide.unflatten(-1, (scale.shape[-1], -1)) * scale.unsqueeze(-1)
     if zero is not None:
-        blocks += zero[:, :, None]
-    return torch.nn.functional.linear(x, blocks.flatten(1))
+        blocks += zero.unsqueeze(-1)
+    whole: torch.Tensor = blocks.flatten(-2)
+    return whole
 
 
 def prepared(
@@ -49,4 +57,4 @@ def on_grid(ratio: torch.Tensor, how: Round) -> torch.Tensor:
     """The nearest numbers of int8 or e4m3, ties to even, beyond the ends the ends; float32."""
     if how in (Round.INT8_STATIC, Round.INT8_TOKEN):
         return ratio.round().clamp(-128, 127)
-    return ratio.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).float()
+    return e4m3(ratio).float()

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -53,11 +53,10 @@ class Server:
         self._mark = str(self._run_dir)
         self._shm_prefix = f"{self._run_dir.name}_"
         (self.log_dir / FAILURE_FILE).unlink(missing_ok=True)
-        try:
+        with ExitStack() as unfinished:
+            unfinished.callback(shutil.rmtree, self._run_dir, ignore_errors=True)
             self._process = self._start(repository.resolve(), source["target"], int(source["world_size"]))
-        except BaseException:
-            shutil.rmtree(self._run_dir, ignore_errors=True)
-            raise
+            unfinished.pop_all()
 
     def wait_ready(self) -> None:
         """Block until every model is ready.

@@ -9,10 +9,10 @@ from collections.abc import Mapping as Dict
 
 import torch
 
+from trtbuild.float8 import E4M3_MAX, e4m3
 from trtbuild.runtime.forms import Form, engine_tensors
-from trtbuild.runtime.int4 import unpack_int4
 from trtbuild.runtime.ops import Weight
-from trtbuild.runtime.packed import E4M3_MAX
+from trtbuild.runtime.packed import widened
 
 _W4A8_GROUP = 128  # the only one there is (checkpoint format 4.4); the engine holds the products in fp8
 
@@ -25,16 +25,7 @@ def names(weight: Weight) -> list[str]:
 def dequantized(weight: Weight, tensors: Dict[str, torch.Tensor]) -> torch.Tensor:
     """The weight by which unchanged inputs are multiplied: prequant is part of it. `tensors` by engine names."""
     base = weight.name.removesuffix("weight")
-    stored = tensors[weight.name]
-    if weight.form is None:
-        return stored.float()
-    wide = (unpack_int4(stored) if stored.dtype is torch.uint8 else stored).float()
-    scale, zero = tensors[f"{base}per_channel_scale"], tensors.get(f"{base}zero")
-    if scale.dim() == wide.dim():
-        blocks = wide.unflatten(-1, (scale.shape[-1], -1)) * scale.unsqueeze(-1)
-        wide = (blocks if zero is None else blocks + zero.unsqueeze(-1)).flatten(-2)
-    else:
-        wide = wide * scale.unsqueeze(-1)
+    wide = widened(tensors[weight.name], tensors.get(f"{base}per_channel_scale"), tensors.get(f"{base}zero"))
     prequant = tensors.get(f"{base}prequant")
     return wide if prequant is None else wide * prequant
 
@@ -50,7 +41,7 @@ def best(reference: torch.Tensor, form: Form | None, prequant: torch.Tensor | No
     if form.dtype == "float8_e4m3fn" and form.algo != "W4A8_AWQ":
         dims = (-2, -1) if form.per == "tensor" else (-1,)
         scale = _positive(w.abs().amax(dim=dims, keepdim=True) / E4M3_MAX)
-        made = (w / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).float() * scale
+        made = e4m3(w / scale).float() * scale
     else:
         four = form.bits == 4 or form.algo == "W4A8_AWQ"
         group = _W4A8_GROUP if form.algo == "W4A8_AWQ" else form.group

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from statistics import median
 from typing import Any
 
+from trtbuild.quantization import MIXED, layer_table
 from trtbuild.verify.report import Report, Verdict
 
 _STANDS_OUT_DB = 12.0
@@ -63,9 +64,8 @@ def gates_of(config: Dict[str, Any]) -> Gates:
     quantization = config.get("quantization") or {}
     algo = quantization.get("quant_algo") or ""
     algos = {algo}
-    if algo == "MIXED_PRECISION":
-        layers = (config.get("quant_cfg") or config).get("quantized_layers") or {}
-        algos = {str(layer.get("quant_algo") or "") for layer in layers.values()}
+    if algo == MIXED:
+        algos = {str(layer.get("quant_algo") or "") for layer in layer_table(config).values()}
     chosen = [GATES.get(name, GATES["W4A16_AWQ"]) for name in sorted(algos)] or [GATES[""]]
     found = chosen[0]
     for other in chosen[1:]:

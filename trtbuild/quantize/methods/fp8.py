@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trtbuild.float8 import E4M3_MAX, e4m3
 from trtbuild.layout import Field
 from trtbuild.quantize.method import Fields, InputStats, LinearGroup, Method, QuantOptions
-from trtbuild.quantize.values import E4M3_MAX, positive, require_finite, require_seen, require_stats, stacked
+from trtbuild.quantize.values import positive, require_finite, require_seen, require_stats, stacked
 
 if TYPE_CHECKING:
     import torch
@@ -51,10 +52,3 @@ def quantize(group: LinearGroup, stats: InputStats | None, options: QuantOptions
             "activation_scaling_factor": activation.clone(),
         }
     return made
-
-
-def e4m3(ratio: torch.Tensor) -> torch.Tensor:
-    """Cast with saturation, which a plain cast of torch does not have: far above 448 it gives NaN."""
-    import torch
-
-    return ratio.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)

@@ -5,10 +5,10 @@ TensorRT-LLM calls it FP8_PER_CHANNEL_PER_TOKEN; the formula is that of its quan
 
 from __future__ import annotations
 
+from trtbuild.float8 import E4M3_MAX, LEAST_STEP, e4m3
 from trtbuild.layout import Field
 from trtbuild.quantize.method import Fields, InputStats, LinearGroup, Method, QuantOptions
-from trtbuild.quantize.methods.fp8 import e4m3
-from trtbuild.quantize.values import E4M3_MAX, require_finite, stacked
+from trtbuild.quantize.values import require_finite, stacked
 
 METHOD = Method(
     name="fp8_rowwise",
@@ -27,6 +27,6 @@ def quantize(group: LinearGroup, stats: InputStats | None, options: QuantOptions
     made: dict[str, Fields] = {}
     for module, parts in group.modules.items():
         weight = stacked(parts)
-        scale = (weight.abs().amax(dim=-1) / E4M3_MAX).clamp(min=1.0 / (E4M3_MAX * 512.0))
+        scale = (weight.abs().amax(dim=-1) / E4M3_MAX).clamp(min=LEAST_STEP)
         made[module] = {"weight": e4m3(weight / scale.unsqueeze(-1)), "per_channel_scale": scale}
     return made

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from trtbuild.float8 import E4M3_MAX, e4m3
 from trtbuild.layout import Field
 from trtbuild.quantize.awq import dequantized, shared_prequant
 from trtbuild.quantize.method import Fields, InputStats, LinearGroup, QuantOptions
 from trtbuild.quantize.methods import int4_awq
-from trtbuild.quantize.values import E4M3_MAX, positive, require_finite, require_seen, require_stats, stacked
+from trtbuild.quantize.values import positive, require_finite, require_seen, require_stats, stacked
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +52,6 @@ def quantize(group: LinearGroup, stats: InputStats | None, options: QuantOptions
 
 def _through_fp8(weight: torch.Tensor) -> torch.Tensor:
     """Weights rounded to e4m3 with one scale for all of them."""
-    import torch
 
     scale = positive(weight.abs().max() / E4M3_MAX)
-    return (weight / scale).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(torch.float32) * scale
+    return e4m3(weight / scale).float() * scale
