@@ -56,20 +56,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quantizing": BASE | {"plan", "fields", "quantize", "calibrate", "hub", "checkpoint"},
     # It compares what stages made, so it reads as they do, and runs an engine as the runtime does.
     "verify": BASE | {"plan", "families", "lint", "checkpoint", "engine", "runtime", "text"},
-    "pipeline": BASE
-    | {
-        "plan",
-        "families",
-        "quantizing",
-        "hub",
-        "checkpoint",
-        "engine",
-        "repo",
-        "lint",
-        "reshard",
-        "importers",
-        "verify",
-    },
+    "planning": BASE | {"plan", "hub", "checkpoint", "importers", "families"},
+    "converting": BASE
+    | {"planning", "plan", "quantizing", "calibrate", "hub", "checkpoint", "importers", "lint", "reshard"},
+    "building": BASE | {"planning", "converting", "engine", "importers", "families"},
+    "verifying": BASE | {"planning", "converting", "building", "engine", "verify"},
+    "pipeline": {"planning", "converting", "building", "verifying", "lint"},
     "cli": BASE
     | {"pipeline", "plan", "lint", "families", "quantize", "engine", "repo", "serve", "client", "text", "verify"},
 }

@@ -18,7 +18,7 @@ import torch
 
 from tests.disks import disk_of
 from tests.tiny import ROOT, edit_config, edit_weights, make_llama, trtbuild
-from trtbuild import pipeline
+from trtbuild import converting, pipeline
 from trtbuild.errors import OutputError
 from trtbuild.spec import ConvertOptions
 
@@ -249,7 +249,7 @@ def test_disk_without_room_is_refused_before_reading(llama_folder: Path, small_d
 
 
 def test_disk_that_fills_up(llama_folder: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "check_disk", lambda *_: None)
+    monkeypatch.setattr(converting, "check_disk", lambda *_: None)
     with pytest.raises(OutputError, match="the disk is full"):
         pipeline.make_checkpoint(str(llama_folder), small_disk / "out", ConvertOptions())
     assert list(small_disk.iterdir()) == []

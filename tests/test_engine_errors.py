@@ -20,7 +20,7 @@ import pytest
 from tests.disks import disk_of
 from tests.engines import Engines, greedy, run_all, tokens_of
 from tests.tiny import ROOT, trtbuild
-from trtbuild import mpi, pipeline
+from trtbuild import building, mpi, pipeline
 from trtbuild.engine.options import BuildOptions
 from trtbuild.errors import EngineError, OutputError, ToolError
 from trtbuild.pipeline import make_engine
@@ -133,7 +133,7 @@ def test_the_disk_is_full(llama_folder: Path, tmp_path: Path, checked: bool, mon
     checkpoint = pipeline.make_checkpoint(str(llama_folder), tmp_path / "checkpoint", ConvertOptions())
     size = (checkpoint / "rank0.safetensors").stat().st_size
     if not checked:
-        monkeypatch.setattr(pipeline, "check_disk", lambda *_: None)
+        monkeypatch.setattr(building, "check_disk", lambda *_: None)
     with disk_of(tmp_path / "small", size // 2048) as folder:
         with pytest.raises(OutputError, match="the disk is full"):
             make_engine(str(checkpoint), folder / "out", ConvertOptions(), BuildOptions())

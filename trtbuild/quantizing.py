@@ -1,6 +1,6 @@
 """How a checkpoint is quantized: calibrate/ makes a logical checkpoint of a model, checkpoint/ cuts and packs it.
 
-The stages do not know each other; `pipeline.make_checkpoint` calls the two functions here for a plan whose method has
+The stages do not know each other; `converting.make_checkpoint` calls the two functions here for a plan whose method has
 fields, or whose KV cache has scales.
 """
 
