@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+# Before anything imports torch, and for every process that a test starts: with thousands of tiny operations the
+# threads of torch mostly wait for each other. The runtime's kernels and the torch executor set their own number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from tests.engines import demo_model, engines  # noqa: F401 - fixtures
 from tests.native_paths import library  # noqa: F401 - a fixture
 from tests.tiny import ROOT, make_llama
+
+
+def pytest_runtest_setup() -> None:
+    """Every test begins with the threads from above: the torch executor sets those of the whole process."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="session")

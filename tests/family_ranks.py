@@ -23,8 +23,8 @@ from trtbuild.runtime.generator import Generator, follow, load_rank
 from trtbuild.runtime.info import RuntimeOptions, read_engine
 from trtbuild.runtime.request import Request
 
-WORLD = 4
-LIMITS = BuildOptions(max_batch_size=4, max_seq_len=96, max_num_tokens=16)  # prompts are cut into chunks
+LIMITS = {"max_batch_size": 4, "max_seq_len": 96, "max_num_tokens": 16}  # prompts are cut into chunks
+CACHE_TOKENS = 512
 
 
 def job_of(
@@ -36,13 +36,18 @@ def job_of(
         "engine": f"{stem}.engine",
         "out": f"{stem}.npz",
         "executor": executor,
+        "limits": LIMITS,
+        "cache_tokens": CACHE_TOKENS,
         "prompts": prompts,
         "new_tokens": new_tokens,
     }
 
 
-def run_jobs(jobs: list[dict[str, Any]], folder: Path, ranks: int = WORLD) -> None:
-    """Run all of them; each, a `job_of`, writes its `out`."""
+def run_jobs(jobs: list[dict[str, Any]], folder: Path, ranks: int = 4) -> None:
+    """Run all of them on `ranks` ranks, as many as the largest job needs; each writes its `out`.
+
+    A job is a `job_of`; it may have other `limits` (arguments of BuildOptions) and `cache_tokens`.
+    """
     from trtbuild.runtime.native.library import load_library
 
     load_library()  # compiled once, not by every rank
@@ -80,12 +85,14 @@ def run_job(job: dict[str, Any], world: Any) -> None:
     engine.mkdir(exist_ok=True)
     build_rank(checkpoint, engine, config, mapping.at(rank))
     if rank == 0:
+        limits = BuildOptions(**job["limits"])
         described = {"target": "cpu", "executor": job["executor"]}
-        document = {"pretrained_config": config, "build_config": LIMITS.build_config(config), "trtbuild": described}
+        document = {"pretrained_config": config, "build_config": limits.build_config(config), "trtbuild": described}
         (engine / "config.json").write_text(json.dumps(document))
     if group is not None:
         group.Barrier()
-    options, comm = RuntimeOptions(max_tokens_in_paged_kv_cache=512), group if mapping.world_size > 1 else None
+    options = RuntimeOptions(max_tokens_in_paged_kv_cache=job["cache_tokens"])
+    comm = group if mapping.world_size > 1 else None
     if rank:
         follow(load_rank(read_engine(engine), rank, options, comm)[0])
     else:
@@ -95,13 +102,18 @@ def run_job(job: dict[str, Any], world: Any) -> None:
 
 
 def compute(generator: Generator, prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:
-    """Logits of the first prompt in chunks and in one piece, and greedy tokens of all prompts in flight together."""
+    """Logits of the first prompt in chunks of two sizes, and greedy tokens of all prompts in flight together.
+
+    `scored` are the logits of the last prompt with its tokens, `kv_blocks_used` those that are not free in the end.
+    """
     chunked = generator.score(prompts[0])
     requests = [Request(str(i), tuple(prompt), new_tokens) for i, prompt in enumerate(prompts)]
     outputs = generator.generate(requests)
     tokens = [[token for output in outputs[request.request_id] for token in output.token_ids] for request in requests]
+    found = {"logits": chunked, "tokens": np.array(tokens), "scored": generator.score(prompts[-1] + tokens[-1])}
     generator.scheduler.max_num_tokens = 5
-    return {"logits": chunked, "tokens": np.array(tokens), "smaller_chunks": generator.score(prompts[0])}
+    found["smaller_chunks"] = generator.score(prompts[0])
+    return {**found, "kv_blocks_used": generator.stats()["kv_blocks_used"]}
 
 
 def main(jobs: Path) -> None:

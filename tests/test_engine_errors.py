@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.disks import disk_of
-from tests.engines import Engines, greedy, run_all, tokens_of
+from tests.engines import Engines, greedy
 from tests.tiny import ROOT, trtbuild
 from trtbuild import building, mpi, pipeline
 from trtbuild.engine.options import BuildOptions
@@ -157,8 +157,7 @@ def test_limits_that_contradict_each_other(llama_folder: Path, tmp_path: Path) -
 
 
 def test_options_that_contradict_a_checkpoint(llama_folder: Path, tmp_path: Path) -> None:
-    checkpoint = tmp_path / "checkpoint"
-    assert trtbuild("checkpoint", llama_folder, "-o", checkpoint, "--tp", "2").returncode == 0
+    checkpoint = pipeline.make_checkpoint(str(llama_folder), tmp_path / "checkpoint", ConvertOptions(tp_size=2))
     done = trtbuild("engine", checkpoint, "-o", tmp_path / "out", "--tp", "4", "--dtype", "float32")
     assert done.returncode == 3
     assert "--tp 4 was asked for, but the checkpoint was made with 2" in done.stderr
@@ -169,8 +168,7 @@ def test_options_that_contradict_a_checkpoint(llama_folder: Path, tmp_path: Path
 def test_nan_in_a_checkpoint_names_the_tensor(llama_folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    checkpoint = tmp_path / "checkpoint"
-    assert trtbuild("checkpoint", llama_folder, "-o", checkpoint).returncode == 0
+    checkpoint = pipeline.make_checkpoint(str(llama_folder), tmp_path / "checkpoint", ConvertOptions())
     tensors = load_file(checkpoint / "rank0.safetensors")
     tensors["transformer.layers.2.mlp.proj.weight"][3, 5] = float("nan")
     save_file(tensors, checkpoint / "rank0.safetensors")
@@ -243,10 +241,3 @@ def test_the_ranks_end_with_the_process_that_started_them(engines: Engines, tmp_
     process.kill()
     process.wait()
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 30)
-
-
-def test_same_tokens_from_a_group_of_one(engines: Engines) -> None:
-    engine = engines.engine(engines.tiny())
-    with RankGroup(engine) as group:
-        outputs = run_all(group, [greedy("x", (4, 5, 6), 10)])["x"]
-    assert len(tokens_of(outputs)) == 10

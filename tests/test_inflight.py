@@ -33,7 +33,7 @@ def test_alone_and_in_company_the_same_bits(engines: Engines, demo_model: Path, 
     generator = Generator(engine, RuntimeOptions(max_tokens_in_paged_kv_cache=16384, executor="native"))
     prompts = random_prompts(8, 49152, longest=300)
     sampling = {"return_log_probs": True, "temperature": 0.9, "top_k": 50, "top_p": 0.95}
-    requests = [greedy(str(i), prompt, 12 + 5 * i, seed=i, **sampling) for i, prompt in enumerate(prompts)]
+    requests = [greedy(str(i), prompt, 4 + 2 * i, seed=i, **sampling) for i, prompt in enumerate(prompts)]
     together = generator.generate(requests)
     for request in requests:
         alone = generator.generate([request])[request.request_id]
@@ -44,11 +44,13 @@ def test_alone_and_in_company_the_same_bits(engines: Engines, demo_model: Path, 
 
 def test_chunks_of_a_prompt_change_nothing(engines: Engines) -> None:
     prompt = random_prompts(1, 500, seed=3, longest=400)[0]
-    model = engines.tiny()
+    generator = Generator(
+        engines.engine(engines.tiny(), limits=BuildOptions(max_batch_size=4, max_num_tokens=512)),
+        RuntimeOptions(max_tokens_in_paged_kv_cache=2048, executor="native"),
+    )
     found = []
     for chunk in (8, 16, 33, 512):
-        engine = engines.engine(model, limits=BuildOptions(max_batch_size=4, max_num_tokens=chunk))
-        generator = Generator(engine, RuntimeOptions(max_tokens_in_paged_kv_cache=2048, executor="native"))
+        generator.scheduler.max_num_tokens = chunk
         outputs = generator.generate([greedy("a", prompt, 16, return_log_probs=True)])["a"]
         found.append((tokens_of(outputs), log_probs_of(outputs)))
     assert all(other == found[0] for other in found[1:])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from trtbuild.quantize.methods import METHODS, QUANTIZE
 from trtbuild.spec import ConvertOptions
 
 WIDE = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "num_hidden_layers": 2}
+Logical = Callable[[str, bool], tuple[Tensors, Path]]
 LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)]
 
 
@@ -31,6 +34,17 @@ LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)]
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of 2 kv heads, so that 4 ranks repeat them."""
     return make_llama(tmp_path_factory.mktemp("source"), num_key_value_heads=2, attention_bias=True, **WIDE)
+
+
+@pytest.fixture(scope="module")
+def logical_of(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Logical:
+    """(logical tensors, folder of them) of `source` by (method, with kv scales), read only."""
+
+    @cache
+    def find(name: str, kv: bool) -> tuple[Tensors, Path]:
+        return make_logical(source, tmp_path_factory.mktemp(name), name, 128, kv=kv)
+
+    return find
 
 
 def thirds(tensor: torch.Tensor, tp: int, rank: int) -> torch.Tensor:
@@ -69,14 +83,13 @@ def same(ours: torch.Tensor, wanted: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("kv", ["", "INT8"])
 @pytest.mark.parametrize("name", list(QUANTIZE))
-def test_every_rank_holds_its_slices(name: str, kv: str, source: Path, tmp_path: Path) -> None:
-    size = 128
-    whole, logical = make_logical(source, tmp_path, name, size, kv=bool(kv))
+def test_every_rank_holds_its_slices(name: str, kv: str, source: Path, tmp_path: Path, logical_of: Logical) -> None:
+    whole, logical = logical_of(name, bool(kv))
     family, spec = spec_of(source)
     for tp, pp in LAYOUTS:
         out = tmp_path / f"{tp}x{pp}"
         out.mkdir()
-        options = ConvertOptions(tp, pp, "float16", name, group_size=size, kv_cache=kv.lower() or "none")
+        options = ConvertOptions(tp, pp, "float16", name, group_size=128, kv_cache=kv.lower() or "none")
         pack_checkpoint(logical, family, spec, options, out)
         findings = [found for found in check(out).findings if found.rule != "manifest-missing"]
         assert not [found for found in findings if found.severity != "info"], (tp, pp)
@@ -94,9 +107,11 @@ def test_every_rank_holds_its_slices(name: str, kv: str, source: Path, tmp_path:
 
 @pytest.mark.parametrize("kv", ["", "FP8"])
 @pytest.mark.parametrize("name", list(QUANTIZE))
-def test_resharding_a_quantized_checkpoint(name: str, kv: str, source: Path, tmp_path: Path) -> None:
+def test_resharding_a_quantized_checkpoint(
+    name: str, kv: str, source: Path, tmp_path: Path, logical_of: Logical
+) -> None:
     """Every layout from every other one, as it was packed from the logical checkpoint."""
-    _, logical = make_logical(source, tmp_path, name, 128, kv=bool(kv))
+    _, logical = logical_of(name, bool(kv))
     family, spec = spec_of(source)
     made = []
     for tp, pp in LAYOUTS:
@@ -218,8 +233,8 @@ def test_a_layer_that_is_there_is_not_written_again(tmp_path: Path) -> None:
     assert list(read_logical(tmp_path)) == ["a"]
 
 
-def test_a_logical_checkpoint_of_another_model(source: Path, tmp_path: Path) -> None:
-    _, logical = make_logical(source, tmp_path, "fp8", 128)
+def test_a_logical_checkpoint_of_another_model(source: Path, tmp_path: Path, logical_of: Logical) -> None:
+    _, logical = logical_of("fp8", False)
     family, spec = spec_of(source)
     options = ConvertOptions(1, 1, "float16", "int8_sq")
     with pytest.raises(CheckpointError, match=r"(?s)qkv.weight is F8_E4M3 \[768, 512\], but I8 \[768, 512\] is needed"):

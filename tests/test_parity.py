@@ -6,15 +6,20 @@ so one forward pass of transformers over prompt and output checks a whole genera
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from tests.engines import Engines, greedy, random_prompts, run_all, tokens_of
+from tests.family_ranks import job_of, run_jobs
+from trtbuild.pipeline import make_checkpoint
 from trtbuild.runtime.group import RankGroup
+from trtbuild.spec import ConvertOptions
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -39,6 +44,7 @@ TINY: list[tuple[str, dict[str, Any], int, int, dict[str, Any]]] = [
     ("vocabulary shared", {}, 2, 1, {"use_parallel_embedding": True}),
     ("hidden shared", {}, 2, 1, {"use_parallel_embedding": True, "embedding_sharding_dim": 1}),
 ]
+TINY_PROMPTS = random_prompts(8, 500, longest=150)
 DEMO_PROMPTS = [
     "The capital of France is", "Once upon a time", "def fibonacci(n):", "Water boils at", "The three laws of motion",
     "She opened the old wooden door and", "In 1969, humans first", "A recipe for bread:", "import numpy as np\n",
@@ -48,38 +54,54 @@ DEMO_PROMPTS = [
 ]  # fmt: skip
 
 
-def reference_logits(model_dir: Path, sequences: list[list[int]]) -> list[np.ndarray]:
-    """transformers' logits after every token of every sequence, float32."""
+class Reference(NamedTuple):
+    """What transformers says in float32: the argmax after every token of every sequence, the last one's logits."""
+
+    argmax: list[list[int]]
+    logits: np.ndarray
+
+
+@cache  # every layout of a model asks for the same tokens, as long as they are right
+def reference(model_dir: Path, sequences: tuple[tuple[int, ...], ...]) -> Reference:
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
     with torch.no_grad():
-        return [model(torch.tensor([sequence])).logits[0].numpy() for sequence in sequences]
+        logits = [model(torch.tensor([sequence])).logits[0] for sequence in sequences]
+    return Reference([rows.argmax(-1).tolist() for rows in logits], logits[-1].numpy())
 
 
-def assert_parity(model_dir: Path, engine: Path, prompts: list[tuple[int, ...]], new_tokens: int) -> None:
-    with RankGroup(engine, max_tokens_in_paged_kv_cache=8192) as group:
-        requests = [greedy(str(i), prompt, new_tokens) for i, prompt in enumerate(prompts)]
-        outputs = run_all(group, requests)
-        scored = group.score(prompts[-1] + tuple(tokens_of(outputs[requests[-1].request_id])))
-        assert group.stats()["kv_blocks_used"] == 0
-    sequences = [[*request.prompt_ids, *tokens_of(outputs[request.request_id])] for request in requests]
-    expected = reference_logits(model_dir, sequences)
-    for request, sequence, logits in zip(requests, sequences, expected, strict=True):
-        start = len(request.prompt_ids)
-        assert len(sequence) == start + new_tokens
-        assert sequence[start:] == logits[start - 1 : -1].argmax(-1).tolist(), request.prompt_ids
-    assert np.abs(scored - expected[-1]).max() < 1e-4 * np.abs(expected[-1]).max()
+def assert_parity(
+    model_dir: Path, prompts: list[tuple[int, ...]], tokens: list[list[int]], new_tokens: int, scored: np.ndarray
+) -> None:
+    """`tokens` are greedy after `prompts`; `scored` are the logits after every token of the last prompt and tokens."""
+    assert [len(row) for row in tokens] == [new_tokens] * len(prompts)
+    expected = reference(model_dir, tuple((*prompt, *row) for prompt, row in zip(prompts, tokens, strict=True)))
+    for prompt, row, argmax in zip(prompts, tokens, expected.argmax, strict=True):
+        assert row == argmax[len(prompt) - 1 : -1], prompt
+    assert np.abs(scored - expected.logits).max() < 1e-4 * np.abs(expected.logits).max()
 
 
-@pytest.mark.parametrize(
-    ("changes", "tp", "pp", "options"), [case[1:] for case in TINY], ids=[case[0] for case in TINY]
-)
-def test_tiny_models(engines: Engines, changes: dict[str, Any], tp: int, pp: int, options: dict[str, Any]) -> None:
-    model = engines.tiny(**changes)
-    engine = engines.engine(model, tp, pp, **options)
-    assert_parity(model, engine, random_prompts(8, 500, longest=150), 24)
+@pytest.fixture(scope="module")
+def tiny_results(engines: Engines, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What every case of TINY computes, as `NAME.npz`; one MPI job, as starting one takes longer than a case."""
+    folder, jobs = tmp_path_factory.mktemp("tiny"), []
+    for name, changes, tp, pp, options in TINY:
+        file = name.replace("/", " per ")
+        checkpoint = folder / f"{file}.checkpoint"
+        make_checkpoint(str(engines.tiny(**changes)), checkpoint, ConvertOptions(tp, pp, "float32", **options))
+        job = job_of(checkpoint, folder / file, TINY_PROMPTS, 24, "native")
+        jobs.append({**job, "limits": {}, "cache_tokens": 8192})
+    run_jobs(jobs, folder, ranks=6)
+    return folder
+
+
+@pytest.mark.parametrize(("name", "changes"), [case[:2] for case in TINY], ids=[case[0] for case in TINY])
+def test_tiny_models(engines: Engines, tiny_results: Path, name: str, changes: dict[str, Any]) -> None:
+    found = np.load(tiny_results / f"{name.replace('/', ' per ')}.npz")
+    assert_parity(engines.tiny(**changes), TINY_PROMPTS, found["tokens"].tolist(), 24, found["scored"])
+    assert found["kv_blocks_used"] == 0
 
 
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (3, 1), (1, 2), (3, 2), (1, 5)])
@@ -90,7 +112,13 @@ def test_demo_model(engines: Engines, demo_model: Path, tp: int, pp: int) -> Non
     tokenizer = AutoTokenizer.from_pretrained(demo_model)
     prompts = [tuple(tokenizer(prompt).input_ids) for prompt in DEMO_PROMPTS]
     assert len(prompts) == 20
-    assert_parity(demo_model, engines.engine(demo_model, tp, pp), prompts, 64)
+    with RankGroup(engines.engine(demo_model, tp, pp), max_tokens_in_paged_kv_cache=8192) as group:
+        requests = [greedy(str(i), prompt, 64) for i, prompt in enumerate(prompts)]
+        outputs = run_all(group, requests)
+        tokens = [tokens_of(outputs[request.request_id]) for request in requests]
+        scored = group.score([*prompts[-1], *tokens[-1]])
+        assert group.stats()["kv_blocks_used"] == 0
+    assert_parity(demo_model, prompts, tokens, 64, scored)
 
 
 def test_generate_of_transformers(engines: Engines, demo_model: Path) -> None:
