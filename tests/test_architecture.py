@@ -26,6 +26,7 @@ BASE = {
     "handover",
     "quantization",
     "float8",
+    "finding",
     "__init__",
 }
 # folder or module -> what of trtbuild it may import besides its own folder
@@ -61,7 +62,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"planning", "plan", "quantizing", "calibrate", "hub", "checkpoint", "importers", "lint", "reshard"},
     "building": BASE | {"planning", "converting", "engine", "importers", "families"},
     "verifying": BASE | {"planning", "converting", "building", "engine", "verify"},
-    "pipeline": {"planning", "converting", "building", "verifying", "lint"},
+    "checking": BASE | {"lint", "repo"},
+    "pipeline": {"planning", "converting", "building", "verifying", "checking"},
     "cli": BASE
     | {"pipeline", "plan", "lint", "families", "quantize", "engine", "repo", "serve", "client", "text", "verify"},
 }
@@ -100,7 +102,14 @@ PURE = [
     "coverage",
     "importers",
     "mixed",
+    "finding",
     "lint/finding",
+    "repo/parameters",
+    "repo/options",
+    "repo/check/rules",
+    "repo/check/engine",
+    "repo/check/chain",
+    "repo/check/flow",
     "lint/tables",
     "lint/config",
     "lint/quantization",

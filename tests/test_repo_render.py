@@ -12,7 +12,8 @@ import pytest
 
 from trtbuild.errors import EngineError, PlanError
 from trtbuild.repo.info import read_engine_facts
-from trtbuild.repo.options import PARAMETERS, RepositoryOptions, check_options, template_values
+from trtbuild.repo.options import RepositoryOptions, check_options, template_values
+from trtbuild.repo.parameters import PARAMETERS
 from trtbuild.repo.render import MODELS, pbtxt_string, render_configs
 from trtbuild.repo.write import write_repository
 from trtbuild.serve.command import ServeOptions, TritonInstall, mpirun_argv, server_argv, telling_lines

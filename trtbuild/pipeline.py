@@ -3,7 +3,7 @@
     resolve             model name -> folder                                     planning.py    hub/
     make_plan           config + safetensors headers -> ModelPlan                planning.py    plan.py, checkpoint/
     make_checkpoint     folder -> TensorRT-LLM checkpoint, rank files            converting.py  calibrate/, checkpoint/
-    check_checkpoint    checkpoint of anyone -> Report of all its faults                        lint/
+    check_artifact      checkpoint or repository -> Report of all its faults     checking.py    lint/, repo/check/
     reshard_checkpoint  checkpoint -> the same one for another TP x PP           converting.py  reshard.py, checkpoint/
     make_engine         model or checkpoint -> engine, one process a rank        building.py    engine/
     verify_artifact     engine or checkpoint beside its float32 model -> Report  verifying.py   verify/
@@ -15,13 +15,13 @@ in the middle perform what `plan.py` decided; the folders on the right are stage
 from __future__ import annotations
 
 from trtbuild.building import make_engine
+from trtbuild.checking import check_artifact
 from trtbuild.converting import make_checkpoint, reshard_checkpoint
-from trtbuild.lint.check import check as check_checkpoint
 from trtbuild.planning import make_plan, resolve
 from trtbuild.verifying import verify_artifact
 
 __all__ = [
-    "check_checkpoint",
+    "check_artifact",
     "make_checkpoint",
     "make_engine",
     "make_plan",

@@ -1,4 +1,4 @@
-"""`trtbuild check`: everything that is wrong with a TensorRT-LLM checkpoint, whoever made it."""
+"""`trtbuild check`: everything that is wrong with a TensorRT-LLM checkpoint or a Triton repository, whoever made it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trtbuild.errors import CheckpointError
 from trtbuild.spec import TARGETS
 
 if TYPE_CHECKING:
-    from trtbuild.lint.finding import Finding, Report
+    from trtbuild.finding import Finding, Report
 
 NAME = "check"
 PANEL = "Look"
@@ -31,10 +31,14 @@ def _target(value: str) -> str:
 
 def command(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="Folder with config.json and rankN.safetensors.")
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT|REPOSITORY",
+            help="Folder with config.json and rankN.safetensors, or of models with a config.pbtxt.",
+        ),
     ],
     no_data: Annotated[
-        bool, typer.Option("--no-data", help="Read headers only, no numbers: finishes at once.")
+        bool, typer.Option("--no-data", help="Read headers only, no numbers and no tokenizer: finishes at once.")
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Take warnings for errors.")] = False,
     target: Annotated[
@@ -48,11 +52,11 @@ def command(
     ] = "",
     as_json: JsonOpt = False,
 ) -> None:
-    """Check a TensorRT-LLM checkpoint: names, shapes, dtypes, numbers, config against tensors; all faults at once."""
+    """Check a checkpoint (names, shapes, dtypes, numbers), or a repository against its engine and tokenizer."""
     from trtbuild import pipeline
 
     with progress_bar("check") as progress:
-        report = pipeline.check_checkpoint(checkpoint, read_data=not no_data, target=target, progress=progress)
+        report = pipeline.check_artifact(checkpoint, read_data=not no_data, target=target, progress=progress)
     report = report.strict() if strict else report
     if as_json:
         print_json(document(checkpoint, report))

@@ -74,8 +74,13 @@ def methods(as_json: JsonOpt = False) -> None:
 def rules(as_json: JsonOpt = False) -> None:
     """Rules of `trtbuild check`, with the severity that they usually have."""
     from trtbuild.lint.finding import RULES
+    from trtbuild.repo.check.rules import RULES as OF_REPOSITORIES
 
-    rows = [{"rule": name, "severity": rule.severity, "what holds": rule.text} for name, rule in RULES.items()]
+    rows = [
+        {"rule": name, "of": of, "severity": rule.severity, "what holds": rule.text}
+        for of, table in (("checkpoint", RULES), ("repository", OF_REPOSITORIES))
+        for name, rule in table.items()
+    ]
     _print("rules", rows, as_json)
 
 

@@ -1,36 +1,10 @@
-"""What the linter says, and the table of its rules. PURE."""
+"""The table of the linter's rules. PURE."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from trtbuild.finding import ERROR, INFO, WARNING, Check, Finding, Report, ordered
 
-ERROR, WARNING, INFO = "error", "warning", "info"
-"""`error`: trtllm-build refuses it, or the engine answers wrongly. `warning`: probably a mistake, or not fully checked.
-`info`: works, but is worth knowing (an older release wrote it so)."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One fault: which rule, where (a tensor, a field of config.json, a file), what was expected and found."""
-
-    rule: str
-    severity: str
-    where: str
-    expected: str
-    found: str
-    hint: str = ""
-    rank: int | None = None
-    folder: str = ""
-    """`encoder` or `decoder` where a checkpoint has two halves."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """A rule of the linter; ids are stable, scripts may name them."""
-
-    severity: str
-    text: str
-
+__all__ = ["ERROR", "INFO", "RULES", "WARNING", "Finding", "Report", "find", "ordered"]
 
 RULES: dict[str, Check] = {
     # what the folder is
@@ -100,32 +74,3 @@ def find(
 ) -> Finding:
     """A finding with the rule's own severity, unless another is given."""
     return Finding(rule, severity or RULES[rule].severity, where, expected, found, hint, rank)
-
-
-@dataclass(frozen=True)
-class Report:
-    """All findings of one folder, errors first, and what was looked at."""
-
-    kind: str
-    findings: tuple[Finding, ...]
-    architecture: str = ""
-    family: str = ""
-    quant_algo: str = ""
-    tp_size: int = 0
-    pp_size: int = 0
-    num_tensors: int = 0
-    data_checked: bool = False
-
-    def count(self, severity: str) -> int:
-        return sum(finding.severity == severity for finding in self.findings)
-
-    def strict(self) -> Report:
-        """The report with warnings made errors."""
-        made = tuple(replace(f, severity=ERROR) if f.severity == WARNING else f for f in self.findings)
-        return replace(self, findings=made)
-
-
-def ordered(findings: list[Finding]) -> tuple[Finding, ...]:
-    """Without repetitions, errors first, else in the order found."""
-    level = {ERROR: 0, WARNING: 1, INFO: 2}
-    return tuple(sorted(dict.fromkeys(findings), key=lambda finding: level[finding.severity]))

@@ -8,25 +8,9 @@ from typing import Any
 
 from trtbuild.errors import PlanError
 from trtbuild.repo.info import EngineFacts
-
-PARAMETERS = (
-    "max_beam_width", "FORCE_CPU_ONLY_INPUT_TENSORS", "gpt_model_type", "gpt_model_path", "encoder_model_path",
-    "max_tokens_in_paged_kv_cache", "max_attention_window_size", "sink_token_length", "batch_scheduler_policy",
-    "kv_cache_free_gpu_mem_fraction", "cross_kv_cache_fraction", "kv_cache_host_memory_bytes",
-    "kv_cache_onboard_blocks", "enable_kv_cache_reuse", "exclude_input_in_output", "cancellation_check_period_ms",
-    "stats_check_period_ms",
-    "iter_stats_max_iterations", "request_stats_max_iterations", "normalize_log_probs", "enable_chunked_context",
-    "gpu_device_ids", "participant_ids", "num_nodes", "lora_cache_optimal_adapter_size", "lora_cache_max_adapter_size",
-    "lora_cache_gpu_memory_fraction", "lora_cache_host_memory_bytes", "lora_prefetch_dir", "decoding_mode",
-    "executor_worker_path", "lookahead_window_size", "lookahead_ngram_size", "lookahead_verification_set_size",
-    "medusa_choices", "eagle_choices", "gpu_weights_percent", "enable_context_fmha_fp32_acc", "multi_block_mode",
-    "cuda_graph_mode", "cuda_graph_cache_size", "speculative_decoding_fast_logits", "tokenizer_dir",
-    "guided_decoding_backend", "xgrammar_tokenizer_info_path", "enable_trt_overlap",
-)  # fmt: skip
-"""Every parameter that upstream's template knows, in its order."""
+from trtbuild.repo.parameters import PARAMETERS, parameter_problems
 
 _LOGITS = {"float32": "TYPE_FP32", "float16": "TYPE_FP16"}
-_POLICIES = ("max_utilization", "guaranteed_no_evict")
 
 
 @dataclass(frozen=True)
@@ -55,9 +39,6 @@ def check_options(options: RepositoryOptions, engine: EngineFacts, tokenizer_voc
     """
     batch = options.triton_max_batch_size
     tokens = options.max_tokens_in_paged_kv_cache
-    fraction = options.kv_cache_free_gpu_mem_fraction
-    unknown = [key for key in options.parameters if key not in PARAMETERS]
-    fixed = [key for key in ("gpt_model_path", "tokenizer_dir", "gpt_model_type") if key in options.parameters]
     checks = (
         (batch is not None and batch < 1, f"max batch size {batch} must be 1 or more"),
         (
@@ -73,22 +54,18 @@ def check_options(options: RepositoryOptions, engine: EngineFacts, tokenizer_voc
             f"{tokens} tokens in the KV cache do not hold one sequence of max_seq_len {engine.max_seq_len}",
         ),
         (
-            fraction is not None and not 0 < fraction < 1,
-            f"kv_cache_free_gpu_mem_fraction {fraction} must be between 0 and 1",
-        ),
-        (
-            options.batch_scheduler_policy not in (None, *_POLICIES),
-            f"batch_scheduler_policy {options.batch_scheduler_policy!r} is none of {', '.join(_POLICIES)}",
-        ),
-        (
             engine.logits_dtype not in _LOGITS,
             f"the backend returns logits as float32 or float16, not {engine.logits_dtype}",
         ),
-        (bool(unknown), f"unknown parameter {', '.join(unknown)}; known are {', '.join(PARAMETERS)}"),
-        (bool(fixed), f"parameter {', '.join(fixed)} follows from the engine and the tokenizer and cannot be set"),
         (engine.target == "cpu" and not options.decoupled, "the cpu target answers in decoupled mode only"),
     )
+    given = {
+        "batch_scheduler_policy": options.batch_scheduler_policy,
+        "kv_cache_free_gpu_mem_fraction": options.kv_cache_free_gpu_mem_fraction,
+    }
+    named = {key: str(value) for key, value in given.items() if value is not None}
     problems = [sentence for wrong, sentence in checks if wrong]
+    problems += parameter_problems({**named, **options.parameters})
     if problems:
         raise PlanError(problems)
 

@@ -1,0 +1,287 @@
+"""`trtbuild check REPOSITORY`: silent on sound repositories, and every planted fault is found by its rule alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serve_fixture import demo_tokenizer
+from tests.tiny import trtbuild
+from trtbuild.finding import Report
+from trtbuild.repo.check.rules import RULES
+from trtbuild.repo.check.run import check_repository
+from trtbuild.repo.options import RepositoryOptions
+from trtbuild.repo.write import write_repository
+
+Edit = Callable[[Path], None]
+PLUGINS = {"use_paged_context_fmha": True, "context_fmha": True, "gpt_attention_plugin": "auto"}
+VOCAB = 49152
+
+
+def engine(folder: Path, target: str) -> Path:
+    """The config.json that trtllm-build 1.2.1 writes (two ranks), or the cpu engine's (one); ranks are empty."""
+    folder.mkdir(parents=True)
+    ranks = 1 if target == "cpu" else 2
+    config: dict[str, Any] = {
+        "version": "1.2.1",
+        "pretrained_config": {"vocab_size": VOCAB, "logits_dtype": "float32", "mapping": {"tp_size": ranks}},
+        "build_config": {
+            "max_batch_size": 8,
+            "max_seq_len": 128,
+            "max_input_len": 127,
+            "max_num_tokens": 64,
+            "max_beam_width": 2,
+            "kv_cache_type": "paged",
+            "speculative_decoding_mode": 1,
+            "plugin_config": PLUGINS,
+        },
+    }
+    if target == "cpu":
+        config["trtbuild"] = {"target": "cpu"}
+    (folder / "config.json").write_text(json.dumps(config))
+    for rank in range(ranks):
+        (folder / f"rank{rank}.engine").touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Engines and repositories of both targets in one folder, to be copied."""
+    folder = tmp_path_factory.mktemp("sound")
+    for target in ("cpu", "tensorrt"):
+        built = engine(folder / f"{target}-engine", target)
+        write_repository(built, folder / target, demo_tokenizer(), RepositoryOptions())
+    return folder
+
+
+def text(model: str, old: str, new: str, count: int = 1) -> Edit:
+    """Replace a pattern in the config.pbtxt of a model."""
+
+    def edit(repository: Path) -> None:
+        path = repository / model / "config.pbtxt"
+        changed, times = re.subn(old, new, path.read_text(), count=count)
+        assert times
+        path.write_text(changed)
+
+    return edit
+
+
+def parameter(key: str, value: str | None) -> Edit:
+    """Set a parameter of tensorrt_llm, or take it away."""
+
+    def edit(repository: Path) -> None:
+        path = repository / "tensorrt_llm" / "config.pbtxt"
+        known = re.sub(
+            rf'parameters {{\s*key: "{key}"\s*value {{ string_value: "[^"]*" }}\s*}}\n', "", path.read_text()
+        )
+        added = "" if value is None else f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n'
+        path.write_text(known + added)
+
+    return edit
+
+
+def built(**changes: Any) -> Edit:
+    """Change the engine's config.json: keys of build_config, or a whole part of it."""
+
+    def edit(repository: Path) -> None:
+        path = next(repository.parent.glob("*-engine")) / "config.json"
+        config = json.loads(path.read_text())
+        for key, value in changes.items():
+            part = config if key in config else config["pretrained_config" if key in PRETRAINED else "build_config"]
+            part[key] = {**part[key], **value} if isinstance(value, dict) else value
+        path.write_text(json.dumps(config))
+
+    return edit
+
+
+PRETRAINED = ("vocab_size", "logits_dtype", "mapping")
+
+
+def gone(*names: str) -> Edit:
+    def edit(repository: Path) -> None:
+        for name in names:
+            path = repository / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return edit
+
+
+def bls(repository: Path) -> None:
+    """A tensorrt_llm_bls that is not decoupled beside a tensorrt_llm that is."""
+    folder = repository / "tensorrt_llm_bls"
+    (folder / "1").mkdir(parents=True)
+    (folder / "1" / "model.py").touch()
+    (folder / "config.pbtxt").write_text('name: "tensorrt_llm_bls"\nbackend: "python"\nmax_batch_size: 8\n')
+
+
+def llmapi(repository: Path) -> None:
+    folder = repository / "llm" / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.py").touch()
+    (folder / "model.yaml").write_text("model: x\ntriton_config: {max_batch_size: 0, decoupled: true}\n")
+    tensor = 'input [ { name: "text_input" data_type: TYPE_STRING dims: [ -1 ] } ]'
+    (folder.parent / "config.pbtxt").write_text(f'name: "llm"\nbackend: "python"\n{tensor}\n')
+
+
+def tokenizer(name: str, **changes: Any) -> Edit:
+    def edit(repository: Path) -> None:
+        path = repository / "preprocessing" / "tokenizer" / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return edit
+
+
+def no_ends(repository: Path) -> None:
+    tokenizer("generation_config.json", eos_token_id=None)(repository)
+    tokenizer("tokenizer_config.json", eos_token=None)(repository)
+    (repository / "preprocessing" / "tokenizer" / "special_tokens_map.json").unlink(missing_ok=True)
+
+
+FAULTS: list[tuple[str, str, Edit]] = [
+    # rule, target, fault
+    ("model-config", "cpu", text("ensemble", r"max_batch_size: \d+", "max_batch_size: ${triton_max_batch_size}")),
+    ("model-config", "tensorrt", text("tensorrt_llm", "TYPE_FP32", "${logits_datatype}")),
+    ("model-placeholder", "tensorrt", parameter("decoding_mode", "${decoding_mode}")),
+    ("model-name", "tensorrt", text("tensorrt_llm", '"tensorrt_llm"', '"llm"')),
+    ("model-version", "cpu", gone("ensemble/1")),
+    ("model-code", "cpu", gone("preprocessing/1/model.py")),
+    ("model-backend", "tensorrt", text("tensorrt_llm", '"tensorrtllm"', '"${triton_backend}"')),
+    ("model-backend", "tensorrt", text("postprocessing", '"python"', '"pyton"')),
+    ("parameter-missing", "tensorrt", parameter("tokenizer_dir", None)),
+    ("parameter-missing", "tensorrt", parameter("xgrammar_tokenizer_info_path", None)),
+    ("parameter-value", "tensorrt", parameter("gpt_model_type", "inflight")),
+    ("parameter-value", "tensorrt", parameter("batch_scheduler_policy", "fast")),
+    ("parameter-value", "tensorrt", parameter("kv_cache_free_gpu_mem_fraction", "1.0")),
+    ("parameter-value", "tensorrt", parameter("max_tokens_in_paged_kv_cache", "2560x")),
+    ("parameter-value", "tensorrt", parameter("exclude_input_in_output", "yes")),
+    ("parameter-value", "tensorrt", parameter("worker_path", "/w")),
+    ("parameter-value", "tensorrt", parameter("lookahead_window_size", "4")),
+    ("parameter-value", "tensorrt", parameter("guided_decoding_backend", "xgrammar")),
+    ("parameter-unknown", "tensorrt", parameter("max_input_len", "100")),
+    ("engine-missing", "tensorrt", parameter("gpt_model_path", "/nowhere")),
+    ("engine-missing", "cpu", gone("../cpu-engine/rank0.engine")),
+    ("engine-plugins", "tensorrt", built(plugin_config={"remove_input_padding": False})),
+    ("engine-version", "tensorrt", built(version="1.1.0")),
+    ("beam-width", "tensorrt", parameter("max_beam_width", "3")),
+    ("batch-size", "cpu", text("postprocessing", r"max_batch_size: \d+", "max_batch_size: 0")),
+    ("batch-above-engine", "tensorrt", built(max_batch_size=4)),
+    ("chunked-context", "tensorrt", built(plugin_config={"context_fmha": False})),
+    ("kv-reuse", "tensorrt", built(gather_context_logits=True)),
+    ("kv-tokens", "cpu", parameter("max_tokens_in_paged_kv_cache", "64")),
+    ("input-length", "tensorrt", parameter("enable_chunked_context", "false")),
+    ("logits-type", "tensorrt", built(logits_dtype="float16")),
+    ("cross-attention", "tensorrt", parameter("cross_kv_cache_fraction", "0.5")),
+    ("weight-streaming", "tensorrt", parameter("gpu_weights_percent", "0.5")),
+    ("lora-plugin", "tensorrt", parameter("lora_cache_max_adapter_size", "32")),
+    ("decoding-mode", "tensorrt", parameter("decoding_mode", "medusa")),
+    ("prompt-table", "tensorrt", text("tensorrt_llm", r'(_embedding_table"\s*data_type: TYPE_)FP16', r"\1BF16")),
+    ("device-ids", "tensorrt", parameter("gpu_device_ids", "0,1,2")),
+    ("participants", "tensorrt", parameter("participant_ids", "1,2;3")),
+    ("instance-group", "tensorrt", text("tensorrt_llm", "count: 1 kind: KIND_CPU", "count: 1 kind: KIND_GPU")),
+    ("instance-group", "tensorrt", text("tensorrt_llm", "count: 1 kind: KIND_CPU", "count: 2 kind: KIND_CPU")),
+    ("stream-order", "cpu", text("postprocessing", "count: 1", "count: 4")),
+    ("decoupled", "tensorrt", text("tensorrt_llm", "decoupled: true", "decoupled: false")),
+    ("decoupled", "tensorrt", bls),
+    ("llmapi-yaml", "cpu", llmapi),
+    ("ensemble-model", "cpu", gone("postprocessing")),
+    ("ensemble-tensor", "cpu", text("ensemble", 'key: "runtime_top_k"', 'key: "top_k"')),
+    ("ensemble-tensor", "cpu", text("ensemble", 'value: "seed"', 'value: "sead"')),
+    ("ensemble-type", "cpu", text("ensemble", r'(name: "seed"\s*data_type: )TYPE_UINT64', r"\1TYPE_INT32")),
+    ("ensemble-required", "cpu", text("ensemble", r'input_map {\s*key: "QUERY"\s*value: "text_input"\s*}', "")),
+    ("ensemble-output", "cpu", text("ensemble", r'output_map {\s*key: "OUTPUT"\s*value: "text_output"\s*}', "")),
+    ("tokenizer-missing", "cpu", gone("preprocessing/tokenizer/tokenizer.json")),
+    ("tokenizer-vocab", "cpu", built(vocab_size=VOCAB - 1)),
+    ("tokenizer-ends", "cpu", no_ends),
+]  # fmt: skip
+TOGETHER = {
+    "model-config": {"ensemble-model"},  # a model that cannot be read is missing where it is used
+    "chunked-context": {"engine-plugins", "kv-reuse"},
+    "input-length": set(),
+    "prompt-table": {"ensemble-type"},
+    "model-placeholder": set(),
+}
+
+
+def copy(sound: Path, target: str, to: Path) -> Path:
+    """A repository with its engine, whose path is written in it."""
+    for name in (target, f"{target}-engine"):
+        shutil.copytree(sound / name, to / name)
+    for path in (to / target).glob("*/config.pbtxt"):
+        path.write_text(path.read_text().replace(str(sound), str(to)))
+    return to / target
+
+
+def rules(report: Report) -> set[str]:
+    return {finding.rule for finding in report.findings}
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_a_repository_of_ours_is_sound(sound: Path, target: str) -> None:
+    report = check_repository(sound / target)
+    assert not report.findings
+
+
+@pytest.mark.parametrize(
+    ("rule", "target", "fault"), FAULTS, ids=[f"{number}-{rule}" for number, (rule, *_) in enumerate(FAULTS)]
+)
+def test_faults_are_found(sound: Path, tmp_path: Path, rule: str, target: str, fault: Edit) -> None:
+    repository = copy(sound, target, tmp_path)
+    fault(repository)
+    slow = rule.startswith("tokenizer")
+    found = rules(check_repository(repository, read_tokenizers=slow))
+    assert rule in found
+    assert found <= {rule} | TOGETHER.get(rule, set())
+
+
+def test_every_rule_has_a_fault() -> None:
+    without = {"not-a-repository", "tokenizer-ids", "tokenizer-bos", "chat-template"}
+    assert {rule for rule, *_ in FAULTS} | without == set(RULES)
+
+
+def test_tokenizer_files_of_two_models_and_a_second_bos(sound: Path, tmp_path: Path) -> None:
+    repository = copy(sound, "cpu", tmp_path)
+    folder = repository / "preprocessing" / "tokenizer"
+    tokenizer("tokenizer.json", post_processor=_adds("<|im_start|>", 1))(repository)
+    template = "{{ '<|im_start|>' }}{{ messages[0].content }}"
+    tokenizer("tokenizer_config.json", chat_template=template, add_bos_token=True)(repository)
+    for path in folder.glob("chat_template*"):
+        path.write_text(template)
+    assert rules(check_repository(repository)) == {"tokenizer-bos"}
+    for path in folder.glob("chat_template*"):
+        path.unlink()
+    tokenizer("tokenizer_config.json", chat_template=None)(repository)
+    assert rules(check_repository(repository)) == {"chat-template"}
+
+
+def _adds(token: str, number: int) -> dict[str, Any]:
+    """A post-processor that puts `token` before each text."""
+    first, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    second = {"Sequence": {"id": "B", "type_id": 1}}
+    special = {token: {"id": token, "ids": [number], "tokens": [token]}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [first, text],
+        "pair": [first, text, second],
+        "special_tokens": special,
+    }
+
+
+def test_the_command(sound: Path, tmp_path: Path) -> None:
+    done = trtbuild("check", sound / "tensorrt", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert (document["kind"], document["ok"], document["findings"]) == ("repository", True, [])
+    repository = copy(sound, "tensorrt", tmp_path)
+    for fault in (parameter("max_beam_width", "9"), parameter("gpt_model_type", "v9")):
+        fault(repository)
+    done = trtbuild("check", repository, "--no-data")
+    assert done.returncode == 3
+    assert "beam-width" in done.stdout
+    assert "parameter-value" in done.stdout
+    assert "2 errors" in done.stderr

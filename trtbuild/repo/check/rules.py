@@ -1,0 +1,61 @@
+"""The rules for Triton repositories; without them a user meets the texts of Triton and TensorRT-LLM. PURE."""
+
+from __future__ import annotations
+
+from trtbuild.finding import ERROR, INFO, WARNING, Check, Finding
+
+RULES: dict[str, Check] = {
+    # files
+    "not-a-repository": Check(ERROR, "the folder holds models with a config.pbtxt"),
+    "model-config": Check(ERROR, "every config.pbtxt is a model configuration, with no ${placeholder} for a number"),
+    "model-placeholder": Check(WARNING, "no ${placeholder} is left: the backend takes it for unset"),
+    "model-name": Check(ERROR, "a model has the name of its folder"),
+    "model-version": Check(ERROR, "a model has a version directory, be it empty"),
+    "model-code": Check(ERROR, "a model of the python backend has model.py in its version"),
+    "model-backend": Check(ERROR, "the backend is tensorrtllm or python, or the platform ensemble"),
+    # parameters of tensorrt_llm
+    "parameter-missing": Check(ERROR, "keys that the backend reads without a guard are there"),
+    "parameter-value": Check(ERROR, "values can be read by the backend and are in range"),
+    "parameter-unknown": Check(WARNING, "no key that the backend does not know"),
+    # against the engine
+    "engine-missing": Check(ERROR, "gpt_model_path is a whole engine"),
+    "engine-plugins": Check(ERROR, "the engine has packed input, a paged KV cache and the attention plugin"),
+    "engine-version": Check(WARNING, "the engine is of the TensorRT-LLM release that the container has"),
+    "beam-width": Check(ERROR, "max_beam_width is within the engine's"),
+    "batch-size": Check(ERROR, "models of one chain have the same max_batch_size, 1 or more"),
+    "batch-above-engine": Check(WARNING, "no request batch is larger than what the engine runs at once"),
+    "chunked-context": Check(ERROR, "enable_chunked_context only where the engine has paged context attention"),
+    "kv-reuse": Check(WARNING, "enable_kv_cache_reuse only where the engine can"),
+    "kv-tokens": Check(WARNING, "the KV cache holds at least one longest sequence"),
+    "input-length": Check(INFO, "prompts may be as long as the engine's sequences"),
+    "logits-type": Check(ERROR, "logits have the dtype that the engine gives"),
+    "cross-attention": Check(ERROR, "cross_kv_cache_fraction exactly where there is an encoder"),
+    "weight-streaming": Check(ERROR, "gpu_weights_percent below 1 only with weight streaming"),
+    "lora-plugin": Check(WARNING, "LoRA settings only with an engine that has the plugin"),
+    "decoding-mode": Check(ERROR, "decoding_mode is what the engine was built for"),
+    "prompt-table": Check(WARNING, "prompt tables have one dtype in all models"),
+    "device-ids": Check(ERROR, "gpu_device_ids x num_nodes names a GPU for every rank"),
+    "participants": Check(ERROR, "participant_ids fit the ranks and the mode"),
+    "instance-group": Check(ERROR, "one instance of tensorrt_llm on KIND_CPU, or GPUs or tokens for each"),
+    "stream-order": Check(ERROR, "one instance of postprocessing: it keeps the state of the streams"),
+    "decoupled": Check(ERROR, "streaming and request batches want decoupled, the same in the models of a chain"),
+    "llmapi-yaml": Check(ERROR, "model.yaml can be read and agrees with config.pbtxt"),
+    # flow of the ensemble
+    "ensemble-model": Check(ERROR, "every step of an ensemble is a model of the repository"),
+    "ensemble-tensor": Check(ERROR, "maps name tensors that exist on both sides"),
+    "ensemble-type": Check(ERROR, "a tensor has one data type on its whole way"),
+    "ensemble-required": Check(ERROR, "inputs that a model requires are mapped"),
+    "ensemble-output": Check(ERROR, "every output of an ensemble is made by a step"),
+    # tokenizer
+    "tokenizer-missing": Check(ERROR, "tokenizer_dir holds a tokenizer"),
+    "tokenizer-vocab": Check(ERROR, "no token id is beyond the engine's vocabulary"),
+    "tokenizer-ends": Check(ERROR, "there is an end-of-sequence token"),
+    "tokenizer-ids": Check(ERROR, "preprocessing gives the ids that transformers gives"),
+    "tokenizer-bos": Check(WARNING, "a chat template that writes BOS is not followed by a second one"),
+    "chat-template": Check(INFO, "the tokenizer has a chat template"),
+}
+
+
+def found(rule: str, where: str, expected: str, what: str, hint: str = "", severity: str = "") -> Finding:
+    """A finding with the rule's own severity, unless another is given."""
+    return Finding(rule, severity or RULES[rule].severity, where, expected, what, hint)

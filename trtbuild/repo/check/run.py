@@ -1,0 +1,98 @@
+"""The order of work of `trtbuild check REPOSITORY`: files, parameters, engine, chain, ensembles, tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from trtbuild.finding import Finding, Report, ordered
+from trtbuild.repo.check.chain import chain_findings, llmapi_findings
+from trtbuild.repo.check.engine import engine_findings, parameter_findings
+from trtbuild.repo.check.flow import flow_findings
+from trtbuild.repo.check.read import Model, read_repository, read_yaml
+from trtbuild.repo.check.rules import found
+from trtbuild.repo.check.tokens import engine_config, tokenizer_findings
+
+_BACKENDS = ("python", "tensorrtllm")
+
+
+def check_repository(folder: Path, *, read_tokenizers: bool = True) -> Report:
+    """All mismatches of a Triton repository, before a server starts.
+
+    `read_tokenizers` False leaves out what needs transformers.
+
+    Raises:
+        ServerError: tritonclient is not installed.
+    """
+    repository = read_repository(folder)
+    findings = list(repository.findings)
+    vocabularies: list[int] = []
+    for model in repository.models.values():
+        findings += _files(model)
+        if "gpt_model_type" in model.config.parameters:
+            findings += _engine(model, vocabularies)
+        elif "text_input" in _inputs(model) and f"{_version(model)}/model.yaml" in model.files:
+            path = model.folder / _version(model) / "model.yaml"
+            findings += llmapi_findings(model.name, model.config, read_yaml(path))
+    configs = {name: model.config for name, model in repository.models.items()}
+    findings += chain_findings(configs)
+    findings += flow_findings(configs)
+    if read_tokenizers:
+        findings += _tokenizers(folder, repository.models, vocabularies)
+    return Report("repository", ordered(findings), num_tensors=sum(len(_inputs(m)) for m in repository.models.values()))
+
+
+def _inputs(model: Model) -> set[str]:
+    return {tensor.name for tensor in model.config.input}
+
+
+def _version(model: Model) -> str:
+    """The version that Triton serves by default: the newest."""
+    return max(model.versions, key=int, default="1")
+
+
+def _files(model: Model) -> Iterator[Finding]:
+    where = f"{model.name}/config.pbtxt"
+    if model.config.name not in ("", model.name):
+        yield found("model-name", where, model.name, str(model.config.name))
+    if not model.versions:
+        yield found("model-version", model.name, "a folder 1", "none", "It must exist even where it is empty.")
+    backend = str(model.config.backend)
+    if model.config.platform != "ensemble" and backend not in _BACKENDS and "${" not in backend:
+        yield found("model-backend", where, " or ".join(_BACKENDS), backend or "none")
+    if backend == "python" and model.versions and f"{_version(model)}/model.py" not in model.files:
+        yield found("model-code", f"{model.name}/{_version(model)}", "model.py", "none")
+
+
+def _engine(model: Model, vocabularies: list[int]) -> Iterator[Finding]:
+    where = f"{model.name}/config.pbtxt"
+    values = {key: str(value.string_value) for key, value in model.config.parameters.items()}
+    yield from parameter_findings(where, values, str(model.config.backend))
+    path = model.parameter("gpt_model_path")
+    if not path:
+        yield found("engine-missing", where, "gpt_model_path", "none", "The server says: model paths are empty.")
+        return
+    engine = engine_config(Path(path))
+    if engine is None:
+        hint = "It must exist where the server runs, under this path, with all of its ranks."
+        yield found("engine-missing", where, "a whole engine", path, hint)
+        return
+    vocabularies.append(int(engine["pretrained_config"].get("vocab_size") or 0))
+    yield from engine_findings(where, {k: v for k, v in values.items() if "${" not in v}, model.config, engine)
+
+
+def _tokenizers(folder: Path, models: dict[str, Model], vocabularies: list[int]) -> Iterator[Finding]:
+    """Each folder that a pre- or postprocessing names, once; a relative one is meant from the repository."""
+    named: dict[Path, str] = {}
+    for model in models.values():
+        if "gpt_model_type" in model.config.parameters or "tokenizer_dir" not in model.config.parameters:
+            continue
+        text = model.parameter("tokenizer_dir")
+        where = f"{model.name}: tokenizer_dir {text}".rstrip()
+        if not text:
+            yield found("tokenizer-missing", where, "a tokenizer folder", "none")
+        else:
+            named.setdefault(folder / text, where)
+    smallest = min(vocabularies, default=None)
+    for path, where in named.items():
+        yield from tokenizer_findings(where, path, smallest)
