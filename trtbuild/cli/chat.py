@@ -72,7 +72,7 @@ def _answer(generation: Generation, url: str, model: str, stall_timeout: float) 
     except KeyboardInterrupt:
         note("\ncancelled")
     finally:
-        chunks.close()  # type: ignore[attr-defined]
+        chunks.close()
         sys.stdout.write("\n")
         sys.stdout.flush()
     note(ending())

@@ -56,7 +56,7 @@ def command(
     try:
         sampling.show(chunks, answer, quiet=json_output)
     finally:
-        chunks.close()  # type: ignore[attr-defined]
+        chunks.close()
         if not json_output and answer.text:
             sys.stdout.write("\n")
             sys.stdout.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from trtbuild.client.answers import OUTPUTS
 from trtbuild.errors import RequestError
 
 _INT32_MAX = 2**31 - 1
@@ -13,7 +14,11 @@ _UINT64_MAX = 2**64 - 1
 
 @dataclass(frozen=True)
 class Generation:
-    """One prompt and how to continue it; None leaves a choice to the server (greedy, no penalties)."""
+    """One prompt and how to continue it; None leaves a choice to the server (greedy, no penalties).
+
+    `log_probs` and `count_prompt` ask for what `Chunk` can hold. `guide_type` (json, json_schema, regex, ebnf_grammar)
+    and `guide` want guided decoding on the server.
+    """
 
     prompt: str
     max_tokens: int = 64
@@ -29,6 +34,10 @@ class Generation:
     bad: tuple[str, ...] = ()
     end_id: int | None = None
     add_special_tokens: bool | None = None
+    log_probs: bool = False
+    count_prompt: bool = False
+    guide: str | None = None
+    guide_type: str | None = None
 
 
 def request_tensors(generation: Generation) -> list[tuple[str, str, list[list[Any]]]]:
@@ -62,12 +71,29 @@ def request_tensors(generation: Generation) -> list[tuple[str, str, list[list[An
         ("min_tokens", "INT32", g.min_tokens),
         ("seed", "UINT64", g.seed),
         ("end_id", "INT32", g.end_id),
+        ("return_log_probs", "BOOL", g.log_probs or None),
+        ("return_num_input_tokens", "BOOL", g.count_prompt or None),
+        ("guided_decoding_guide", "BYTES", None if g.guide is None else g.guide.encode()),
+        ("guided_decoding_guide_type", "BYTES", None if g.guide_type is None else g.guide_type.encode()),
     )
     lists = (("stop_words", g.stop), ("bad_words", g.bad))
     tensors: list[tuple[str, str, list[list[Any]]]] = [
         (n, kind, [[value]]) for n, kind, value in singles if value is not None
     ]
     return tensors + [(name, "BYTES", [[word.encode() for word in words]]) for name, words in lists if words]
+
+
+def output_names(generation: Generation) -> list[str]:
+    """The tensors to ask for."""
+    more = {"output_log_probs": generation.log_probs, "num_input_tokens": generation.count_prompt}
+    return [*OUTPUTS, *(name for name, wanted in more.items() if wanted)]
+
+
+def request_parameters(generation: Generation) -> dict[str, Any]:
+    """Parameters of the request, beside its tensors."""
+    if generation.add_special_tokens is None:
+        return {}
+    return {"add_special_tokens": generation.add_special_tokens}
 
 
 def _check(g: Generation) -> None:

@@ -70,7 +70,7 @@ def check_config(model: str, text: str) -> None:
         EngineError: with the line that does not parse.
     """
     try:
-        from google.protobuf import text_format  # type: ignore[import-untyped]
+        from google.protobuf import text_format
         from tritonclient.grpc import model_config_pb2
     except ImportError:
         return

@@ -46,7 +46,7 @@ def read_repository(folder: Path) -> Repository:
         ServerError: tritonclient, which has Triton's own form of a configuration, is not installed.
     """
     try:
-        from google.protobuf import text_format  # type: ignore[import-untyped]
+        from google.protobuf import text_format
         from tritonclient.grpc import model_config_pb2
     except ImportError as error:
         raise ServerError(

@@ -1,0 +1,247 @@
+"""The asyncio client: any number of streams over one connection a server."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any
+
+from trtbuild.client import calls
+from trtbuild.client.answers import Chunk, Completion, chunk_of, completed
+from trtbuild.client.build import channel, config_text, infer_request, metadata
+from trtbuild.client.failures import Failure, failure, question_failure
+from trtbuild.client.options import Endpoints, Reach
+from trtbuild.client.patience import Patience
+from trtbuild.client.payload import Generation
+from trtbuild.errors import RequestError, ServerError, TrtbuildError
+
+
+class AsyncClient:
+    """Servers of one repository, reached over gRPC. Use it as `async with`, or `close` it.
+
+    `url`: HOST:PORT, or several that serve the same and are asked in turn. All methods raise ServerError (no server, it
+    stalls, or cuts off) and RequestError (it refuses).
+    """
+
+    def __init__(self, url: str | Sequence[str], *, model: str = "ensemble", reach: Reach | None = None) -> None:
+        self._endpoints = Endpoints([url] if isinstance(url, str) else list(url))
+        self._model = model
+        self._reach = reach or Reach()
+        self._channels: dict[str, tuple[Any, Any]] = {}  # url -> channel, stub
+        self._streams: dict[str, Any] = {}  # request id -> gRPC call
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, _kind: type[BaseException] | None, _error: object, _trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End all streams and connections."""
+        for key in list(self._streams):
+            self.cancel(key)
+        channels, self._channels = list(self._channels.values()), {}
+        for connection, _ in channels:
+            await connection.close()
+
+    async def stream(
+        self,
+        generation: Generation,
+        *,
+        model: str | None = None,
+        request_id: str | None = None,
+        deadline_s: float | None = None,
+        stall_s: float | None = None,
+    ) -> AsyncGenerator[Chunk, None]:
+        """Yield chunks until the server says that the answer is complete; the last one has `final`.
+
+        Leaving the loop early cancels the request on the server once the iterator is closed (`contextlib.aclosing`).
+        `deadline_s`: for the whole answer. `stall_s`: for the longest pause.
+        """
+        key = request_id or uuid.uuid4().hex
+        request = infer_request(generation, model or self._model, key)
+        attempt = 0
+        while True:
+            url = self._endpoints.pick(asyncio.get_running_loop().time())
+            answered = False
+            try:
+                async with aclosing(self._once(url, request, key, deadline_s, stall_s)) as chunks:
+                    async for chunk in chunks:
+                        answered = True
+                        yield chunk
+                return
+            except _Failed as failed:
+                attempt += 1
+                if not await self._again(url, failed.failure, attempt, answered=answered):
+                    raise failed.failure.error from failed.__cause__
+
+    async def infer(
+        self,
+        generation: Generation,
+        *,
+        model: str | None = None,
+        request_id: str | None = None,
+        deadline_s: float | None = None,
+    ) -> Completion:
+        """The whole answer at once."""
+        stream = self.stream(generation, model=model, request_id=request_id, deadline_s=deadline_s)
+        return completed([chunk async for chunk in stream], generation.max_tokens)
+
+    def cancel(self, request_id: str) -> bool:
+        """Cancel a stream of this client; False where there is none of that id."""
+        call = self._streams.pop(request_id, None)
+        return bool(call is not None and call.cancel())
+
+    async def live(self) -> bool:
+        return bool(await self._ask(calls.live()))
+
+    async def ready(self) -> bool:
+        return bool(await self._ask(calls.ready()))
+
+    async def model_ready(self, name: str | None = None) -> bool:
+        return bool(await self._ask(calls.model_ready(name or self._model)))
+
+    async def metadata(self, name: str = "") -> dict[str, Any]:
+        """Of the server, or of a model."""
+        return dict(await self._ask(calls.metadata(name)))
+
+    async def config(self, name: str | None = None) -> dict[str, Any]:
+        return dict(await self._ask(calls.config(name or self._model)))
+
+    async def statistics(self, name: str = "") -> list[dict[str, Any]]:
+        """Of one model, or of all."""
+        return list(await self._ask(calls.statistics(name)))
+
+    async def index(self) -> list[dict[str, Any]]:
+        """The models of the repository, and their states."""
+        return list(await self._ask(calls.index()))
+
+    async def load(self, name: str, config: dict[str, Any] | None = None) -> None:
+        """Load a model, with another configuration than config.pbtxt's if given (explicit model control only)."""
+        await self._ask(calls.load(name, config_text(config)))
+
+    async def unload(self, name: str) -> None:
+        await self._ask(calls.unload(name))
+
+    def _stub(self, url: str) -> Any:
+        if url not in self._channels:
+            import grpc.aio
+            from tritonclient.grpc import service_pb2_grpc
+
+            connection = channel(grpc.aio, url, self._reach)
+            self._channels[url] = connection, service_pb2_grpc.GRPCInferenceServiceStub(connection)
+        return self._channels[url][1]
+
+    async def _ask(self, call: calls.Call, *, url: str = "") -> Any:
+        from grpc.aio import AioRpcError
+
+        attempt = 0
+        options = {"metadata": metadata(self._reach), "timeout": self._reach.timeout_s if call.repeatable else None}
+        while True:
+            asked = url or self._endpoints.pick(asyncio.get_running_loop().time())
+            try:
+                return call.read(await getattr(self._stub(asked), call.method)(call.request, **options))
+            except AioRpcError as error:
+                judged = question_failure(error, asked, call.repeatable)
+                attempt += 1
+                if not await self._again(asked, judged, attempt, answered=False):
+                    raise judged.error from error
+
+    async def _again(self, url: str, judged: Failure, attempt: int, *, answered: bool) -> bool:
+        """Wait before the next attempt; False where there is none."""
+        if isinstance(judged.error, ServerError) and not answered:
+            self._endpoints.failed(url, asyncio.get_running_loop().time())
+        if answered or not judged.safe or attempt > self._reach.retry.times:
+            return False
+        await asyncio.sleep(self._reach.retry.pause_s(attempt))
+        return True
+
+    async def _once(
+        self, url: str, request: Any, key: str, deadline_s: float | None, stall_s: float | None
+    ) -> AsyncGenerator[Chunk, None]:
+        """One attempt at a generation."""
+        from grpc.aio import EOF, AioRpcError
+        from tritonclient.grpc import InferResult
+
+        call = self._stub(url).ModelStreamInfer(_one(request), metadata=metadata(self._reach))
+        self._streams[key] = call
+        now = asyncio.get_running_loop().time()
+        patience = Patience(url, now, self._reach.timeout_s, stall_s or self._reach.stall_s, deadline_s)
+        watch = _Watch(call, patience, lambda: self._ask(calls.model_ready(request.model_name), url=url))
+        final = answered = False
+        try:
+            while not final:
+                response = await call.read()
+                if response is EOF:
+                    raise _Failed(failure("CANCELLED", "it ended without the final response", url, answered=True))
+                watch.seen()
+                if response.error_message:
+                    raise _Failed(failure("", response.error_message, url, answered=answered))
+                answered = True
+                chunk = chunk_of(InferResult(response.infer_response))
+                final = chunk.final
+                yield chunk
+        except AioRpcError as error:
+            judged = failure(error.code().name, error.details() or "", url, answered=answered)
+            raise _Failed(judged) from error
+        except asyncio.CancelledError:
+            if watch.reason is not None:
+                raise _Failed(Failure(watch.reason)) from None
+            if key in self._streams:
+                raise  # the task was cancelled, not the request
+            raise _Failed(Failure(RequestError(f"the request {key} was cancelled"))) from None
+        finally:
+            watch.stop()
+            self._streams.pop(key, None)
+            if not final:
+                call.cancel()
+
+
+class _Failed(Exception):
+    def __init__(self, judged: Failure) -> None:
+        super().__init__(judged.error.message)
+        self.failure = judged
+
+
+class _Watch:
+    """Ends a call that is too late. One timer for a stream: a time-out for each token costs more than the token."""
+
+    def __init__(self, call: Any, patience: Patience, alive: Callable[[], Awaitable[Any]]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._call, self._alive = call, alive
+        self.patience = patience
+        self.reason: TrtbuildError | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._timer = self._loop.call_later(patience.wait_s(self._loop.time()), self._look)
+
+    def seen(self) -> None:
+        self.patience.seen(self._loop.time())
+
+    def stop(self) -> None:
+        self._timer.cancel()
+        if self._asking is not None:
+            self._asking.cancel()
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        if self.patience.unsure(now):
+            self._asking = self._loop.create_task(self._ask())
+        self.reason = self.reason or self.patience.late(now)
+        if self.reason is not None:
+            self._call.cancel()
+            return
+        self._timer = self._loop.call_later(self.patience.wait_s(now), self._look)
+
+    async def _ask(self) -> None:
+        try:
+            await self._alive()
+        except ServerError as error:
+            self.reason = error
+            self._call.cancel()
+
+
+async def _one(request: Any) -> AsyncIterator[Any]:
+    yield request

@@ -1,0 +1,74 @@
+"""What a failed call means: gRPC's status and the server's words -> one of our errors; may it be tried again? Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from trtbuild.errors import RequestError, ServerError, TrtbuildError
+
+LOST = ("UNAVAILABLE", "CANCELLED", "ABORTED", "DATA_LOSS")
+"""gRPC's own statuses for a connection that broke; what the server refuses comes as a message without a status."""
+_NOT_SENT = ("failed to connect", "connection refused", "name resolution", "dns resolution", "no route to host")
+_FULL = ("maximum queue size", "exceeds maximum queue")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One failure. `safe`: the server did certainly not begin with the request, so that it may be sent again."""
+
+    error: TrtbuildError
+    safe: bool = False
+
+
+def failure(status: str, text: str, url: str, *, answered: bool) -> Failure:
+    """Judge a failure; `status`: gRPC's name such as UNAVAILABLE, or empty; `answered`: a response came before."""
+    said = first_line(text)
+    if "is not allowed" in said:  # Triton gives it the status of a server that is away
+        return Failure(RequestError(f"the server refused the request: {said}"))
+    if status == "UNAVAILABLE" and not answered:
+        return Failure(away(url, said), any(words in said.lower() for words in _NOT_SENT))
+    if status == "DEADLINE_EXCEEDED":
+        hint = "It hangs, or something else listens there."
+        return Failure(ServerError(f"the server at {url} does not answer in time: {said}", hint=hint))
+    if status in LOST:
+        hint = "See the output of `trtbuild serve`."
+        return Failure(ServerError(f"the server at {url} cut the answer off: {said}", hint=hint))
+    if re.search(r"\brank \d+ died\b", said):
+        hint = "See the output of `trtbuild serve`."
+        return Failure(ServerError(f"the server could not finish the answer: {said}", hint=hint))
+    if "Request for unknown model" in said:
+        return Failure(
+            ServerError(f"the server at {url} has no such model ready: {said}", hint="See its log, and --model.")
+        )
+    if any(words in said.lower() for words in _FULL):
+        return Failure(ServerError(f"the server at {url} is full: {said}", hint="Try again later."), not answered)
+    return Failure(RequestError(f"the server refused the request: {said}"))
+
+
+def question_failure(error: Any, url: str, repeatable: bool) -> Failure:
+    """The same of a small question; `error`: gRPC's, with code() and details()."""
+    status = str(error.code().name)
+    judged = failure(status, error.details() or "", url, answered=False)
+    return Failure(judged.error, judged.safe or (repeatable and status == "UNAVAILABLE"))
+
+
+def away(url: str, said: str) -> ServerError:
+    hint = "Start one with `trtbuild serve`, or pass --url HOST:PORT (gRPC)."
+    return ServerError(f"no server at {url}: {said}", hint=hint)
+
+
+def stalls(url: str, seconds: float) -> ServerError:
+    return ServerError(
+        f"the server at {url} stalls: nothing came for {seconds:g} s", hint="Wait longer with --stall-timeout."
+    )
+
+
+def too_late(url: str, seconds: float) -> ServerError:
+    return ServerError(f"the answer of {url} was not complete within {seconds:g} s", hint="Give it a longer deadline.")
+
+
+def first_line(text: str) -> str:
+    """The one telling sentence of tritonclient's and gRPC's errors."""
+    return text.strip().splitlines()[0][:600] if text.strip() else "no reason given"
