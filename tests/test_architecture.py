@@ -54,6 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "repo": BASE | {"text"},
     "serve": BASE,
     "client": BASE,
+    "openai": BASE | {"client", "text"},
     "quantizing": BASE | {"plan", "fields", "quantize", "calibrate", "hub", "checkpoint"},
     # It compares what stages made, so it reads as they do, and runs an engine as the runtime does.
     "verify": BASE | {"plan", "families", "lint", "checkpoint", "engine", "runtime", "text"},
@@ -65,7 +66,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checking": BASE | {"lint", "repo"},
     "pipeline": {"planning", "converting", "building", "verifying", "checking"},
     "cli": BASE
-    | {"pipeline", "plan", "lint", "families", "quantize", "engine", "repo", "serve", "client", "text", "verify"},
+    | {
+        "pipeline",
+        "plan",
+        "lint",
+        "families",
+        "quantize",
+        "engine",
+        "repo",
+        "serve",
+        "client",
+        "text",
+        "verify",
+        "openai",
+    },
 }
 # third-party packages that only some folders may import
 ONLY_IN = {
@@ -75,13 +89,30 @@ ONLY_IN = {
     "tritonclient": {"client", "repo", "serve"},
     "jinja2": {"repo", "text", "verify"},
     "matplotlib": {"verify"},
+    "fastapi": {"openai"},
+    "uvicorn": {"openai"},
+    "pydantic": {"openai"},
     "typer": {"cli"},
     "rich": {"cli"},
 }
-HEAVY = {"torch", "numpy", "transformers", "tritonclient", "mpi4py", "huggingface_hub", "safetensors", "jinja2", "grpc"}
+HEAVY = {
+    "torch",
+    "numpy",
+    "transformers",
+    "tritonclient",
+    "mpi4py",
+    "huggingface_hub",
+    "safetensors",
+    "jinja2",
+    "grpc",
+    "fastapi",
+    "uvicorn",
+    "pydantic",
+}
 # These modules are the heavy code itself, loaded only by processes that compute.
 HEAVY_MODULES = {
     "runtime",
+    "openai",
     "calibrate/run.py",
     "engine/cpu_rank.py",
     "engine/kernels.py",

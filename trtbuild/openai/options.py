@@ -1,0 +1,27 @@
+"""What an operator chooses of the endpoint. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class OpenAiOptions:
+    """`served_name`: the model's name for clients. `tokenizer`: folder whose chat template is used, None for none.
+
+    `api_keys`: one of them must come as `Authorization: Bearer KEY`; empty lets everybody in. `max_body_bytes` and
+    `max_prompt_chars` end in 413, `max_concurrency` in 429. `guided`: the server has guided decoding.
+    """
+
+    url: str = "127.0.0.1:8001"
+    model: str = "ensemble"
+    served_name: str = "ensemble"
+    tokenizer: Path | None = None
+    api_keys: tuple[str, ...] = ()
+    default_max_tokens: int = 256
+    max_body_bytes: int = 2_000_000
+    max_prompt_chars: int = 1_000_000
+    max_concurrency: int = 256
+    guided: bool = False
+    stall_s: float = 60.0
