@@ -44,6 +44,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mixed": BASE | {"families", "quantize", "shard", "fields"},
     "fit": BASE | {"families", "quantize", "shard", "fields", "mixed"},
     "plan": BASE | {"families", "quantize", "shard", "fields", "fit", "coverage", "importers", "mixed"},
+    # It works on what the plan decided, and asks the plan about what else could be decided.
+    "sizing": BASE | {"plan", "families", "quantize", "shard", "mixed", "importers"},
     "reshard": BASE | {"families", "shard", "fields"},
     # The linter reads by the same header reader and knows shapes by the same arithmetic as the converter.
     "lint": BASE | {"families", "shard", "fields", "fit", "checkpoint", "quantize", "mixed"},
@@ -97,6 +99,7 @@ PURE = [
     "shard",
     "fit",
     "plan",
+    "sizing",
     "reshard",
     "fields",
     "coverage",
