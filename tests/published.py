@@ -114,7 +114,9 @@ def main() -> None:
         print(json.dumps([{**vars(row), "error": round(row.error, 4)} for row in rows], indent=1))
         return
     for row in rows:
-        print(f"{row.run:30} {row.what:14} {row.published:>15,} {row.ours:>15,} {row.error:+8.1%}  (<= {row.bound:.1%})")
+        print(
+            f"{row.run:30} {row.what:14} {row.published:>15,} {row.ours:>15,} {row.error:+8.1%}  (<= {row.bound:.1%})"
+        )
 
 
 if __name__ == "__main__":

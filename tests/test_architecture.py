@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quantizing": BASE | {"plan", "fields", "quantize", "calibrate", "hub", "checkpoint"},
     # It compares what stages made, so it reads as they do, and runs an engine as the runtime does.
     "verify": BASE | {"plan", "families", "lint", "checkpoint", "engine", "runtime", "text"},
-    "planning": BASE | {"plan", "hub", "checkpoint", "importers", "families"},
+    "planning": BASE | {"plan", "hub", "checkpoint", "importers", "families", "sizing"},
     "converting": BASE
     | {"planning", "plan", "quantizing", "calibrate", "hub", "checkpoint", "importers", "lint", "reshard"},
     "building": BASE | {"planning", "converting", "engine", "importers", "families"},
@@ -67,7 +67,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checking": BASE | {"lint", "repo"},
     "pipeline": {"planning", "converting", "building", "verifying", "checking"},
     "cli": BASE
-    | {"pipeline", "plan", "lint", "families", "quantize", "engine", "repo", "serve", "client", "text", "verify"},
+    | {"pipeline", "plan", "lint", "families", "quantize", "engine", "repo", "serve", "client", "text", "verify"}
+    | {"sizing"},
 }
 # third-party packages that only some folders may import
 ONLY_IN = {

@@ -22,7 +22,7 @@ INT_ALGOS = frozenset({
     "W8A16", "W4A16", "W4A16_AWQ", "W4A16_GPTQ", "W8A16_GPTQ", "W4A8_AWQ", "FP8_PER_CHANNEL_PER_TOKEN",
     "W8A8_SQ_PER_CHANNEL", "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", "W8A8_SQ_PER_TENSOR_PLUGIN",
 })  # fmt: skip
-"""int8 and int4 weights, SmoothQuant, scales per channel or token: a RuntimeError on SM 100 to 119 (engine-build 4.1)."""
+"""Int8 and int4 weights, SmoothQuant, scales per channel or token: refused on SM 100 to 119 (engine-build 4.1)."""
 FP8_ATTENTION = frozenset({"FP8", "W4A8_AWQ", "NVFP4"})
 """Those that leave paged context attention on with an fp8 KV cache (engine-build 4.1)."""
 

@@ -4,7 +4,8 @@
 
 (engine-build 9.2). Only weights and KV cache follow from the model alone. The other formulas were read off public logs
 of TensorRT-LLM 0.12 to 1.2.1, which tests/data/published_memory.json keeps with their sources; each function says how
-far it is from them. T = max_num_tokens, B = max_batch_size, S = max_seq_len, h = hidden, i = intermediate, V = vocabulary.
+far it is from them. T = max_num_tokens, B = max_batch_size, S = max_seq_len, h = hidden, i = intermediate,
+V = vocabulary.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from trtbuild.mapping import Mapping
 from trtbuild.mixed import Choices
 from trtbuild.plan import Plan
 from trtbuild.sizing.geometry import Geometry, geometry_of
+from trtbuild.sizing.target import Limits
 
 CONTEXT_BYTES = 800 << 20
 """CUDA context, cuBLAS, kernels. Logs: 209 MiB (RTX 3050) to 792 MiB (H100); 3.1 GiB once, with six profiles."""
@@ -24,20 +26,6 @@ NCCL_BYTES = 512 << 20
 """Added with tp > 1 for NCCL and the custom all-reduce; no public log gives it, so it is an assumption."""
 _ROPE_BYTES = 4
 _KV_BYTES = {"INT8": 1, "FP8": 1}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What is fixed when an engine is built, and how much of the free memory the KV cache takes.
-
-    Names and defaults are those of trtllm-build and Triton (engine-build 2.2, 2.3, 9.2).
-    """
-
-    max_batch_size: int = 2048
-    max_num_tokens: int = 8192
-    max_seq_len: int = 4096
-    kv_fraction: float = 0.9
-    tokens_per_block: int = 32
 
 
 @dataclass(frozen=True)
@@ -74,8 +62,8 @@ def sequences(kv_tokens: int, length: int, tokens_per_block: int = 32) -> int:
     return kv_tokens // tokens_per_block // -(-length // tokens_per_block)
 
 
-def rank_memories(plan: Plan, limits: Limits) -> tuple[RankMemory, ...]:
-    """Of every rank of a plan that has no problems."""
+def rank_memories(plan: Plan, limits: Limits, *, only_first: bool = False) -> tuple[RankMemory, ...]:
+    """Of every rank of a plan that has no problems; `only_first`: of the first rank of each stage only."""
     geometry = geometry_of(plan.spec)
     unfused = any(field.suffix == "prequant_scaling_factor" for method in plan.methods for field in method.fields)
     tp, element = plan.options.tp_size, DTYPE_BYTES[DTYPES[plan.dtype]]
@@ -96,6 +84,7 @@ def rank_memories(plan: Plan, limits: Limits) -> tuple[RankMemory, ...]:
             kv_token_bytes=kv * len(rank.layers),
         )
         for rank in plan.ranks
+        if not only_first or rank.tp_rank == 0
     )
 
 
@@ -131,18 +120,18 @@ def rope_bytes(geometry: Geometry) -> int:
 
 
 def kv_token_bytes_of_layer(geometry: Geometry, tp: int, kv_element: int) -> int:
-    """Keys and values of one token in one layer of one rank; fewer kv heads than ranks are repeated (engine-build 9.2)."""
+    """Keys and values of one token in one layer of one rank (engine-build 9.2); fewer kv heads than ranks repeat."""
     return 2 * Mapping(tp_size=tp).kv_heads(geometry.num_kv_heads) * geometry.head_size * kv_element
 
 
 def activation_bytes(geometry: Geometry, limits: Limits, tp: int, element: int = 2, *, fused: bool = True) -> int:
     """TensorRT's device memory of one rank: T x (2 h + 2 i/tp) elements, and the logits of B rows beside them.
 
-    The widest moment is inside an MLP: the residual, its norm, and gate and up (or one of them and the product). Methods
-    that scale inputs (AWQ) keep gate, up and product apart: T x (h + 3 i/tp). Each of `experts_per_token` experts has
+    The widest moment is inside an MLP: the residual, its norm, and gate and up (or one of them and the product).
+    Methods that scale inputs (AWQ) keep gate, up and product apart: T x (h + 3 i/tp). Each of `experts_per_token` experts has
     its own rows. Logits are gathered from the ranks: B x V x (1 + 1/tp).
-    Against published logs of releases 0.12 to 1.2.1: within 0.1 % for Qwen2.5 (0.5B, 1.5B), 1 % for GPT-2, 5 to 11 % off
-    for tp 4, AWQ and fp8; release 0.9, which fused less, took 22 % more. Mixtures of experts are unconfirmed.
+    Against published logs of releases 0.12 to 1.2.1: within 0.1 % for Qwen2.5 (0.5B, 1.5B), 1 % for GPT-2, 5 to
+    11 % off for tp 4, AWQ and fp8 (30 MB at least are missing with tiny T); 0.9, which fused less, took 22 % more. Mixtures of experts are unconfirmed.
     """
     h, i = geometry.hidden_size, geometry.intermediate_size / tp
     rows = max(1, geometry.experts_per_token)
