@@ -16,7 +16,6 @@ from trtbuild.sizing.geometry import Geometry
 from trtbuild.sizing.host import build_memory, build_seconds
 from trtbuild.sizing.memory import (
     CONTEXT_BYTES,
-    Limits,
     RankMemory,
     activation_bytes,
     decoder_bytes,
@@ -24,6 +23,7 @@ from trtbuild.sizing.memory import (
     rank_memories,
     runtime_bytes,
 )
+from trtbuild.sizing.target import Limits
 from trtbuild.spec import ConvertOptions
 
 DATA = Path(__file__).parent / "data" / "published_memory.json"

@@ -10,14 +10,14 @@ import typer
 from trtbuild.cli.output import data, note, print_json, size
 from trtbuild.errors import PlanError
 from trtbuild.sizing.gpus import GPUS, Gpu, find_gpu
+from trtbuild.sizing.target import Limits, Target
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from trtbuild.plan import ModelPlan
-    from trtbuild.sizing.estimate import Estimate, Target, Verdict
+    from trtbuild.sizing.estimate import Estimate, Verdict
     from trtbuild.sizing.fit import Choice
-    from trtbuild.sizing.memory import Limits
 
 _PANEL = "Sizing"
 _SHOWN_FITS = 10
@@ -143,7 +143,7 @@ class Asked:
             raise typer.BadParameter(f"{' and '.join(given)} needs --gpu NAME")
 
     def target(self, plan: ModelPlan, concurrency: int) -> Target:
-        from trtbuild.sizing.estimate import Target, default_context, refusals
+        from trtbuild.sizing.estimate import default_context, refusals
 
         if refused := refusals(plan):
             raise PlanError(refused)
@@ -153,7 +153,6 @@ class Asked:
 
     def estimate(self, plan: ModelPlan) -> Estimate:
         from trtbuild.sizing.estimate import DEFAULT_CONCURRENCY, estimate
-        from trtbuild.sizing.memory import Limits
 
         target = self.target(plan, 1)
         batch = self.max_batch_size or -(-max(target.concurrency, DEFAULT_CONCURRENCY) // plan.options.pp_size)
@@ -167,7 +166,7 @@ def show_estimate(found: Estimate) -> None:
     target, verdict = found.target, found.verdict
     title = f"{target.gpu.name} (SM {target.gpu.sm}, {_gib(target.gpu.memory_bytes)}), {_limits(verdict.limits)}"
     table = Table(title=title)
-    columns = ("rank", "weights", "activations", "buffers", "decoder", "context", "free for KV", "KV/token", "tokens")
+    columns = ("rank", "weights", "activations", "buffers", "decoder", "CUDA", "free for KV", "KV/token", "tokens")
     for column in columns:
         table.add_column(column, justify="right")
     for rank in verdict.ranks:
@@ -226,7 +225,7 @@ def show_fit(
         )
     else:
         _show_choices(found.fits, target)
-        _show_rejected(found.rejected)
+        _show_rejected(found.rejected, found.fits)
     if not found.fits:
         hint = "Allow more GPUs (--gpus), another GPU, a shorter --context or a smaller --concurrency."
         what = f"{target.concurrency} sequences of {target.context} tokens on up to {asked.gpus} x {target.gpu.name}"
@@ -237,7 +236,7 @@ def _nearest(rejected: Sequence[Choice]) -> str:
     judged = [choice for choice in rejected if choice.verdict]
     if not judged:
         return rejected[0].reasons[0]
-    best = max(judged, key=lambda choice: choice.verdict.sequences if choice.verdict else 0)
+    best = max(judged, key=_nearness)
     return f"tp {best.tp} x pp {best.pp}, quant {best.quant}, KV cache {best.kv_cache}: {best.reasons[0]}"
 
 
@@ -267,23 +266,32 @@ def _show_choices(fits: Sequence[Choice], target: Target) -> None:
         note(f"warning: {warning}")
 
 
-def _show_rejected(rejected: Sequence[Choice]) -> None:
-    """One line a layout and quantization, with the reason of the KV cache that came nearest."""
+def _nearness(choice: Choice) -> tuple[int, int]:
+    """Greater for a combination that comes nearer to its target."""
+    verdict = choice.verdict
+    return (verdict.sequences, -max(rank.fixed for rank in verdict.ranks)) if verdict else (-1, 0)
+
+
+def _show_rejected(rejected: Sequence[Choice], fits: Sequence[Choice]) -> None:
+    """The reason of the combination that came nearest, for each layout and quantization, or for all of a layout."""
     from rich.table import Table
 
     if not rejected:
         return
     rows: dict[tuple[int, int, str], list[Choice]] = {}
+    whole = {(choice.tp, choice.pp) for choice in rejected} - {(choice.tp, choice.pp) for choice in fits}
     for choice in rejected:
-        rows.setdefault((choice.tp, choice.pp, choice.quant), []).append(choice)
+        quant = "any" if (choice.tp, choice.pp) in whole else choice.quant
+        rows.setdefault((choice.tp, choice.pp, quant), []).append(choice)
     table = Table(title="rejected")
     for column in ("tp x pp", "quant", "KV cache"):
         table.add_column(column)
     table.add_column("why", overflow="fold")
     for (tp, pp, quant), choices in list(rows.items())[:_SHOWN_REJECTED]:
-        near = max(choices, key=lambda choice: choice.verdict.sequences if choice.verdict else -1)
-        kvs = " ".join(choice.kv_cache for choice in choices)
-        table.add_row(f"{tp} x {pp}", quant, kvs, "; ".join(near.reasons))
+        near = max(choices, key=_nearness)
+        kvs = " ".join(dict.fromkeys(choice.kv_cache for choice in choices))
+        named = f"{near.quant}, KV {near.kv_cache}: " if quant == "any" else ""
+        table.add_row(f"{tp} x {pp}", quant, kvs, named + "; ".join(near.reasons))
     data.print(table)
     if len(rows) > _SHOWN_REJECTED:
         data.print(f"and {len(rows) - _SHOWN_REJECTED} more rows (--json lists all)", highlight=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trtbuild.plan import ModelPlan, Plan
-from trtbuild.sizing.gpus import GIB, Gpu
+from trtbuild.sizing.gpus import GIB
 from trtbuild.sizing.host import Stage, stages
 from trtbuild.sizing.legality import Legality, legality
 from trtbuild.sizing.memory import RankMemory, rank_memories, sequences, smallest
@@ -79,7 +79,7 @@ def judge(ranks: tuple[RankMemory, ...], target: Target, limits: Limits, law: Le
     worst = next(rank for rank in ranks if rank.rank == deciding)
     if worst.fixed >= memory:
         problems.append(
-            f"rank {worst.rank} needs {_gib(worst.fixed)} before any KV cache; a {target.gpu.name} has {_gib(memory)}"
+            f"rank {worst.rank} needs {_gib(worst.fixed)} before any KV cache; {target.gpu.name} has {_gib(memory)}"
         )
     elif fit < target.concurrency:
         each = -(-target.context // limits.tokens_per_block) * limits.tokens_per_block * worst.kv_token_bytes

@@ -128,10 +128,11 @@ def activation_bytes(geometry: Geometry, limits: Limits, tp: int, element: int =
     """TensorRT's device memory of one rank: T x (2 h + 2 i/tp) elements, and the logits of B rows beside them.
 
     The widest moment is inside an MLP: the residual, its norm, and gate and up (or one of them and the product).
-    Methods that scale inputs (AWQ) keep gate, up and product apart: T x (h + 3 i/tp). Each of `experts_per_token` experts has
-    its own rows. Logits are gathered from the ranks: B x V x (1 + 1/tp).
+    Methods that scale inputs (AWQ) keep gate, up and product apart: T x (h + 3 i/tp). Each of the
+    `experts_per_token` has its own rows. Logits are gathered from the ranks: B x V x (1 + 1/tp).
     Against published logs of releases 0.12 to 1.2.1: within 0.1 % for Qwen2.5 (0.5B, 1.5B), 1 % for GPT-2, 5 to
-    11 % off for tp 4, AWQ and fp8 (30 MB at least are missing with tiny T); 0.9, which fused less, took 22 % more. Mixtures of experts are unconfirmed.
+    11 % off for tp 4, AWQ and fp8 (30 MB are missing where T is small); 0.9, which fused less, took 22 % more.
+    Mixtures of experts are unconfirmed.
     """
     h, i = geometry.hidden_size, geometry.intermediate_size / tp
     rows = max(1, geometry.experts_per_token)
