@@ -82,9 +82,8 @@ def main() -> None:
     request_ms = (short[1] - short[0]) * 1e3
     token_us = (long[1] - long[0] - (short[1] - short[0])) / options.tokens * 1e6
     print(f"1 token: gRPC {short[0] * 1e3:.2f} ms, OpenAI {short[1] * 1e3:.2f} ms: {request_ms:+.2f} ms")
-    print(
-        f"{options.tokens} tokens: gRPC {long[0] * 1e3:.0f} ms, OpenAI {long[1] * 1e3:.0f} ms: {token_us:+.1f} us a token"
-    )
+    both = f"gRPC {long[0] * 1e3:.0f} ms, OpenAI {long[1] * 1e3:.0f} ms"
+    print(f"{options.tokens} tokens: {both}: {token_us:+.1f} us a token")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mixed": BASE | {"families", "quantize", "shard", "fields"},
     "fit": BASE | {"families", "quantize", "shard", "fields", "mixed"},
     "plan": BASE | {"families", "quantize", "shard", "fields", "fit", "coverage", "importers", "mixed"},
+    # It works on what the plan decided, and asks the plan about what else could be decided.
+    "sizing": BASE | {"plan", "families", "quantize", "shard", "mixed", "importers"},
     "reshard": BASE | {"families", "shard", "fields"},
     # The linter reads by the same header reader and knows shapes by the same arithmetic as the converter.
     "lint": BASE | {"families", "shard", "fields", "fit", "checkpoint", "quantize", "mixed"},
@@ -58,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quantizing": BASE | {"plan", "fields", "quantize", "calibrate", "hub", "checkpoint"},
     # It compares what stages made, so it reads as they do, and runs an engine as the runtime does.
     "verify": BASE | {"plan", "families", "lint", "checkpoint", "engine", "runtime", "text"},
-    "planning": BASE | {"plan", "hub", "checkpoint", "importers", "families"},
+    "planning": BASE | {"plan", "hub", "checkpoint", "importers", "families", "sizing"},
     "converting": BASE
     | {"planning", "plan", "quantizing", "calibrate", "hub", "checkpoint", "importers", "lint", "reshard"},
     "building": BASE | {"planning", "converting", "engine", "importers", "families"},
@@ -79,6 +81,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "text",
         "verify",
         "openai",
+        "sizing",
     },
 }
 # third-party packages that only some folders may import
@@ -128,6 +131,7 @@ PURE = [
     "shard",
     "fit",
     "plan",
+    "sizing",
     "reshard",
     "fields",
     "coverage",

@@ -81,6 +81,7 @@ def shard_fields(
     for rank in ranks:
         experts = rank_mapping(options, rank.rank).experts(spec.num_experts) if spec.num_experts else range(0)
         jobs: list[Job] = []
+        checked: dict[tuple[str, int, int], list[str]] = {}
         for job in rank.jobs:
             whole = wholes.get(job.group, _Whole(0, 0))
             job = _of_experts(job, whole, experts)
@@ -88,7 +89,11 @@ def shard_fields(
             if not own.fields or not LINEAR.search(job.name):
                 jobs.append(job)
             else:
-                found = [_misfit(job, field, own.group_size) for field in own.fields]
+                # The layers of a rank are cut alike, so one of them tells.
+                kind = (_kind(job), id(own.fields), own.group_size)
+                if kind not in checked:
+                    checked[kind] = [_misfit(job, field, own.group_size) for field in own.fields]
+                found = checked[kind]
                 problems |= dict.fromkeys(text for text in found if text)
                 jobs += () if any(found) else _fields(job, whole, own)
             if quantized.kv_scales and job.name.endswith("attention.qkv.weight"):
@@ -136,9 +141,14 @@ def _of_experts(job: Job, whole: _Whole, experts: range) -> Job:
     return replace(job, pieces=pieces)
 
 
+def _kind(job: Job) -> str:
+    """A linear's name inside its layer."""
+    return job.group.split(".", 3)[-1].removesuffix(".weight")
+
+
 def _misfit(job: Job, field: Field, group_size: int) -> str:
     """Why a field cannot be cut where its weight is, or nothing."""
-    name = job.group.split(".", 3)[-1].removesuffix(".weight")
+    name = _kind(job)
     edges = (job.shape[-1], *(edge for piece in job.pieces for edge in piece.cols or ()))
     if field.cols == GROUP and any(edge % group_size for edge in edges):
         return f"group size {group_size} does not divide the {job.shape[-1]} inputs of {name} on a rank"
@@ -176,7 +186,7 @@ def _fields(job: Job, whole: _Whole, quantized: Quantized) -> Iterator[Job]:
             name=job.name.removesuffix("weight") + field.suffix,
             dtype=field.dtype or job.dtype,
             shape=shape,
-            pieces=tuple(replace(piece, source=source) for piece in pieces),
+            pieces=tuple(Piece(source, piece.rows, piece.cols, piece.transposed) for piece in pieces),
             group=source,
         )
         yield _as_stored(made, field, job.dtype) if quantized.final else made

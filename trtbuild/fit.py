@@ -5,6 +5,7 @@ Every check says all that is wrong, with the values, and what works instead; `pl
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from trtbuild.errors import PlanError
@@ -15,6 +16,8 @@ from trtbuild.mixed import Choice, choices_of, mixture_problems, unknown_methods
 from trtbuild.quantize.methods import METHODS
 from trtbuild.shard import cut_axes, rank_mapping, rules_of, shares, window
 from trtbuild.spec import KV_CACHES, TARGETS, ConvertOptions, ModelSpec
+
+_LAYER = re.compile(r"\.layers\.\d+\.")
 
 
 def option_problems(options: ConvertOptions) -> list[str]:
@@ -180,10 +183,15 @@ def _field_problems(
         sizes = " or ".join(map(str, method.group_sizes))
         return [f"{method.name} has group size {sizes}, not {choice.group_size}"]
 
+    # All layers and stages are cut alike, so one layer tells.
+    layer = replace(spec, config={**spec.config, "num_hidden_layers": 1})
+    kinds = {_LAYER.sub(".layers.0.", module) for module in modules}
+
     def misfits(group_size: int) -> list[str]:
         own = replace(choice, group_size=group_size).fields
+        form = Quantized(modules=dict.fromkeys(kinds, own)).stored
         try:
-            shard_fields(family, spec, options, dtype, Quantized(modules=dict.fromkeys(modules, own)).stored)
+            shard_fields(family, layer, replace(options, pp_size=1), dtype, form)
         except PlanError as error:
             return list(error.problems)
         return []

@@ -194,15 +194,23 @@ def make_plan(
         rough, warnings = rough + unfit, warnings + said
     problems += rough + missing
     complete = laid_out and not missing
-    ranks = shard(family, spec, options, dtype, sources) if complete else ()
     choices = choices_of(family, spec, options) if laid_out else {}
     methods = _methods(choices)
-    whole, memory = None, _memory(ranks, index)
-    if ranks and (options.kv_cache_algo or imported or any(method.fields for method in methods)):
+    logical = options.kv_cache_algo is not None or imported is not None or any(method.fields for method in methods)
+    ranks: tuple[RankJobs, ...] = ()
+    whole = None
+    if complete and logical:
         whole = shard(family, spec, ConvertOptions(dtype=dtype), dtype, sources)[0]
         layout = replace(quantized_of(choices), kv_scales=options.kv_cache_algo is not None)
         ranks = () if rough else shard_fields(family, spec, options, dtype, layout.stored)
-        memory = max(memory, _quantizing_memory(whole, methods)) if imported is None else import_memory(whole)
+        needed = (
+            import_memory(whole)
+            if imported is not None
+            else max(_memory((whole,), index), _quantizing_memory(whole, methods))
+        )
+    else:
+        ranks = shard(family, spec, options, dtype, sources) if complete else ()
+        needed = _memory(ranks, index)
     return Plan(
         family=family,
         spec=spec,
@@ -212,7 +220,7 @@ def make_plan(
         problems=tuple(problems),
         warnings=tuple(warnings),
         reads=frozenset(sources.values()),
-        memory_bytes=memory,
+        memory_bytes=needed,
         imported=imported,
         whole=whole,
         choices=choices,

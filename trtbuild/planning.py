@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtbuild.errors import EngineError
+from trtbuild.errors import CheckpointError, EngineError
 from trtbuild.spec import ConvertOptions
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def make_plan(
     source = resolve_headers(model, revision)
     if isinstance(source, ModelHeaders):
         return _plan_model(source.config, source.quant_config, source.index, options)[0]
-    return plan_folder(source.path, options, allow_pickle=allow_pickle)[0]
+    return _plan_index(source.path, options) or plan_folder(source.path, options, allow_pickle=allow_pickle)[0]
 
 
 def require_engine(families: Iterable[Family], target: str = "cpu") -> None:
@@ -57,6 +57,30 @@ def require_engine(families: Iterable[Family], target: str = "cpu") -> None:
                 hint="What works: `trtbuild plan`, `trtbuild checkpoint`, and running the checkpoint to compare its "
                 "numbers (`python -m trtbuild.runtime.encoder`). Build its engine with trtllm-build on a GPU host.",
             )
+
+
+def _plan_index(folder: Path, options: ConvertOptions) -> ModelPlan | None:
+    """The plan of a folder with config.json and an index but no weights: shapes are what config.json says.
+
+    Raises:
+        CheckpointError: the model is quantized, whose shapes config.json does not say.
+    """
+    from trtbuild.checkpoint.config import load_config, read_specs
+    from trtbuild.checkpoint.source import INDEX, bare_index
+    from trtbuild.importers import without_auto
+    from trtbuild.plan import plan_model
+    from trtbuild.sizing.described import described_index
+
+    names = bare_index(folder)
+    if names is None:
+        return None
+    config = load_config(folder)
+    if config.get("quantization_config") or (folder / "hf_quant_config.json").is_file():
+        hint = "Fetch its weights, or give the hub id: then the headers of its files are read."
+        raise CheckpointError(f"{folder} has no weights, and the shapes of a quantized model are only there", hint=hint)
+    specs = read_specs(config)
+    warning = f"{folder} has no weights: shapes and dtypes are those that config.json says, names those of {INDEX}"
+    return plan_model(specs, without_auto(options), described_index(specs, names), warnings=[warning])
 
 
 def plan_folder(

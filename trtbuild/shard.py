@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Mapping as Dict
+from dataclasses import dataclass
 
 from trtbuild.families.rules import Family, Rule, Source
 from trtbuild.layout import DTYPES, Axis, Job, Piece, RankJobs, Split, Stage, Window
@@ -75,34 +76,39 @@ def _rank(
     """The jobs of one rank, first stage's tensors first; layers are numbered from 0 inside their stage."""
     mapping = rank_mapping(options, rank)
     layers = mapping.layers(spec.num_layers)
+
+    def formed(stage: Stage) -> list[_Form]:
+        return [_form(rule, spec, options, dtype, mapping) for rule in rules_of(family, spec, stage)]
+
     # Those of every stage come first, so that every rank's file has the fuse groups in one order.
-    todo: list[tuple[Rule, int, int]] = [(rule, 0, 0) for rule in rules_of(family, spec, Stage.EVERY)]
-    if mapping.is_first_stage:
-        todo += [(rule, 0, 0) for rule in rules_of(family, spec, Stage.FIRST)]
-    todo += [(rule, layer, local) for local, layer in enumerate(layers) for rule in rules_of(family, spec, Stage.LAYER)]
+    forms = formed(Stage.EVERY) + (formed(Stage.FIRST) if mapping.is_first_stage else [])
+    jobs = [_job(form, names, 0, 0) for form in forms]
+    # All layers are cut alike: the windows are worked out once, and only the names differ.
+    forms = formed(Stage.LAYER) if layers else []
+    jobs += [_job(form, names, layer, local) for local, layer in enumerate(layers) for form in forms]
     if mapping.is_last_stage:
-        todo += [(rule, 0, 0) for rule in rules_of(family, spec, Stage.LAST)]
-    jobs = tuple(_job(rule, spec, options, dtype, names, mapping, layer, local) for rule, layer, local in todo)
-    return RankJobs(rank, mapping.tp_rank, mapping.pp_rank, layers, jobs)
+        jobs += [_job(form, names, 0, 0) for form in formed(Stage.LAST)]
+    return RankJobs(rank, mapping.tp_rank, mapping.pp_rank, layers, tuple(jobs))
 
 
-def _job(
-    rule: Rule,
-    spec: ModelSpec,
-    options: ConvertOptions,
-    dtype: str,
-    names: Dict[str, str],
-    mapping: Mapping,
-    layer: int,
-    local: int,
-) -> Job:
-    """One output tensor of one rank: its windows of the sources, and the shape that they make."""
+@dataclass(frozen=True)
+class _Form:
+    """What the tensors of one rule on one rank have in common: `pieces` with "{i}" in their sources, experts named."""
+
+    rule: Rule
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+
+def _form(rule: Rule, spec: ModelSpec, options: ConvertOptions, dtype: str, mapping: Mapping) -> _Form:
     experts = mapping.experts(spec.num_experts) if rule.experts else range(1)
     pieces: list[Piece] = []
     for expert in experts:
         for source in rule.sources:
-            name = source.name.format(i=layer, e=expert)
-            pieces += _pieces(rule, source, spec, options, mapping, names.get(name, name))
+            # Only the expert is filled in; "{i}" stays for the layer.
+            name = source.name.replace("{e}", str(expert))
+            pieces += _pieces(rule, source, spec, options, mapping, name)
     rows = sum(piece.num_rows for piece in pieces) // len(experts)
     if _by_padded_rows(rule, options):
         rows = -(-sum(spec.size(axis) for axis in rule.sources[0].rows) // mapping.tp_size)
@@ -112,8 +118,19 @@ def _job(
         shape = (rows, stop - start)
     if rule.experts:
         shape = (len(experts), *shape)
-    name, group = rule.target.format(i=local), rule.target.format(i=layer)
-    return Job(name, DTYPES[rule.dtype or dtype], shape, tuple(pieces), group, rule.add)
+    return _Form(rule, DTYPES[rule.dtype or dtype], shape, tuple(pieces))
+
+
+def _job(form: _Form, names: Dict[str, str], layer: int, local: int) -> Job:
+    """One output tensor of one rank: its windows of the sources, and the shape that they make."""
+    number = str(layer)
+    pieces = []
+    for piece in form.pieces:
+        name = piece.source.replace("{i}", number)
+        pieces.append(Piece(names.get(name, name), piece.rows, piece.cols, piece.transposed))
+    target = form.rule.target
+    name, group = target.replace("{i}", str(local)), target.replace("{i}", number)
+    return Job(name, form.dtype, form.shape, tuple(pieces), group, form.rule.add)
 
 
 def _pieces(

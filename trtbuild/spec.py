@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,12 @@ class ModelSpec:
 
     def axis(self, axis: Axis) -> tuple[int, int]:
         """(units, elements per unit) of an axis; a cut never divides a unit, which is a head for attention."""
+        return self._axes[axis]
+
+    @cached_property
+    def _axes(self) -> dict[Axis, tuple[int, int]]:
         field = self.config.get
-        sizes = {
+        return {
             Axis.HIDDEN: (self.hidden_size, 1),
             Axis.Q: (self.num_heads, self.head_size),
             Axis.KV: (self.num_kv_heads, self.head_size),
@@ -104,7 +109,6 @@ class ModelSpec:
             Axis.LABELS: (int(field("num_labels") or 0), 1),
             Axis.ONE: (1, 1),
         }
-        return sizes[axis]
 
     def size(self, axis: Axis) -> int:
         """Elements along an axis of the whole model."""

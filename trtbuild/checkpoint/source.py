@@ -89,6 +89,18 @@ def read_header(path: Path) -> list[TensorInfo]:
     return tensors
 
 
+def bare_index(folder: Path) -> dict[str, str] | None:
+    """Tensor -> shard of an index of which no shard is here: enough to plan with, and nothing to convert; else None.
+
+    Raises:
+        CheckpointError: the index is corrupt.
+    """
+    if (folder / SINGLE).is_file() or not (folder / INDEX).is_file():
+        return None
+    table = _weight_map(folder, SINGLE, INDEX)
+    return None if table is None or any((folder / name).is_file() for name in table.values()) else table
+
+
 def describe_files(folder: Path, index: dict[str, TensorInfo]) -> dict[str, int]:
     """Sizes in bytes of the weight files that `index` was read from."""
     return {

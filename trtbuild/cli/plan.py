@@ -26,8 +26,28 @@ from trtbuild.cli.options import (
     TpOpt,
     convert_options,
 )
-from trtbuild.cli.output import data, note, print_json
-from trtbuild.spec import AUTO, ConvertOptions
+from trtbuild.cli.output import data, note, print_json, size
+from trtbuild.cli.sizing import (
+    Asked,
+    ConcurrencyOpt,
+    ContextOpt,
+    FitOpt,
+    GpuOpt,
+    GpusOpt,
+    GpusPerNodeOpt,
+    KvFractionOpt,
+    MaxBatchOpt,
+    MaxSeqOpt,
+    MaxTokensOpt,
+    ReleaseOpt,
+    show_estimate,
+    show_fit,
+    sizing_document,
+)
+from trtbuild.errors import PlanError
+from trtbuild.sizing.legality import LATEST
+from trtbuild.sizing.target import Limits, Target
+from trtbuild.spec import AUTO, SMS, ConvertOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,20 +79,70 @@ def command(
     revision: RevisionOpt = None,
     allow_pickle: AllowPickleOpt = False,
     as_json: JsonOpt = False,
+    gpu: GpuOpt = None,
+    context: ContextOpt = None,
+    concurrency: ConcurrencyOpt = None,
+    fit: FitOpt = False,
+    gpus: GpusOpt = 8,
+    gpus_per_node: GpusPerNodeOpt = Target.gpus_per_node,
+    max_batch_size: MaxBatchOpt = None,
+    max_num_tokens: MaxTokensOpt = Limits.max_num_tokens,
+    max_seq_len: MaxSeqOpt = None,
+    kv_fraction: KvFractionOpt = Limits.kv_fraction,
+    release: ReleaseOpt = LATEST,
 ) -> None:
-    """Show the tensors of every rank, memory and disk needed, and all problems; reads no weights."""
+    """Show the tensors of every rank, memory and disk needed, and all problems; reads no weights.
+
+    With --gpu, what each rank needs on that GPU and how many sequences fit; with --fit, which layout to choose.
+    """
     from trtbuild import pipeline
 
+    asked = Asked(
+        gpu,
+        context,
+        concurrency,
+        gpus,
+        gpus_per_node,
+        max_batch_size,
+        max_num_tokens,
+        max_seq_len,
+        kv_fraction,
+        release,
+    )
+    asked.require(fit)
+    if asked.gpu:
+        target, sm = "tensorrt", asked.gpu.sm if asked.gpu.sm in SMS else sm
     embedding = (parallel_embedding, embedding_dim, embedding_sharing)
+    # The search chooses the layout itself, so the plan that it starts from has none.
+    tp, pp = (1, 1) if fit else (tp, pp)
     options = convert_options(
         tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm, quant_layer
     )
     plan = pipeline.make_plan(model, options, revision, allow_pickle=allow_pickle)
+    if fit:
+        only = (None if quant == AUTO else quant, None if kv_cache == ConvertOptions.kv_cache else kv_cache)
+        show_fit(model, plan, asked, *only, as_json=as_json)
+        return
+    _show_plan(model, plan, asked, as_json)
+
+
+def _show_plan(model: str, plan: ModelPlan, asked: Asked, as_json: bool) -> None:
+    """Print a plan, and with a GPU what it needs there.
+
+    Raises:
+        PlanError: its problems, and that it does not fit.
+    """
+    sizing = asked.estimate(plan) if asked.gpu and not plan.problems else None
     if as_json:
-        print_json(document(model, plan))
+        found = document(model, plan)
+        print_json({**found, "sizing": sizing_document(sizing)} if sizing else found)
     else:
         _show(plan)
+        if sizing:
+            show_estimate(sizing)
     plan.require()
+    if sizing and sizing.verdict.problems:
+        raise PlanError(sizing.verdict.problems, hint="trtbuild plan --fit looks for a layout that fits.")
 
 
 def document(model: str, plan: ModelPlan) -> dict[str, Any]:
@@ -159,12 +229,3 @@ def _table(part: Plan) -> Table:
     tensors = sum(len(rank.jobs) for rank in part.ranks)
     table.add_row("all", "", "", f"0-{part.spec.num_layers - 1}", str(tensors), size(part.checkpoint_bytes))
     return table
-
-
-def size(count: float) -> str:
-    """Bytes for people, decimal units."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
