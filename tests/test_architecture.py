@@ -54,6 +54,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "repo": BASE | {"text"},
     "serve": BASE,
     "client": BASE,
+    # It looks for the same programs as the stages that use them.
+    "doctor": BASE | {"serve", "runtime"},
     "quantizing": BASE | {"plan", "fields", "quantize", "calibrate", "hub", "checkpoint"},
     # It compares what stages made, so it reads as they do, and runs an engine as the runtime does.
     "verify": BASE | {"plan", "families", "lint", "checkpoint", "engine", "runtime", "text"},
@@ -65,7 +67,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checking": BASE | {"lint", "repo"},
     "pipeline": {"planning", "converting", "building", "verifying", "checking"},
     "cli": BASE
-    | {"pipeline", "plan", "lint", "families", "quantize", "engine", "repo", "serve", "client", "text", "verify"},
+    | {
+        "pipeline",
+        "plan",
+        "lint",
+        "families",
+        "quantize",
+        "engine",
+        "repo",
+        "serve",
+        "client",
+        "text",
+        "verify",
+        "doctor",
+    },
 }
 # third-party packages that only some folders may import
 ONLY_IN = {
@@ -129,6 +144,12 @@ PURE = [
     "runtime/forms",
     "runtime/linears",
     "verify/gates",
+    "doctor/finding",
+    "doctor/facts",
+    "doctor/matrix",
+    "doctor/nvidia_smi",
+    "doctor/judge",
+    "doctor/topics",
     "verify/report",
 ]
 EFFECTS = {"os", "subprocess", "socket", "shutil", "tempfile", "time", "urllib", "threading", "random"}
