@@ -57,6 +57,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serve": BASE,
     "client": BASE,
     "openai": BASE | {"client", "text"},
+    # It looks for the same programs as the stages that use them.
+    "doctor": BASE | {"serve", "runtime"},
     "quantizing": BASE | {"plan", "fields", "quantize", "calibrate", "hub", "checkpoint"},
     # It compares what stages made, so it reads as they do, and runs an engine as the runtime does.
     "verify": BASE | {"plan", "families", "lint", "checkpoint", "engine", "runtime", "text"},
@@ -82,6 +84,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "verify",
         "openai",
         "sizing",
+        "doctor",
     },
 }
 # third-party packages that only some folders may import
@@ -164,6 +167,12 @@ PURE = [
     "runtime/forms",
     "runtime/linears",
     "verify/gates",
+    "doctor/finding",
+    "doctor/facts",
+    "doctor/matrix",
+    "doctor/nvidia_smi",
+    "doctor/judge",
+    "doctor/topics",
     "verify/report",
 ]
 EFFECTS = {"os", "subprocess", "socket", "shutil", "tempfile", "time", "urllib", "threading", "random"}

@@ -14,7 +14,8 @@
     ├── RequestError       7   a generation request that the model cannot serve
     └── QualityError       8   verify measured less than a gate demands; carries every gate that failed
 
-Codes 0 (done), 1 (a defect in trtbuild), 2 (wrong usage), 130 (Ctrl-C) and 143 (SIGTERM) complete the table;
+Codes 0 (done), 1 (a defect in trtbuild), 2 (wrong usage), 9 (`doctor`: not ready, which is no error), 130 (Ctrl-C) and
+143 (SIGTERM) complete the table;
 `EXIT_CODES` is what the README and `trtbuild show exit-codes` print.
 """
 
@@ -32,9 +33,11 @@ EXIT_CODES: dict[int, str] = {
     6: "the Hugging Face hub refused, is offline, or does not have it",
     7: "the server is away, not ready, stalls or refused the request",
     8: "verify: a quantized model is not as good as a gate demands, or damaged",
+    9: "doctor: this machine lacks something that the target needs",
     130: "interrupted by Ctrl-C",
     143: "terminated by SIGTERM",
 }
+NOT_READY = 9
 
 
 def some(names: Iterable[object], shown: int = 8) -> str:

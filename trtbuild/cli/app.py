@@ -11,7 +11,21 @@ from typing import Annotated
 import typer
 
 from trtbuild import __version__
-from trtbuild.cli import chat, check, checkpoint, client, engine, generate, openai, plan, repo, serve, show, verify
+from trtbuild.cli import (
+    chat,
+    check,
+    checkpoint,
+    client,
+    doctor,
+    engine,
+    generate,
+    openai,
+    plan,
+    repo,
+    serve,
+    show,
+    verify,
+)
 from trtbuild.errors import TrtbuildError
 
 app = typer.Typer(
@@ -43,7 +57,19 @@ def main_options(
         os.environ["TRTBUILD_DEBUG"] = "1"
 
 
-for command in (plan, check, verify, checkpoint, engine, repo, serve, generate, chat, openai):
+for command in (
+    plan,
+    doctor,
+    check,
+    verify,
+    checkpoint,
+    engine,
+    repo,
+    serve,
+    generate,
+    chat,
+    openai,
+):
     app.command(name=command.NAME, rich_help_panel=command.PANEL)(command.command)
 app.add_typer(client.app, name="client", rich_help_panel="Serve")
 app.add_typer(show.app, name="show", rich_help_panel="Look")

@@ -97,18 +97,8 @@ def command(
     """
     from trtbuild import pipeline
 
-    asked = Asked(
-        gpu,
-        context,
-        concurrency,
-        gpus,
-        gpus_per_node,
-        max_batch_size,
-        max_num_tokens,
-        max_seq_len,
-        kv_fraction,
-        release,
-    )
+    limits = (max_batch_size, max_num_tokens, max_seq_len, kv_fraction, release)
+    asked = Asked(gpu, context, concurrency, gpus, gpus_per_node, *limits)
     asked.require(fit)
     if asked.gpu:
         target, sm = "tensorrt", asked.gpu.sm if asked.gpu.sm in SMS else sm

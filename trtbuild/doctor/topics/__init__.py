@@ -1,0 +1,1 @@
+"""What the facts mean: one pure function a topic, `(Facts, Wish) -> findings`."""
