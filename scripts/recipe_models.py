@@ -1,11 +1,11 @@
-"""Write the tensors of the recipes' models, names, dtypes and shapes without weights, to tests/data/recipes/*/tensors.json.gz.
+"""Write names, dtypes and shapes of the tensors of the recipes' models to tests/data/recipes/*/tensors.json.gz.
 
     python scripts/recipe_models.py [--index MODEL=model.safetensors.index.json ...]
 
-Each folder of tests/data/recipes/ holds the config.json of a real model. transformers' own class is built from it on the
-meta device, and its state is brought to the names that are saved (fused experts apart again, tied tensors once). Where a
-real index is given, its names and its total_size must be the same. sources.json beside the folders says where each
-config.json was found and which published total_size the sum of all tensors was compared with.
+Each folder of tests/data/recipes/ holds the config.json of a real model. transformers' own class is built from it on
+the meta device, and its state is brought to the names that are saved (fused experts apart again, tied tensors once).
+Where a real index is given, its names and its total_size must be the same. sources.json beside the folders says where
+each config.json was found and which published total_size the sum of all tensors was compared with.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ PARAMETERS = (
 """Every parameter that upstream's template knows, in its order."""
 
 _LOGITS = {"float32": "TYPE_FP32", "float16": "TYPE_FP16"}
-_POLICIES = ("max_utilization", "guaranteed_no_evict")
+POLICIES = ("max_utilization", "guaranteed_no_evict")
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ def check_options(options: RepositoryOptions, engine: EngineFacts, tokenizer_voc
             f"kv_cache_free_gpu_mem_fraction {fraction} must be between 0 and 1",
         ),
         (
-            options.batch_scheduler_policy not in (None, *_POLICIES),
-            f"batch_scheduler_policy {options.batch_scheduler_policy!r} is none of {', '.join(_POLICIES)}",
+            options.batch_scheduler_policy not in (None, *POLICIES),
+            f"batch_scheduler_policy {options.batch_scheduler_policy!r} is none of {', '.join(POLICIES)}",
         ),
         (
             engine.logits_dtype not in _LOGITS,
