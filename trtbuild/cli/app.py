@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from trtbuild import __version__
-from trtbuild.cli import chat, check, checkpoint, engine, generate, plan, repo, serve, show, verify
+from trtbuild.cli import chat, check, checkpoint, engine, generate, plan, repo, run, serve, show, verify
 from trtbuild.errors import TrtbuildError
 
 app = typer.Typer(
@@ -43,7 +43,7 @@ def main_options(
         os.environ["TRTBUILD_DEBUG"] = "1"
 
 
-for command in (plan, check, verify, checkpoint, engine, repo, serve, generate, chat):
+for command in (run, plan, check, verify, checkpoint, engine, repo, serve, generate, chat):
     app.command(name=command.NAME, rich_help_panel=command.PANEL)(command.command)
 app.add_typer(show.app, name="show", rich_help_panel="Look")
 

@@ -26,7 +26,7 @@ from trtbuild.cli.options import (
     TpOpt,
     convert_options,
 )
-from trtbuild.cli.output import data, note, print_json
+from trtbuild.cli.output import data, note, print_json, size
 from trtbuild.spec import AUTO, ConvertOptions
 
 if TYPE_CHECKING:
@@ -159,12 +159,3 @@ def _table(part: Plan) -> Table:
     tensors = sum(len(rank.jobs) for rank in part.ranks)
     table.add_row("all", "", "", f"0-{part.spec.num_layers - 1}", str(tensors), size(part.checkpoint_bytes))
     return table
-
-
-def size(count: float) -> str:
-    """Bytes for people, decimal units."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"

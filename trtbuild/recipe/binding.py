@@ -91,6 +91,8 @@ class Binder:
             return None
         alternatives = tuple(kind for kind in alternatives if kind is not type(None))
         fitting = [kind for kind in alternatives if _fits(node, kind)]
+        if not fitting and str in alternatives and node.raw is not None:
+            node, fitting = replace(node, value=node.raw), [str]
         if not fitting:
             wanted = " or ".join(_wanted(kind) for kind in alternatives)
             self._say(node, path, f"must be {wanted}, not {_shown(node)}")

@@ -162,4 +162,5 @@ def _overridden(root: Node, override: str, problems: list[str]) -> Node:
     if not equals or not all(keys):
         problems.append(f"{where}: write it as section.key=value")
         return root
-    return with_value(root, keys, read_document(text, problems, where=where) if text else Node("", where))
+    value = read_document(text, problems, where=where) if text else Node("", where)
+    return with_value(root, keys, replace(value, raw=text))

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -29,11 +29,15 @@ _PLAIN = (
 
 @dataclass(frozen=True)
 class Node:
-    """A value, where it was written ("line 4", or an option of the command line), and the folder of relative paths."""
+    """A value, where it was written ("line 4", or an option of the command line), and the folder of relative paths.
+
+    `raw`: what was written on a command line, where text is text without quotes too.
+    """
 
     value: Scalar | tuple[Node, ...] | dict[str, Node]
     where: str
     folder: Path | None = None
+    raw: str | None = None
 
     @property
     def kind(self) -> str:
@@ -49,8 +53,6 @@ class Node:
 class _Loader(yaml.SafeLoader):
     """Composes nodes only; it never constructs an object."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {}
-
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
@@ -63,11 +65,10 @@ class _Loader(yaml.SafeLoader):
 class Dumper(yaml.SafeDumper):
     """Quotes what `_Loader` would take for something else than text."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {}
 
-
-for _name, _pattern, _first in _PLAIN:
-    for _class in (_Loader, Dumper):
+for _class in (_Loader, Dumper):
+    _class.yaml_implicit_resolvers = {}  # not those of YAML 1.1, which the base class has
+    for _name, _pattern, _first in _PLAIN:
         _class.add_implicit_resolver(_PREFIX + _name, re.compile(f"^(?:{_pattern})$"), _first)
 
 
