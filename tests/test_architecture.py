@@ -61,9 +61,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"planning", "plan", "quantizing", "calibrate", "hub", "checkpoint", "importers", "lint", "reshard"},
     "building": BASE | {"planning", "converting", "engine", "importers", "families"},
     "verifying": BASE | {"planning", "converting", "building", "engine", "verify"},
-    "pipeline": {"planning", "converting", "building", "verifying", "lint"},
+    # The sections of a recipe are the options of the stages.
+    "recipe": BASE | {"quantize", "engine", "repo", "serve", "verify"},
+    "workdir": BASE,
+    "running": BASE
+    | {"planning", "plan", "converting", "building", "verifying", "verify", "checkpoint", "hub", "repo", "recipe"}
+    | {"workdir"},
+    "pipeline": {"planning", "converting", "building", "verifying", "running", "lint"},
     "cli": BASE
-    | {"pipeline", "plan", "lint", "families", "quantize", "engine", "repo", "serve", "client", "text", "verify"},
+    | {"pipeline", "plan", "lint", "families", "quantize", "engine", "repo", "serve", "client", "text", "verify"}
+    | {"recipe", "running"},
 }
 # third-party packages that only some folders may import
 ONLY_IN = {
@@ -74,6 +81,7 @@ ONLY_IN = {
     "jinja2": {"repo", "text", "verify"},
     "matplotlib": {"verify"},
     "typer": {"cli"},
+    "yaml": {"recipe"},
     "rich": {"cli"},
 }
 HEAVY = {"torch", "numpy", "transformers", "tritonclient", "mpi4py", "huggingface_hub", "safetensors", "jinja2", "grpc"}
@@ -119,6 +127,10 @@ PURE = [
     "runtime/features",
     "runtime/forms",
     "runtime/linears",
+    "recipe/document",
+    "recipe/binding",
+    "recipe/contents",
+    "recipe/schema",
     "verify/gates",
     "verify/report",
 ]

@@ -132,7 +132,7 @@ def contradictions(recipe: Recipe) -> list[str]:
         found.append("model: a hub id or a folder is needed")
     if recipe.target == "cpu" and gpu is not None:
         found.append(f"gpu: target cpu runs on no GPU; leave gpu out, or take target {' or '.join(_gpu_targets())}")
-    if gpu is not None and gpu.count != options.world_size:
+    if gpu is not None and recipe.target == "tensorrt" and gpu.count != options.world_size:
         found.append(
             f"gpu.count: {gpu.count} GPUs, but tp_size {options.tp_size} x pp_size {options.pp_size} are "
             f"{options.world_size} ranks, and each rank has a GPU"
