@@ -68,7 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "building": BASE | {"planning", "converting", "engine", "importers", "families"},
     "verifying": BASE | {"planning", "converting", "building", "engine", "verify"},
     "checking": BASE | {"lint", "repo"},
-    "pipeline": {"planning", "converting", "building", "verifying", "checking"},
+    "pipeline": {"planning", "converting", "building", "verifying", "checking", "running"},
     "cli": BASE
     | {
         "pipeline",
@@ -85,7 +85,15 @@ MAY_IMPORT: dict[str, set[str]] = {
         "openai",
         "sizing",
         "doctor",
+        "recipe",
+        "running",
     },
+    # The sections of a recipe are the options of the stages.
+    "recipe": BASE | {"quantize", "engine", "repo", "serve", "verify"},
+    "workdir": BASE,
+    "running": BASE
+    | {"planning", "plan", "converting", "building", "verifying", "verify", "checkpoint", "hub", "repo", "recipe"}
+    | {"workdir"},
 }
 # third-party packages that only some folders may import
 ONLY_IN = {
@@ -99,6 +107,7 @@ ONLY_IN = {
     "uvicorn": {"openai"},
     "pydantic": {"openai"},
     "typer": {"cli"},
+    "yaml": {"recipe", "repo"},
     "rich": {"cli"},
 }
 HEAVY = {
@@ -166,6 +175,10 @@ PURE = [
     "runtime/features",
     "runtime/forms",
     "runtime/linears",
+    "recipe/document",
+    "recipe/binding",
+    "recipe/contents",
+    "recipe/schema",
     "verify/gates",
     "doctor/finding",
     "doctor/facts",

@@ -203,7 +203,11 @@ def test_the_wheel_is_installed_beside_the_image_not_over_it(wheel: Path, image_
     refused = install(image_python, dist)
     assert refused.returncode != 0
     assert re.search(r"constraint\W+torch\S*==2\.10\.0a0", refused.stdout), refused.stdout
-    names = subprocess.run([image_python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True)
+    names = subprocess.run(
+        [sys.executable, "-m", "pip", "--python", image_python, "list", "--format=freeze"],
+        capture_output=True,
+        text=True,
+    )
     assert "torch==2.10.0a0+b4e4ee81d3.nv25.12" in names.stdout
 
 

@@ -3,6 +3,7 @@
     TrtbuildError
     ├── UnsupportedModel   3   an architecture or config value that cannot be honoured
     ├── PlanError          3   options that do not fit the model; carries every problem at once
+    ├── RecipeError        3   a recipe that cannot be read; carries every problem at once
     ├── CheckpointError    3   files that are missing, truncated or contradict each other
     ├── CalibrationError   3   a text that quantization cannot be calibrated with
     ├── EngineError        3   an engine or repository that cannot be used here
@@ -72,6 +73,17 @@ class PlanError(TrtbuildError):
         count = len(self.problems)
         head = "1 problem" if count == 1 else f"{count} problems"
         super().__init__("\n".join([f"{head} in the plan:", *(f"  - {p}" for p in self.problems)]), hint=hint)
+
+
+class RecipeError(TrtbuildError):
+    """Everything that is wrong with a recipe: `problems` holds one sentence for each, with its line."""
+
+    exit_code = 3
+
+    def __init__(self, problems: Sequence[str], *, hint: str = "") -> None:
+        self.problems = tuple(problems)
+        head = "1 problem in the recipe:" if len(problems) == 1 else f"{len(problems)} problems in the recipe:"
+        super().__init__("\n".join([head, *(f"  - {problem}" for problem in problems)]), hint=hint)
 
 
 class CheckpointError(TrtbuildError):

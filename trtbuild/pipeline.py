@@ -7,6 +7,7 @@
     reshard_checkpoint  checkpoint -> the same one for another TP x PP           converting.py  reshard.py, checkpoint/
     make_engine         model or checkpoint -> engine, one process a rank        building.py    engine/
     verify_artifact     engine or checkpoint beside its float32 model -> Report  verifying.py   verify/
+    run_recipe          recipe -> all of these, skipping what stands already     running.py     recipe/
 
 Each `make_*` writes one output directory, which appears whole or not at all and carries a `trtbuild.json`. The modules
 in the middle perform what `plan.py` decided; the folders on the right are stages, which do not know each other.
@@ -18,6 +19,7 @@ from trtbuild.building import make_engine
 from trtbuild.checking import check_artifact
 from trtbuild.converting import make_checkpoint, reshard_checkpoint
 from trtbuild.planning import make_plan, resolve
+from trtbuild.running import plan_run, run_recipe
 from trtbuild.verifying import verify_artifact
 
 __all__ = [
@@ -25,7 +27,9 @@ __all__ = [
     "make_checkpoint",
     "make_engine",
     "make_plan",
+    "plan_run",
     "reshard_checkpoint",
     "resolve",
+    "run_recipe",
     "verify_artifact",
 ]

@@ -11,7 +11,7 @@ from trtbuild.spec import ConvertOptions
 
 if TYPE_CHECKING:
     from trtbuild.families.rules import Family
-    from trtbuild.hub.snapshot import ModelSource
+    from trtbuild.hub.snapshot import ModelHeaders, ModelSource
     from trtbuild.layout import TensorInfo
     from trtbuild.plan import ModelPlan
 
@@ -31,9 +31,17 @@ def make_plan(
     Raises:
         HubError, CheckpointError, UnsupportedModel: where there is nothing to plan with.
     """
-    from trtbuild.hub.snapshot import ModelHeaders, resolve_headers
+    from trtbuild.hub.snapshot import resolve_headers
 
-    source = resolve_headers(model, revision)
+    return plan_source(resolve_headers(model, revision), options, allow_pickle=allow_pickle)
+
+
+def plan_source(
+    source: ModelSource | ModelHeaders, options: ConvertOptions, *, allow_pickle: bool = False
+) -> ModelPlan:
+    """The plan of a model whose folder, or whose headers, are there already."""
+    from trtbuild.hub.snapshot import ModelHeaders
+
     if isinstance(source, ModelHeaders):
         return _plan_model(source.config, source.quant_config, source.index, options)[0]
     return _plan_index(source.path, options) or plan_folder(source.path, options, allow_pickle=allow_pickle)[0]

@@ -84,6 +84,40 @@ def rules(as_json: JsonOpt = False) -> None:
     _print("rules", rows, as_json)
 
 
+@app.command()
+def recipes(as_json: JsonOpt = False) -> None:
+    """Recipes that come with trtbuild, for `trtbuild run`."""
+    from trtbuild.recipe.contents import document
+    from trtbuild.recipe.shelf import shipped
+
+    found = shipped()
+    if as_json:
+        rows = [{"name": one.name, "path": str(one.path), "recipe": document(one.recipe)} for one in found]
+        print_json({"schema": 1, "recipes": rows})
+        return
+    _table(
+        [
+            {
+                "name": one.name,
+                "model": one.recipe.model,
+                "target": one.recipe.target,
+                "runs on": f"{one.recipe.gpu.count} x {one.recipe.gpu.type}" if one.recipe.gpu else "CPU",
+                "quant": one.recipe.convert.quant,
+                "tp x pp": f"{one.recipe.convert.tp_size} x {one.recipe.convert.pp_size}",
+            }
+            for one in found
+        ]
+    )
+
+
+@app.command()
+def schema() -> None:
+    """JSON schema of recipes, for editors; it is published as recipes/recipe.schema.json."""
+    from trtbuild.recipe.schema import recipe_schema
+
+    print_json(recipe_schema())
+
+
 @app.command(name="exit-codes")
 def exit_codes(as_json: JsonOpt = False) -> None:
     """Exit codes of the program."""

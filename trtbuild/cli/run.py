@@ -1,0 +1,148 @@
+"""`trtbuild run`: a recipe becomes a checkpoint, an engine and a repository."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trtbuild.cli.options import AllowPickleOpt, JsonOpt, WorkersOpt
+from trtbuild.cli.output import data, note, print_json, progress_bar, size
+
+if TYPE_CHECKING:
+    from trtbuild.plan import ModelPlan
+    from trtbuild.recipe.contents import Recipe
+    from trtbuild.running import Outcome, Step
+
+NAME = "run"
+PANEL = "Build"
+SCHEMA = 1
+UNTIL = ("plan", "checkpoint", "verify", "engine", "repo")
+
+
+def _names() -> list[str]:
+    from trtbuild.recipe.shelf import shipped_paths
+
+    return list(shipped_paths())
+
+
+def _until(value: str | None) -> str | None:
+    if value is not None and value not in UNTIL:
+        raise typer.BadParameter(f"unknown stage {value!r}; stages are {', '.join(UNTIL)}")
+    return value
+
+
+def command(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A YAML file, or the name of a recipe that comes along (`trtbuild show recipes`).",
+            autocompletion=_names,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="WORKDIR", help="Where the folders of its stages are made.")
+    ],
+    sets: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as build.max_batch_size=32; repeatable."),
+    ] = [],  # noqa: B006
+    until: Annotated[
+        str | None,
+        typer.Option(
+            "--until",
+            metavar="STAGE",
+            callback=_until,
+            autocompletion=lambda: list(UNTIL),
+            help=f"Stop after this stage: {', '.join(UNTIL)}.",
+            show_default="the last",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the commands of the stages and their files; write nothing.")
+    ] = False,
+    workers: WorkersOpt = 0,
+    allow_pickle: AllowPickleOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Run a recipe: plan, checkpoint, verify where it says so, engine, repository; what stands already is skipped."""
+    from trtbuild import pipeline
+    from trtbuild.recipe.shelf import load
+
+    loaded = load(recipe, sets)
+    if dry_run:
+        plan, steps = pipeline.plan_run(loaded, output, until, allow_pickle=allow_pickle)
+        shown = _commands(recipe, sets, loaded, output, steps)
+        if as_json:
+            print_json(document(loaded, plan, steps, shown))
+        else:
+            _show(plan, steps, shown)
+        plan.require()
+        return
+    outcomes = pipeline.run_recipe(
+        loaded, output, until=until, watch=progress_bar, workers=workers, allow_pickle=allow_pickle
+    )
+    if as_json:
+        print_json({"schema": SCHEMA, "work": str(output), "stages": [_outcome(outcome) for outcome in outcomes]})
+    for outcome in outcomes[1:]:
+        how = f"made in {outcome.seconds:.1f} s ({outcome.because})" if outcome.made else "stands already"
+        note(f"{outcome.stage}: {how}: {outcome.folder}")
+    if outcomes[-1].stage == "repo":
+        from trtbuild.cli.stage_commands import serve_command
+
+        note(f"next: {shlex.join(serve_command(loaded, output))}")
+
+
+def document(recipe: Recipe, plan: ModelPlan, steps: list[Step], commands: dict[str, list[str]]) -> dict[str, Any]:
+    """A dry run as JSON; sizes in bytes. `schema` changes when a key is removed or changes its meaning."""
+    from trtbuild.recipe.contents import document as recipe_document
+
+    return {
+        "schema": SCHEMA,
+        "recipe": recipe_document(recipe),
+        "problems": list(plan.problems),
+        "warnings": list(plan.warnings),
+        "stages": [
+            {
+                "stage": step.stage,
+                "folder": str(step.folder) if step.folder else None,
+                "stands": step.stands,
+                "because": step.because,
+                "command": commands[step.stage],
+                "files": dict(step.files),
+            }
+            for step in steps
+        ],
+    }
+
+
+def _commands(name: str, sets: list[str], recipe: Recipe, work: Path, steps: list[Step]) -> dict[str, list[str]]:
+    from trtbuild.cli.stage_commands import stage_command
+
+    again = ["trtbuild", "run", name, "-o", str(work), *(part for text in sets for part in ("--set", text))]
+    return {step.stage: stage_command(step.stage, recipe, work) or [*again, "--until", step.stage] for step in steps}
+
+
+def _outcome(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "stage": outcome.stage,
+        "folder": str(outcome.folder) if outcome.folder else None,
+        "made": outcome.made,
+        "because": outcome.because,
+        "seconds": round(outcome.seconds, 3),
+    }
+
+
+def _show(plan: ModelPlan, steps: list[Step], commands: dict[str, list[str]]) -> None:
+    for step in steps:
+        state = "stands already" if step.stands else f"to do: {step.because}" if step.because else "to do"
+        data.print(f"{step.stage}: {state}", markup=False, highlight=False, soft_wrap=True)
+        data.print(f"  $ {shlex.join(commands[step.stage])}", markup=False, highlight=False, soft_wrap=True)
+        for name, nbytes in step.files.items():
+            about = f"  {size(nbytes)}" if nbytes is not None else ""
+            data.print(f"  {step.folder}/{name}{about}", markup=False, highlight=False, soft_wrap=True)
+    for warning in plan.warnings:
+        note(f"warning: {warning}")
