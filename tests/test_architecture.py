@@ -60,11 +60,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     # It looks for the same programs as the stages that use them.
     "doctor": BASE | {"serve", "runtime"},
     "quantizing": BASE | {"plan", "fields", "quantize", "calibrate", "hub", "checkpoint"},
+    # Its plan is that of the quantizers with other names; its form is called by calibrate/, which does not know it.
+    "llmapi": BASE
+    | {"plan", "families", "shard", "fields", "coverage", "mixed", "importers", "quantize", "checkpoint", "runtime"},
+    "exporting": BASE | {"plan", "quantizing", "calibrate", "checkpoint", "llmapi"},
     # It compares what stages made, so it reads as they do, and runs an engine as the runtime does.
     "verify": BASE | {"plan", "families", "lint", "checkpoint", "engine", "runtime", "text"},
-    "planning": BASE | {"plan", "hub", "checkpoint", "importers", "families", "sizing"},
+    "planning": BASE | {"plan", "hub", "checkpoint", "importers", "families", "sizing", "llmapi"},
     "converting": BASE
-    | {"planning", "plan", "quantizing", "calibrate", "hub", "checkpoint", "importers", "lint", "reshard"},
+    | {"planning", "plan", "quantizing", "exporting", "calibrate", "hub", "checkpoint", "importers", "lint", "reshard"},
     "building": BASE | {"planning", "converting", "engine", "importers", "families"},
     "verifying": BASE | {"planning", "converting", "building", "engine", "verify"},
     "checking": BASE | {"lint", "repo"},
@@ -129,6 +133,7 @@ HEAVY_MODULES = {
     "runtime",
     "openai",
     "calibrate/run.py",
+    "llmapi/form.py",
     "engine/cpu_rank.py",
     "engine/kernels.py",
     "engine/quantized.py",
@@ -150,6 +155,10 @@ PURE = [
     "importers",
     "mixed",
     "finding",
+    "llmapi/loaders",
+    "llmapi/layout",
+    "llmapi/documents",
+    "llmapi/plan",
     "lint/finding",
     "repo/parameters",
     "repo/options",

@@ -76,11 +76,10 @@ def made_by(stages: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 def test_the_demo_recipe_runs_from_model_to_repository(demo_model: Path, tmp_path: Path) -> None:
-    sets = ("--set", f"model={demo_model}", "--set", "verify.tokens=32", "--set", "verify.length=16")
-    sets += ("--set", "verify.gates={min_top1: 0.8}")  # of 32 tokens three may differ
+    sets = ("--set", f"model={demo_model}", "--set", "verify=null")  # verify alone takes longer than all the rest
     stages = run(SMOL, tmp_path / "w", *sets)
-    assert [stage["stage"] for stage in stages] == ["plan", "checkpoint", "verify", "engine", "repo"]
-    kinds = ["checkpoint", "report", "engine", "repository"]
+    assert [stage["stage"] for stage in stages] == ["plan", "checkpoint", "engine", "repo"]
+    kinds = ["checkpoint", "engine", "repository"]
     assert [read_manifest(tmp_path / "w" / stage["stage"])["kind"] for stage in stages[1:]] == kinds
     config = json.loads((tmp_path / "w" / "engine" / "config.json").read_text())
     assert config["build_config"]["max_seq_len"] == load(SMOL).build.max_seq_len

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trtbuild.errors import PlanError
 from trtbuild.manifest import tool_versions, write_manifest
 from trtbuild.planning import plan_folder, require_engine, resolve
 from trtbuild.progress import Progress, silent
@@ -56,6 +57,8 @@ def make_checkpoint(
         check_output(out, force=force)
         given = local_folder(model)
         if given is not None and parts_of(given):
+            if options.target == "llmapi":
+                raise PlanError(["--target llmapi needs the Hugging Face model, and this is a TensorRT-LLM checkpoint"])
             return reshard_checkpoint(given, out, without_auto(options), progress=progress, force=force)
         source = resolve(model, revision, allow_pickle=allow_pickle)
         check_not_input(out, source.path)
@@ -66,7 +69,7 @@ def make_checkpoint(
         quantizer, made_of = prepared(plan.parts[0], source, calibration)
         made_of = {**describe_source(source, index), **made_of}
         with staged_dir(out, force=force, resume=True) as folder:
-            _write_checkpoint(team, plan, index, made_of, quantizer, folder, out, workers, progress)
+            _write_checkpoint(team, plan, index, source.path, made_of, quantizer, folder, out, workers, progress)
     return out
 
 
@@ -74,6 +77,7 @@ def _write_checkpoint(
     team: Alone | Leader,
     plan: ModelPlan,
     index: dict[str, TensorInfo],
+    source: Path,
     made_of: dict[str, Any],
     quantizer: Quantizer | None,
     folder: Path,
@@ -81,16 +85,25 @@ def _write_checkpoint(
     workers: int,
     progress: Progress,
 ) -> None:
-    """Write everything that a plan says into `folder`, which is to become `out`, or what is missing of it there."""
+    """Write everything that a plan says into `folder`, which is to become `out`, or what is missing of it there.
+
+    `source`: the model's folder, of which a Hugging Face checkpoint takes more than the weights.
+    """
     from trtbuild.checkpoint.imported import import_checkpoint
     from trtbuild.checkpoint.journal import Journal
     from trtbuild.checkpoint.origin import fingerprint
     from trtbuild.checkpoint.pack import configs_of
     from trtbuild.checkpoint.team import Work
     from trtbuild.checkpoint.writer import write_documents
+    from trtbuild.exporting import documents, export
     from trtbuild.quantizing import quantize
 
-    configs = [configs_of(part.family, part.spec, part.options, part.choices) for part in plan.parts]
+    hugging_face = plan.options.target == "llmapi"
+    configs = (
+        [documents(plan.parts[0], index, source)]
+        if hugging_face
+        else [configs_of(part.family, part.spec, part.options, part.choices) for part in plan.parts]
+    )
     journal = Journal(folder)
     mark = fingerprint(plan, configs, made_of, index)
     journal.open(mark)
@@ -98,7 +111,9 @@ def _write_checkpoint(
     beside = plan.scratch_bytes + (quantizer.spool_bytes if quantizer is not None else 0)
     check_disk(out, folder, plan.checkpoint_bytes + beside - held)
     digests: dict[str, str] = {}
-    if plan.imported is not None:
+    if hugging_face:
+        digests = export(plan.parts[0], quantizer, index, source, folder, workers, progress, journal, mark)
+    elif plan.imported is not None:
         digests, made_of["imported"] = import_checkpoint(plan, plan.imported, index, folder, mark, progress)
     elif quantizer is not None:
         digests = quantize(plan.parts[0], quantizer, index, mark, folder, workers, progress)

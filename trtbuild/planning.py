@@ -109,6 +109,7 @@ def _plan_model(
     from trtbuild.checkpoint.quantized_source import KEY, with_scales
     from trtbuild.importers import recognise, settle
     from trtbuild.importers.parts import with_parts
+    from trtbuild.llmapi.plan import plan_hf_model
     from trtbuild.plan import plan_model
 
     settled = settle(options, recognise(config, quant_config))
@@ -119,4 +120,7 @@ def _plan_model(
         index, found = with_parts(index, imported)
         problems += found
         config = {key: value for key, value in config.items() if key != KEY}
+    if options.target == "llmapi":
+        specs = read_specs(config)
+        return plan_hf_model(config, specs, options, index, imported, problems, settled.warnings), index
     return plan_model(read_specs(config), options, index, imported, problems, settled.warnings), index

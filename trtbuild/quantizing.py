@@ -16,7 +16,9 @@ from trtbuild.progress import Progress, stretch
 from trtbuild.spec import CALIBRATION, CalibrationOptions, ConvertOptions
 
 if TYPE_CHECKING:
-    from trtbuild.calibrate.run import Quantizer
+    import torch
+
+    from trtbuild.calibrate.run import Quantizer, Weights
     from trtbuild.hub.snapshot import ModelSource
     from trtbuild.layout import Job, TensorInfo
     from trtbuild.plan import Plan
@@ -77,7 +79,6 @@ def quantize(
 ) -> dict[str, str]:
     """Make the logical checkpoint of a plan inside `folder`, then its rank files; SHA-256 in hex by file name."""
     from trtbuild.checkpoint.convert import convert
-    from trtbuild.checkpoint.layer import read_tensors
     from trtbuild.checkpoint.logical import LogicalWriter
     from trtbuild.checkpoint.pack import pack_checkpoint
 
@@ -85,7 +86,6 @@ def quantize(
     logical, spool = folder / "logical", folder / "spool"
     spool.mkdir(exist_ok=True)
     whole = plan.whole
-    wide = replace(whole, jobs=tuple(replace(job, dtype="F32") for job in whole.jobs))
     writer = LogicalWriter(logical, mark)
     if not writer.has("plain"):
         made_of_fields = {f"{module}.weight" for module, choice in plan.choices.items() if choice.method.fields}
@@ -93,8 +93,22 @@ def quantize(
         made = convert((replace(whole, jobs=jobs),), index, spool, workers=workers, progress=stretch(progress, 0, 0.02))
         ((name, digest),) = made.items()
         writer.adopt("plain", spool / name, digest)
+    quantizer.run(reader_of(plan, index, spool), writer, spool, stretch(progress, 0.02, 0.96))
+    writer.close()
+    digests = pack_checkpoint(logical, plan.family, plan.spec, plan.options, folder, stretch(progress, 0.96, 1))
+    for place in (logical, spool):
+        shutil.rmtree(place)
+    return digests
 
-    def weights(layer: int | None) -> dict[str, Any]:
+
+def reader_of(plan: Plan, index: dict[str, TensorInfo], spool: Path) -> Weights:
+    """What reads the float32 weights of a layer of a plan, or of its embedding tables (which lie in `spool`)."""
+    from trtbuild.checkpoint.layer import read_tensors
+
+    assert plan.whole is not None
+    wide = replace(plan.whole, jobs=tuple(replace(job, dtype="F32") for job in plan.whole.jobs))
+
+    def weights(layer: int | None) -> dict[str, torch.Tensor]:
         def wanted(job: Job) -> bool:
             if layer is None:
                 return job.name.startswith("transformer.") and not job.name.startswith("transformer.layers.")
@@ -102,9 +116,4 @@ def quantize(
 
         return read_tensors(wide, index, wanted, spool / "embedding" if layer is None else None)
 
-    quantizer.run(weights, writer, spool, stretch(progress, 0.02, 0.96))
-    writer.close()
-    digests = pack_checkpoint(logical, plan.family, plan.spec, plan.options, folder, stretch(progress, 0.96, 1))
-    for place in (logical, spool):
-        shutil.rmtree(place)
-    return digests
+    return weights

@@ -13,6 +13,7 @@ from trtbuild.layout import Axis
 TARGETS: dict[str, str] = {
     "cpu": "the CPU runtime of trtbuild, with every rank as a process",
     "tensorrt": "TensorRT-LLM 1.2 engines, built by trtllm-build on a GPU host",
+    "llmapi": "a quantized Hugging Face checkpoint for trtllm-serve (PyTorch backend) and vLLM",
 }
 
 AUTO = "auto"

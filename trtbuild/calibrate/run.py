@@ -39,6 +39,24 @@ class Parts(Protocol):
     def write(self, part: str, tensors: Dict[str, torch.Tensor]) -> None: ...
 
 
+class Form(Protocol):
+    """What a layer's numbers are called, and which linears are quantized together."""
+
+    def fields(
+        self,
+        base: str,
+        linear: Linear,
+        weights: Dict[str, torch.Tensor],
+        stats: InputStats | None,
+        method: Method,
+        options: QuantOptions,
+    ) -> Dict[str, torch.Tensor]:
+        """Tensors by name for one engine linear of layer `base` ("transformer.layers.0."); `weights`: the layer's."""
+
+    def kv_scales(self, base: str, algo: str, amax_k: float, amax_v: float) -> Dict[str, torch.Tensor]:
+        """The scales of the KV cache of a layer, by name."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What is asked: `ways` has the method of every linear that is quantized, by its path in the whole model.
@@ -66,6 +84,7 @@ class Quantizer:
 
     def __init__(self, config: dict[str, Any], task: Task, ids: Ids) -> None:
         self._task, self._ids = task, ids
+        self._form: Form
         self._hidden_size: int = config["hidden_size"]
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with self._device:
@@ -76,13 +95,21 @@ class Quantizer:
         """Disk needed for the hidden states between layers, while it runs."""
         return 2 * 4 * len(self._ids) * self._blocks.length * self._hidden_size
 
-    def run(self, weights: Weights, parts: Parts, spool_folder: Path, progress: Progress = silent) -> None:
-        """Write the part of every layer that `parts` has not yet.
+    def run(
+        self,
+        weights: Weights,
+        parts: Parts,
+        spool_folder: Path,
+        progress: Progress = silent,
+        form: Form | None = None,
+    ) -> None:
+        """Write the part of every layer that `parts` has not yet, in TensorRT-LLM's form where no other is given.
 
         Raises:
             CheckpointError: weights or activations that are not finite.
             OSError: a file cannot be read or written.
         """
+        self._form = form or EngineForm(getattr(torch, self._task.dtype))
         with self._device:  # where new tensors lie; files are read into and written from the host's memory
             self._run(weights, parts, spool_folder, progress)
 
@@ -161,30 +188,43 @@ class Quantizer:
         task, base = self._task, f"transformer.layers.{layer}."
         made: dict[str, torch.Tensor] = {}
         if task.kv_cache_algo and statistics is not None:
-            scale = kv_cache_scale(task.kv_cache_algo, statistics.amax_k, statistics.amax_v)
-            made[f"{base}attention.kv_cache_scaling_factor"] = scale
+            made |= self._form.kv_scales(base, task.kv_cache_algo, statistics.amax_k, statistics.amax_v)
         stats = statistics.stats() if statistics is not None else {}
         for linear, method, options in self._ways(layer):
-            made |= self._fields(base, linear, run, stats.pop(linear.name, None), method, options)
+            seen = stats.pop(linear.name, None)
+            try:
+                made |= self._form.fields(base, linear, run.weights, seen, method, options)
+            except CheckpointError as error:
+                raise CheckpointError(f"{base.rstrip('.')}: {error.message}", hint=error.hint) from error
             searched(linear)
         parts.write(f"layer{layer}", {name: tensor.cpu() for name, tensor in made.items()})
 
-    def _fields(
-        self, base: str, linear: Linear, run: LayerRun, stats: InputStats | None, method: Method, options: QuantOptions
+
+@dataclass(frozen=True)
+class EngineForm:
+    """TensorRT-LLM's: fields of the checkpoint's modules; `dtype` is that of plain ones (prequant)."""
+
+    dtype: torch.dtype
+
+    def fields(
+        self,
+        base: str,
+        linear: Linear,
+        weights: Dict[str, torch.Tensor],
+        stats: InputStats | None,
+        method: Method,
+        options: QuantOptions,
     ) -> dict[str, torch.Tensor]:
-        """Fields of the modules of one linear by tensor name."""
-        group = group_of(linear, run.weights[f"{base}{linear.name}.weight"])
-        try:
-            found = QUANTIZE[method.name](group, stats, options)
-        except CheckpointError as error:
-            raise CheckpointError(f"{base.rstrip('.')}: {error.message}", hint=error.hint) from error
+        group = group_of(linear, weights[f"{base}{linear.name}.weight"])
         plain = {field.suffix for field in method.fields if not field.dtype}
-        dtype: torch.dtype = getattr(torch, self._task.dtype)
         return {
-            f"{base}{module}.{suffix}": field.to(dtype) if suffix in plain else field
-            for module, fields in found.items()
+            f"{base}{module}.{suffix}": field.to(self.dtype) if suffix in plain else field
+            for module, fields in QUANTIZE[method.name](group, stats, options).items()
             for suffix, field in fields.items()
         }
+
+    def kv_scales(self, base: str, algo: str, amax_k: float, amax_v: float) -> dict[str, torch.Tensor]:
+        return {f"{base}attention.kv_cache_scaling_factor": kv_cache_scale(algo, amax_k, amax_v)}
 
 
 def group_of(linear: Linear, weight: torch.Tensor) -> LinearGroup:

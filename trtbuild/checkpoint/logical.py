@@ -113,6 +113,7 @@ def _code(tensor: torch.Tensor) -> str:
         torch.float16: "F16",
         torch.bfloat16: "BF16",
         torch.int8: "I8",
+        torch.uint8: "U8",
         torch.float8_e4m3fn: "F8_E4M3",
     }
     return codes[tensor.dtype]

@@ -12,8 +12,6 @@ from trtbuild.layout import DTYPES
 from trtbuild.quantize.methods import METHODS
 from trtbuild.spec import AUTO, KV_CACHES, SEARCHES, SMS, TARGETS, ConvertOptions, LayerMethod
 
-_LATER_TARGETS = {"llmapi": "it is planned, and not built yet"}
-
 
 def _choice(what: str, value: str, allowed: list[str]) -> str:
     if value not in allowed:
@@ -43,10 +41,6 @@ def _search(value: str) -> str:
 
 
 def _target(value: str) -> str:
-    if value in _LATER_TARGETS:
-        raise typer.BadParameter(
-            f"target {value!r} is not supported: {_LATER_TARGETS[value]}; use {' or '.join(TARGETS)}"
-        )
     return _choice("target", value, list(TARGETS))
 
 

@@ -110,6 +110,16 @@ def shared_prequant(
     second: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """One p [in] for all parts [out, in] or [E, out, in] of a module: the mean of each one's best."""
+    return own_prequants(parts, stats, group_size, second).mean(dim=0)
+
+
+def own_prequants(
+    parts: tuple[torch.Tensor, ...],
+    stats: InputStats,
+    group_size: int,
+    second: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """The best p of each part, and of each of its experts, [n, in]."""
     import torch
 
     found = []
@@ -121,7 +131,7 @@ def shared_prequant(
             mean = stats.abs_mean[number] if stats.abs_mean.dim() == 2 else stats.abs_mean
             fold = folded(seen[number]) if seen is not None and common is None else common
             found.append(search_prequant(weight.to(torch.float32), mean.float(), fold, group_size, second))
-    return torch.stack(found).mean(dim=0)
+    return torch.stack(found)
 
 
 def _round_groups(weight: torch.Tensor, group_size: int) -> torch.Tensor:

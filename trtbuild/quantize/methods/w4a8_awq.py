@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from trtbuild.float8 import E4M3_MAX, e4m3
 from trtbuild.layout import Field
-from trtbuild.quantize.awq import dequantized, shared_prequant
+from trtbuild.quantize.awq import dequantized, own_prequants
 from trtbuild.quantize.method import Fields, InputStats, LinearGroup, QuantOptions
 from trtbuild.quantize.methods import int4_awq
 from trtbuild.quantize.values import positive, require_finite, require_seen, require_stats, stacked
@@ -37,15 +37,19 @@ def quantize(group: LinearGroup, stats: InputStats | None, options: QuantOptions
     require_seen(METHOD.name, group, found)
     made: dict[str, Fields] = {}
     for module, parts in group.modules.items():
-        p = shared_prequant(parts, found, options.group_size, _through_fp8)
+        # ModelOpt searches with the int4 rounding alone, and has the largest input that some part's own p would give.
+        modelopt = options.search == "modelopt"
+        owns = own_prequants(parts, found, options.group_size, None if modelopt else _through_fp8)
+        p = owns.mean(dim=0)
+        largest = owns.amax(dim=0) if modelopt else p
         own = int4_awq.fields(stacked(parts) / p, p, options.group_size)
         weights = dequantized(own["weight"], own["weights_scaling_factor"])
-        second = positive(weights.abs().amax(dim=(-2, -1)) / E4M3_MAX)
+        scale = positive(weights.abs().amax(dim=(-2, -1)) / E4M3_MAX)
         # Over all experts, of which some may never have run.
-        act = positive((found.amax.float() * p).max() / E4M3_MAX).expand_as(second)
+        act = positive((found.amax.float() * largest).max() / E4M3_MAX).expand_as(scale)
         shape = (-1, 1) if weights.dim() == 3 else (1,)
         own["activation_scaling_factor"] = act.reshape(shape).contiguous()
-        own["weights_scaling_factor_2"] = second.reshape(shape)
+        own["weights_scaling_factor_2"] = scale.reshape(shape)
         made[module] = own
     return made
 
