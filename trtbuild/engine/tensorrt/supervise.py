@@ -10,7 +10,7 @@ from pathlib import Path
 from trtbuild import mpi
 from trtbuild.engine.options import LaunchOptions
 from trtbuild.engine.tensorrt.command import Job
-from trtbuild.engine.tensorrt.failures import Diagnosis, classify, gave_up, telling
+from trtbuild.engine.tensorrt.failures import Diagnosis, classify, gave_up, telling, telling_lines
 from trtbuild.engine.tensorrt.watch import Team, Watched
 from trtbuild.errors import ToolError
 from trtbuild.progress import Progress, silent
@@ -57,7 +57,7 @@ def supervise(
                 _check_given_up(team, log_dir)
             time.sleep(_POLL_S)
         team.read_logs(time.monotonic())
-        if process.returncode:
+        if process.returncode or _aborted(team, log_dir):
             raise _failure(team, log_dir, process.returncode, oom_kill=_oom_kills() > killed_before)
     finally:
         mpi.stop_ranks(process)
@@ -101,6 +101,13 @@ def _check_given_up(team: Team, log_dir: Path) -> None:
             raise _error(process, classify(process.current.tail()), "", log_dir)
 
 
+def _aborted(team: Team, log_dir: Path) -> bool:
+    """Whether it failed in spite of exit code 0: trtllm-build aborts MPI with error code 0, and mpirun returns that."""
+    said = log_dir / LAUNCHER_LOG
+    given_up = any(process.current.in_traceback and gave_up(process.current.tail()) for process in team.processes)
+    return given_up or (said.exists() and "MPI_ABORT was invoked" in said.read_text(errors="replace"))
+
+
 def _failure(team: Team, log_dir: Path, code: int, *, oom_kill: bool) -> ToolError:
     """Why a job ended with an exit code: the process that the launcher names, else the log that says most."""
     launcher = log_dir / LAUNCHER_LOG
@@ -122,11 +129,11 @@ def _failure(team: Team, log_dir: Path, code: int, *, oom_kill: bool) -> ToolErr
     if found.name in ("unknown", "signal"):  # the launcher may know more: that another host is gone, no PMI
         other = classify(said)
         found = other if other.name != "unknown" else found
-    return _error(team.processes[number], found, how or f"exit code {code}", log_dir)
+    return _error(team.processes[number], found, how or (f"exit code {code}" if code else ""), log_dir)
 
 
 def _error(process: Watched, found: Diagnosis, how: str, log_dir: Path) -> ToolError:
-    ended = f" ({how})" if how else ""
+    ended = f" ({how})" if how not in ("", "abort") else ""
     return ToolError(
         f"engine build: rank {process.rank}: {found.sentence}{ended}",
         log_tail=_lines(process),
@@ -137,7 +144,7 @@ def _error(process: Watched, found: Diagnosis, how: str, log_dir: Path) -> ToolE
 def _lines(process: Watched | None) -> list[str]:
     if process is None:
         return []
-    return [line for line in process.current.tail().splitlines() if line.strip()][-_SHOWN:]
+    return telling_lines(process.current.tail(), _SHOWN)
 
 
 def _oom_kills() -> int:
