@@ -18,6 +18,7 @@ from trtbuild.spec import CALIBRATION, CalibrationOptions, ConvertOptions
 from trtbuild.staging import check_disk, check_not_input, check_output, staged_dir
 
 if TYPE_CHECKING:
+    from trtbuild.building_tensorrt import Source
     from trtbuild.engine.options import BuildOptions, LaunchOptions
     from trtbuild.families.rules import Family
 
@@ -48,19 +49,24 @@ def make_engine(
         OutputError, HubError, CheckpointError, UnsupportedModel, PlanError, EngineError: said before ranks start.
         ToolError: mpirun is missing, or a rank died.
     """
-    if options.target == "tensorrt":
-        from trtbuild.building_tensorrt import Source, make_tensorrt_engine
-        from trtbuild.engine.options import LaunchOptions
+    from trtbuild.building_tensorrt import Source, make_tensorrt_engine
+    from trtbuild.engine.options import LaunchOptions
 
-        source = Source(model, options, calibration, revision, allow_pickle)
-        how = launch or LaunchOptions()
-        return make_tensorrt_engine(source, out, limits, how, progress=progress, warn=warn, force=force)
+    source = Source(model, options, calibration, revision, allow_pickle)
+    if options.target == "cpu":
+        return _make_cpu_engine(source, out, limits, progress, force=force)
+    how = launch or LaunchOptions()
+    return make_tensorrt_engine(source, out, limits, how, progress=progress, warn=warn, force=force)
+
+
+def _make_cpu_engine(source: Source, out: Path, limits: BuildOptions, progress: Progress, *, force: bool) -> Path:
+    """The engine of the cpu runtime."""
     from trtbuild.engine.cpu import build_engine, is_checkpoint, read_checkpoint_config, require_same_options
     from trtbuild.importers import without_auto
 
     check_output(out, force=force)
     limits.require()
-    given = Path(model)
+    given, options = Path(source.model), source.options
     require_engine(_families_in(given))
     with staged_dir(out, force=force) as folder:
         if is_checkpoint(given):
@@ -70,13 +76,13 @@ def make_engine(
         else:
             checkpoint = folder / "checkpoint"
             make_checkpoint(
-                model,
+                source.model,
                 checkpoint,
                 options,
-                calibration=calibration,
-                revision=revision,
+                calibration=source.calibration,
+                revision=source.revision,
                 progress=progress,
-                allow_pickle=allow_pickle,
+                allow_pickle=source.allow_pickle,
                 for_engine=True,
             )
         made_by = read_manifest(checkpoint)

@@ -22,7 +22,7 @@ from trtbuild.errors import ToolError
 from trtbuild.manifest import read_manifest, tool_versions, write_manifest
 from trtbuild.planning import make_plan
 from trtbuild.progress import Progress, silent, stretch
-from trtbuild.spec import CalibrationOptions, ConvertOptions
+from trtbuild.spec import CALIBRATION, CalibrationOptions, ConvertOptions
 from trtbuild.staging import check_disk, check_not_input, check_output, staged_dir
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """What an engine is made of: a model's name, or the folder of a ready checkpoint."""
+    """What an engine is made of, whatever its target: a model's name, or the folder of a ready checkpoint."""
 
     model: str
     options: ConvertOptions
@@ -68,6 +68,25 @@ class EnginePlan:
 
 
 def plan_engine(
+    model: str,
+    options: ConvertOptions,
+    limits: BuildOptions,
+    launch: LaunchOptions,
+    *,
+    calibration: CalibrationOptions = CALIBRATION,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+) -> EnginePlan:
+    """Decide the build that `make_engine` would perform for target tensorrt, and start nothing.
+
+    Raises:
+        CheckpointError, UnsupportedModel, HubError: there is nothing to build of, or the checkpoint has faults.
+        PlanError: what the converter, TensorRT-LLM, the GPU or the launcher would refuse. EngineError: mixed GPUs.
+    """
+    return _plan(Source(model, options, calibration, revision, allow_pickle), limits, launch)
+
+
+def _plan(
     source: Source,
     limits: BuildOptions,
     launch: LaunchOptions,
@@ -75,12 +94,7 @@ def plan_engine(
     read_data: bool = False,
     progress: Progress = silent,
 ) -> EnginePlan:
-    """Decide a build; `read_data`: a ready checkpoint is read whole, as before a build, not only its headers.
-
-    Raises:
-        CheckpointError, UnsupportedModel, HubError: there is nothing to build of, or the checkpoint has faults.
-        PlanError: what the converter, TensorRT-LLM, the GPU or the launcher would refuse. EngineError: mixed GPUs.
-    """
+    """The plan; `read_data`: a ready checkpoint is read whole, as before a build, not only its headers."""
     from trtbuild.engine.tensorrt.build import layer_algos, look, prepare
     from trtbuild.hub.snapshot import local_folder
     from trtbuild.lint.read import parts_of
@@ -128,7 +142,7 @@ def make_tensorrt_engine(
     from trtbuild.engine.tensorrt.ranks import FOLDER
 
     check_output(out, force=force)
-    plan = plan_engine(source, limits, launch, read_data=True, progress=progress)
+    plan = _plan(source, limits, launch, read_data=True, progress=progress)
     for text in plan.warnings:
         warn(text)
     require_host(plan.obstacles)
@@ -138,6 +152,7 @@ def make_tensorrt_engine(
         check_disk(out, folder, plan.rank_bytes)  # an engine is about as large as its checkpoint
         share = 0.5 if plan.given is None else 0.0
         checkpoint = plan.given or _converted(source, folder / FOLDER, stretch(progress, 0.0, share))
+        made_by = read_manifest(checkpoint)  # now: one that was made for this is gone with the last build
         built: dict[str, Built] = {}
         hashes: dict[str, str] = {}
         for number, (part, prepared) in enumerate(plan.parts.items()):
@@ -150,7 +165,6 @@ def make_tensorrt_engine(
             hashes |= {(Path(part) / name).as_posix(): digest for name, digest in digests.items()}
             for text in built[part].warnings:
                 warn(text)
-        made_by = read_manifest(checkpoint)
         shutil.rmtree(folder / FOLDER, ignore_errors=True)
         _write_manifest(folder, plan, built, made_by, hashes)
     return out

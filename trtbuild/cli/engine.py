@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
 import typer
 
 from trtbuild.cli.engine_options import (
@@ -56,9 +54,6 @@ from trtbuild.cli.output import note, print_json, progress_bar
 from trtbuild.engine.options import BuildOptions, LaunchOptions
 from trtbuild.engine.tensorrt.settings import with_settings
 from trtbuild.spec import AUTO, CALIBRATION, CalibrationOptions, ConvertOptions
-
-if TYPE_CHECKING:
-    from trtbuild.building_tensorrt import EnginePlan
 
 NAME = "engine"
 PANEL = "Build"
@@ -118,7 +113,9 @@ def command(
     launch = launch_options(mode, launcher, processes, hostfile, timeout, hang, timing_cache, log_dir)
     calibration = CalibrationOptions(calib, calib_samples, calib_length, calib_seed, calib_chat, calib_search)
     if dry_run or as_json:
-        _show(output, dry_run, as_json, (model, options, calibration, revision, allow_pickle), limits, launch)
+        if not dry_run or options.target != "tensorrt":
+            raise typer.BadParameter("--dry-run is for --target tensorrt, and --json for --dry-run")
+        _show(model, output, options, limits, launch, calibration, revision, allow_pickle, as_json)
     else:
         _make(model, output, options, limits, launch, calibration, revision, force, allow_pickle)
 
@@ -156,16 +153,23 @@ def _make(
 
 
 def _show(
-    output: Path, dry_run: bool, as_json: bool, source: tuple[Any, ...], limits: BuildOptions, launch: LaunchOptions
+    model: str,
+    output: Path,
+    options: ConvertOptions,
+    limits: BuildOptions,
+    launch: LaunchOptions,
+    calibration: CalibrationOptions,
+    revision: str | None,
+    allow_pickle: bool,
+    as_json: bool,
 ) -> None:
     """The dry run: what would run and be written."""
     from trtbuild import pipeline
-    from trtbuild.building_tensorrt import Source
     from trtbuild.cli.engine_plan import document, show
 
-    if not dry_run or source[1].target != "tensorrt":
-        raise typer.BadParameter("--dry-run is for --target tensorrt, and --json for --dry-run")
-    plan: EnginePlan = pipeline.plan_engine(Source(*source), limits, launch)
+    plan = pipeline.plan_engine(
+        model, options, limits, launch, calibration=calibration, revision=revision, allow_pickle=allow_pickle
+    )
     if as_json:
         print_json(document(plan, output))
     else:

@@ -69,7 +69,7 @@ FAILURES: tuple[Failure, ...] = (
     Failure(
         "host-memory",
         (
-            r"(?:oom[-_]kill event|Out Of Memory|OOM[- ]killed|^Killed\b|std::bad_alloc|\bMemoryError|"
+            r"(?:oom[-_]kill event|Out Of Memory|OOM[- ]killed|^Killed\b|task \d+: Killed|std::bad_alloc|\bMemoryError|"
             r"Cannot allocate memory)",
         ),
         "the host's memory is used up",
