@@ -69,10 +69,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "planning": BASE | {"plan", "hub", "checkpoint", "importers", "families", "sizing", "llmapi"},
     "converting": BASE
     | {"planning", "plan", "quantizing", "exporting", "calibrate", "hub", "checkpoint", "importers", "lint", "reshard"},
-    "building": BASE | {"planning", "converting", "engine", "importers", "families"},
+    "building": BASE | {"planning", "converting", "engine", "importers", "families", "building_tensorrt"},
+    "building_tensorrt": BASE | {"planning", "converting", "engine", "importers", "checkpoint", "hub", "lint"},
     "verifying": BASE | {"planning", "converting", "building", "engine", "verify"},
     "checking": BASE | {"lint", "repo"},
-    "pipeline": {"planning", "converting", "building", "verifying", "checking", "running"},
+    "pipeline": {"planning", "converting", "building", "building_tensorrt", "verifying", "checking", "running"},
     "cli": BASE
     | {
         "pipeline",
@@ -196,6 +197,9 @@ PURE = [
     "doctor/judge",
     "doctor/topics",
     "verify/report",
+    "engine/options",
+    *(f"engine/tensorrt/{name}" for name in ("options_table", "settings", "build_config", "effects", "command")),
+    *(f"engine/tensorrt/{name}" for name in ("failures", "failure_table")),
 ]
 EFFECTS = {"os", "subprocess", "socket", "shutil", "tempfile", "time", "urllib", "threading", "random"}
 SOURCES = sorted(PACKAGE.rglob("*.py")) + sorted((ROOT / "model_repo_templates").rglob("*.py"))

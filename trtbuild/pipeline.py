@@ -5,6 +5,7 @@
     make_checkpoint     folder -> TensorRT-LLM checkpoint, rank files            converting.py  calibrate/, checkpoint/
     check_artifact      checkpoint or repository -> Report of all its faults     checking.py    lint/, repo/check/
     reshard_checkpoint  checkpoint -> the same one for another TP x PP           converting.py  reshard.py, checkpoint/
+    plan_engine         the same as make_engine for TensorRT, up to the start    building_tensorrt.py
     make_engine         model or checkpoint -> engine, one process a rank        building.py    engine/
     verify_artifact     engine or checkpoint beside its float32 model -> Report  verifying.py   verify/
     run_recipe          recipe -> all of these, skipping what stands already     running.py     recipe/
@@ -16,6 +17,7 @@ in the middle perform what `plan.py` decided; the folders on the right are stage
 from __future__ import annotations
 
 from trtbuild.building import make_engine
+from trtbuild.building_tensorrt import plan_engine
 from trtbuild.checking import check_artifact
 from trtbuild.converting import make_checkpoint, reshard_checkpoint
 from trtbuild.planning import make_plan, resolve
@@ -27,6 +29,7 @@ __all__ = [
     "make_checkpoint",
     "make_engine",
     "make_plan",
+    "plan_engine",
     "plan_run",
     "reshard_checkpoint",
     "resolve",

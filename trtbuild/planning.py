@@ -47,23 +47,18 @@ def plan_source(
     return _plan_index(source.path, options) or plan_folder(source.path, options, allow_pickle=allow_pickle)[0]
 
 
-def require_engine(families: Iterable[Family], target: str = "cpu") -> None:
-    """Refuse targets, and families, for which there is no engine.
+def require_engine(families: Iterable[Family]) -> None:
+    """Refuse families for which there is no cpu engine.
 
     Raises:
         EngineError: says what trtbuild does for such a model.
     """
-    if target != "cpu":
-        raise EngineError(
-            f"trtbuild engine cannot build for target {target!r} yet",
-            hint="Make the checkpoint with `trtbuild checkpoint --target tensorrt`; run trtllm-build on the GPU host.",
-        )
     for family in families:
         if not family.engine:
             raise EngineError(
                 f"there is no cpu engine for {family.name}: the cpu runtime and serving are for decoder-only models",
                 hint="What works: `trtbuild plan`, `trtbuild checkpoint`, and running the checkpoint to compare its "
-                "numbers (`python -m trtbuild.runtime.encoder`). Build its engine with trtllm-build on a GPU host.",
+                "numbers (`python -m trtbuild.runtime.encoder`); `trtbuild engine --target tensorrt` on a GPU host.",
             )
 
 

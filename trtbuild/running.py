@@ -123,8 +123,8 @@ def run_recipe(
     stages = stages_of(recipe, until)
     run = _Run(recipe, work, workers=workers, allow_pickle=allow_pickle)
     run.plan.require()
-    if "engine" in stages:
-        require_engine((part.family for part in run.plan.parts), recipe.target)
+    if "engine" in stages and recipe.target == "cpu":
+        require_engine(part.family for part in run.plan.parts)
     done = [Outcome("plan", None, True, "", 0.0)]
     with claimed(work):
         write_recipe(work, write(recipe))

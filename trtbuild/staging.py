@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,11 +51,13 @@ def check_output(out: Path, *, force: bool = False) -> None:
 
 
 @contextmanager
-def staged_dir(out: Path, *, force: bool = False, resume: bool = False) -> Iterator[Path]:
+def staged_dir(
+    out: Path, *, force: bool = False, resume: bool = False, keep: type[Exception] | None = None
+) -> Iterator[Path]:
     """Yield a directory to write into; it becomes `out` when the block ends without an error.
 
     With `resume` it holds what a killed or interrupted run left, and the block decides what of that is good; Ctrl-C and
-    SIGTERM then leave it for the next run, while errors always remove it.
+    SIGTERM then leave it for the next run, while errors remove it, but for those of the kind `keep`.
 
     Raises:
         OutputError: the output exists, another process writes it, or the file system refuses.
@@ -78,11 +81,11 @@ def staged_dir(out: Path, *, force: bool = False, resume: bool = False) -> Itera
         if error.errno in _REASONS and error.errno != errno.ENOENT:
             raise write_error(out, error) from error
         raise
-    except (KeyboardInterrupt, SystemExit):
-        done = done or resume  # what is finished is kept for the same command
-        raise
     finally:
-        if not done:
+        why = sys.exc_info()[1]
+        interrupted = why is not None and not isinstance(why, Exception)
+        kept = resume and (interrupted or (keep is not None and isinstance(why, keep)))
+        if not done and not kept:  # what is finished is kept for the same command
             shutil.rmtree(partial, ignore_errors=True)
         os.close(lock)
 

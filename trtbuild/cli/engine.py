@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
 
 import typer
 
+from trtbuild.cli.engine_options import (
+    DryRunOpt,
+    EngineJsonOpt,
+    HangOpt,
+    HostfileOpt,
+    LauncherOpt,
+    LogDirOpt,
+    MaxBatchSizeOpt,
+    MaxNumTokensOpt,
+    MaxSeqLenOpt,
+    ModeOpt,
+    ProcessesOpt,
+    SetOpt,
+    TimeoutOpt,
+    TimingCacheOpt,
+    launch_options,
+)
 from trtbuild.cli.options import (
     AllowPickleOpt,
     CalibChatOpt,
@@ -34,12 +51,14 @@ from trtbuild.cli.options import (
     TpOpt,
     convert_options,
 )
-from trtbuild.cli.output import note, progress_bar
-from trtbuild.engine.options import BuildOptions
+from trtbuild.cli.output import note, print_json, progress_bar
+from trtbuild.engine.options import BuildOptions, LaunchOptions
+from trtbuild.engine.tensorrt.settings import with_settings
 from trtbuild.spec import AUTO, CALIBRATION, CalibrationOptions, ConvertOptions
 
 NAME = "engine"
 PANEL = "Build"
+_USUAL = LaunchOptions()
 
 
 def command(
@@ -59,15 +78,9 @@ def command(
     calib_search: CalibSearchOpt = CALIBRATION.search,
     calib_chat: CalibChatOpt = CALIBRATION.chat,
     target: TargetOpt = "cpu",
-    max_batch_size: Annotated[
-        int, typer.Option(min=1, help="Requests in flight at once.")
-    ] = BuildOptions.max_batch_size,
-    max_seq_len: Annotated[
-        int | None, typer.Option(min=2, help="Longest prompt and output together.", show_default="of the model")
-    ] = None,
-    max_num_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens of one step; longer prompts are cut into chunks.")
-    ] = BuildOptions.max_num_tokens,
+    max_batch_size: MaxBatchSizeOpt = None,
+    max_seq_len: MaxSeqLenOpt = None,
+    max_num_tokens: MaxNumTokensOpt = None,
     parallel_embedding: ParallelEmbeddingOpt = False,
     embedding_dim: EmbeddingDimOpt = 0,
     embedding_sharing: EmbeddingSharingOpt = False,
@@ -77,28 +90,88 @@ def command(
     revision: RevisionOpt = None,
     allow_pickle: AllowPickleOpt = False,
     force: ForceOpt = False,
+    settings: SetOpt = [],  # noqa: B006
+    mode: ModeOpt = _USUAL.mode,
+    launcher: LauncherOpt = _USUAL.launcher,
+    processes: ProcessesOpt = None,
+    hostfile: HostfileOpt = None,
+    timeout: TimeoutOpt = _USUAL.timeout_s,
+    hang: HangOpt = _USUAL.hang_s,
+    timing_cache: TimingCacheOpt = None,
+    log_dir: LogDirOpt = None,
+    dry_run: DryRunOpt = False,
+    as_json: EngineJsonOpt = False,
 ) -> None:
-    """Build an engine: one process a rank, under mpirun.
+    """Build an engine: one process a rank, under mpirun or srun.
 
     MODEL may also be a TensorRT-LLM checkpoint; its own layout, dtype and quantization then hold.
     """
-    from trtbuild import pipeline
-
     embedding = (parallel_embedding, embedding_dim, embedding_sharing)
     options = convert_options(
         tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm, quant_layer
     )
-    limits = BuildOptions(max_batch_size, max_seq_len, max_num_tokens)
+    limits = with_settings(BuildOptions(max_batch_size, max_seq_len, max_num_tokens), settings)
+    launch = launch_options(mode, launcher, processes, hostfile, timeout, hang, timing_cache, log_dir)
+    calibration = CalibrationOptions(calib, calib_samples, calib_length, calib_seed, calib_chat, calib_search)
+    if dry_run or as_json:
+        if not dry_run or options.target != "tensorrt":
+            raise typer.BadParameter("--dry-run is for --target tensorrt, and --json for --dry-run")
+        _show(model, output, options, limits, launch, calibration, revision, allow_pickle, as_json)
+    else:
+        _make(model, output, options, limits, launch, calibration, revision, force, allow_pickle)
+
+
+def _make(
+    model: str,
+    output: Path,
+    options: ConvertOptions,
+    limits: BuildOptions,
+    launch: LaunchOptions,
+    calibration: CalibrationOptions,
+    revision: str | None,
+    force: bool,
+    allow_pickle: bool,
+) -> None:
+    from trtbuild import pipeline
+
+    if options.target == "cpu" and launch != _USUAL:
+        raise typer.BadParameter("options of the TensorRT build need --target tensorrt")
     with progress_bar("engine") as progress:
         made = pipeline.make_engine(
             model,
             output,
             options,
             limits,
-            calibration=CalibrationOptions(calib, calib_samples, calib_length, calib_seed, calib_chat, calib_search),
+            calibration=calibration,
             revision=revision,
             progress=progress,
             force=force,
             allow_pickle=allow_pickle,
+            launch=launch,
+            warn=lambda text: note(f"warning: {text}"),
         )
-    note(f"engine of {len(list(made.glob('rank*.engine')))} rank(s) in {made}")
+    note(f"engine of {len(list(made.rglob('rank*.engine')))} rank(s) in {made}")
+
+
+def _show(
+    model: str,
+    output: Path,
+    options: ConvertOptions,
+    limits: BuildOptions,
+    launch: LaunchOptions,
+    calibration: CalibrationOptions,
+    revision: str | None,
+    allow_pickle: bool,
+    as_json: bool,
+) -> None:
+    """The dry run: what would run and be written."""
+    from trtbuild import pipeline
+    from trtbuild.cli.engine_plan import document, show
+
+    plan = pipeline.plan_engine(
+        model, options, limits, launch, calibration=calibration, revision=revision, allow_pickle=allow_pickle
+    )
+    if as_json:
+        print_json(document(plan, output))
+    else:
+        show(plan, output)

