@@ -47,7 +47,7 @@ from trtbuild.cli.sizing import (
 from trtbuild.errors import PlanError
 from trtbuild.sizing.legality import LATEST
 from trtbuild.sizing.target import Limits, Target
-from trtbuild.spec import AUTO, SMS, ConvertOptions
+from trtbuild.spec import AUTO, ConvertOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -97,31 +97,33 @@ def command(
     """
     from trtbuild import pipeline
 
-    limits = (max_batch_size, max_num_tokens, max_seq_len, kv_fraction, release)
-    asked = Asked(gpu, context, concurrency, gpus, gpus_per_node, *limits)
+    asked = Asked(
+        gpu,
+        context,
+        concurrency,
+        gpus,
+        gpus_per_node,
+        max_batch_size,
+        max_num_tokens,
+        max_seq_len,
+        kv_fraction,
+        release,
+    )
     asked.require(fit)
-    if asked.gpu:
-        target, sm = "tensorrt", asked.gpu.sm if asked.gpu.sm in SMS else sm
+    tp, pp, target, sm = asked.settled(fit, tp, pp, target, sm)
     embedding = (parallel_embedding, embedding_dim, embedding_sharing)
-    # The search chooses the layout itself, so the plan that it starts from has none.
-    tp, pp = (1, 1) if fit else (tp, pp)
     options = convert_options(
         tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm, quant_layer
     )
     plan = pipeline.make_plan(model, options, revision, allow_pickle=allow_pickle)
     if fit:
-        only = (None if quant == AUTO else quant, None if kv_cache == ConvertOptions.kv_cache else kv_cache)
-        show_fit(model, plan, asked, *only, as_json=as_json)
-        return
-    _show_plan(model, plan, asked, as_json)
+        show_fit(model, plan, asked, None if quant == AUTO else quant, kv_cache, as_json=as_json)
+    else:
+        _report(model, plan, asked, as_json=as_json)
 
 
-def _show_plan(model: str, plan: ModelPlan, asked: Asked, as_json: bool) -> None:
-    """Print a plan, and with a GPU what it needs there.
-
-    Raises:
-        PlanError: its problems, and that it does not fit.
-    """
+def _report(model: str, plan: ModelPlan, asked: Asked, *, as_json: bool) -> None:
+    """Print the plan, and the estimate where one is asked for; raise PlanError for what is wrong with either."""
     sizing = asked.estimate(plan) if asked.gpu and not plan.problems else None
     if as_json:
         found = document(model, plan)

@@ -53,6 +53,31 @@ def families(as_json: JsonOpt = False) -> None:
 
 
 @app.command()
+def gpus(as_json: JsonOpt = False) -> None:
+    """GPUs that `trtbuild plan --gpu` knows."""
+    from trtbuild.sizing.gpus import GPUS
+
+    rows = [
+        {
+            "gpu": gpu.name,
+            "sm": gpu.sm,
+            "memory_gib": gpu.memory_gib,
+            "bandwidth_gb_s": gpu.bandwidth,
+            "nvlink_gb_s": gpu.nvlink,
+            "fp8": gpu.fp8,
+            "int8_int4": gpu.int8,
+            "aliases": list(gpu.aliases),
+            "refused": gpu.refused,
+        }
+        for gpu in GPUS
+    ]
+    if as_json:
+        print_json({"schema": 1, "gpus": rows})
+        return
+    _table([{key: row[key] for key in ("gpu", "sm", "memory_gib", "nvlink_gb_s", "fp8", "int8_int4")} for row in rows])
+
+
+@app.command()
 def methods(as_json: JsonOpt = False) -> None:
     """Quantization methods."""
     from trtbuild.quantize.methods import METHODS

@@ -11,6 +11,7 @@ from trtbuild.cli.output import data, note, print_json, size
 from trtbuild.errors import PlanError
 from trtbuild.sizing.gpus import GPUS, Gpu, find_gpu
 from trtbuild.sizing.target import Limits, Target
+from trtbuild.spec import SMS, ConvertOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -142,6 +143,12 @@ class Asked:
         if not self.gpu_name and given:
             raise typer.BadParameter(f"{' and '.join(given)} needs --gpu NAME")
 
+    def settled(self, fit: bool, tp: int, pp: int, target: str, sm: int) -> tuple[int, int, str, int]:
+        """(tp, pp, target, sm) to plan with: a GPU means TensorRT-LLM, and a search starts from a plan without ranks."""
+        if self.gpu is None:
+            return tp, pp, target, sm
+        return *((1, 1) if fit else (tp, pp)), "tensorrt", self.gpu.sm if self.gpu.sm in SMS else sm
+
     def target(self, plan: ModelPlan, concurrency: int) -> Target:
         from trtbuild.sizing.estimate import default_context, refusals
 
@@ -203,15 +210,18 @@ def sizing_document(found: Estimate) -> dict[str, Any]:
     }
 
 
-def show_fit(
-    model: str, plan: ModelPlan, asked: Asked, quant: str | None, kv_cache: str | None, *, as_json: bool
-) -> None:
-    """Search and print. Raises PlanError where nothing fits."""
+def show_fit(model: str, plan: ModelPlan, asked: Asked, quant: str | None, kv_cache: str, *, as_json: bool) -> None:
+    """Search and print; `quant` and a `kv_cache` that is not "none" are the only ones tried.
+
+    Raises:
+        PlanError: nothing fits.
+    """
     from trtbuild.sizing.estimate import DEFAULT_CONCURRENCY
     from trtbuild.sizing.fit import fit
 
     target = asked.target(plan, DEFAULT_CONCURRENCY)
-    found = fit(plan, target, asked.gpus, quant=quant, kv_cache=kv_cache)
+    kv = None if kv_cache == ConvertOptions.kv_cache else kv_cache
+    found = fit(plan, target, asked.gpus, quant=quant, kv_cache=kv)
     if as_json:
         print_json(
             {
