@@ -53,6 +53,11 @@ def require_engine(families: Iterable[Family], target: str = "cpu") -> None:
     Raises:
         EngineError: says what trtbuild does for such a model.
     """
+    if target == "llmapi":
+        raise EngineError(
+            "there is no engine for target 'llmapi': trtllm-serve and vllm serve read the checkpoint itself",
+            hint="Make it with `trtbuild checkpoint --target llmapi`.",
+        )
     if target != "cpu":
         raise EngineError(
             f"trtbuild engine cannot build for target {target!r} yet",
