@@ -177,7 +177,7 @@ def test_tp_that_does_not_divide_names_the_values_that_work(llama_folder: Path, 
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--quant", "int3"), ("--dtype", "fp8"), ("--target", "llmapi"), ("--tp", 0)]
+    ("option", "value"), [("--quant", "int3"), ("--dtype", "fp8"), ("--target", "gpu"), ("--tp", 0)]
 )
 def test_wrong_usage(option: str, value: object, llama_folder: Path, tmp_path: Path) -> None:
     fails(2, option, model=llama_folder, out=tmp_path / "out", options=(option, value))

@@ -170,7 +170,7 @@ def test_plan_command_prints_json_with_its_problems(llama_folder: Path) -> None:
     assert "tp 1, 2, 4 or 8 works" in done.stderr
 
 
-@pytest.mark.parametrize("table", ["families", "methods", "exit-codes"])
+@pytest.mark.parametrize("table", ["families", "gpus", "methods", "exit-codes"])
 def test_show(table: str) -> None:
     done = trtbuild("show", table, "--json")
     assert done.returncode == 0, done.stderr

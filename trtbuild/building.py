@@ -55,7 +55,7 @@ def make_engine(
 
     if options.target == "llmapi":
         raise EngineError(
-            "target llmapi has no engine: the PyTorch backend loads the checkpoint itself",
+            "there is no engine for target 'llmapi': trtllm-serve and vllm serve read the checkpoint itself",
             hint="Make it with `trtbuild checkpoint --target llmapi`.",
         )
     source = Source(model, options, calibration, revision, allow_pickle)

@@ -3,6 +3,7 @@
     resolve             model name -> folder                                     planning.py    hub/
     make_plan           config + safetensors headers -> ModelPlan                planning.py    plan.py, checkpoint/
     make_checkpoint     folder -> TensorRT-LLM checkpoint, rank files            converting.py  calibrate/, checkpoint/
+                        or a quantized Hugging Face one (--target llmapi)        exporting.py   llmapi/
     check_artifact      checkpoint or repository -> Report of all its faults     checking.py    lint/, repo/check/
     reshard_checkpoint  checkpoint -> the same one for another TP x PP           converting.py  reshard.py, checkpoint/
     plan_engine         the same as make_engine for TensorRT, up to the start    building_tensorrt.py

@@ -73,6 +73,8 @@ def command(
 ) -> None:
     """Convert a model, or re-shard a checkpoint, to a TensorRT-LLM checkpoint: config.json and rankN.safetensors.
 
+    With --target llmapi it is a Hugging Face checkpoint in ModelOpt's layout, for trtllm-serve and vLLM.
+
     A run that was killed or interrupted is resumed by the same command: what it had finished is verified and kept.
     """
     from trtbuild import pipeline
@@ -99,11 +101,15 @@ def command(
     except KeyboardInterrupt:
         note("what was finished is kept beside the output; the same command goes on from there")
         raise
-    _say(made, options.world_size)
+    _say(made, options)
 
 
-def _say(made: Path, world_size: int) -> None:
+def _say(made: Path, options: ConvertOptions) -> None:
     for text in (read_manifest(made).get("source") or {}).get("imported", {}).get("notes", []):
         note(text)
-    ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
+    if options.target == "llmapi":
+        note(f"Hugging Face checkpoint in {made}")
+        note(f"next: trtllm-serve {made}, or vllm serve {made}, on a GPU host")
+        return
+    ranks = "1 rank" if options.world_size == 1 else f"{options.world_size} ranks"
     note(f"checkpoint of {ranks} in {made}")

@@ -207,17 +207,21 @@ def _table(part: Plan) -> Table:
     from rich.table import Table
 
     options = part.options
-    title = f"tp {options.tp_size} x pp {options.pp_size}, {part.dtype}, quant {options.quant}"
+    files = options.target == "llmapi"
+    layout = "Hugging Face files" if files else f"tp {options.tp_size} x pp {options.pp_size}"
+    title = f"{layout}, {part.dtype}, quant {options.quant}"
     if options.kv_cache_algo:
         title += f", KV cache {options.kv_cache}"
     table = Table(title=f"{part.folder}: {title}" if part.folder else title)
-    for column in ("rank", "tp rank", "stage", "layers", "tensors", "size"):
+    numbers = ("file",) if files else ("rank", "tp rank", "stage")
+    for column in (*numbers, "layers", "tensors", "size"):
         table.add_column(column, justify="right")
     for rank in part.ranks:
-        layers = f"{rank.layers.start}-{rank.layers.stop - 1}"
-        cells = (rank.rank, rank.tp_rank, rank.pp_rank, layers, len(rank.jobs), size(rank.nbytes))
-        table.add_row(*(str(cell) for cell in cells))
+        layers = f"{rank.layers.start}-{rank.layers.stop - 1}" if rank.layers else ""
+        place = (rank.rank + 1,) if files else (rank.rank, rank.tp_rank, rank.pp_rank)
+        table.add_row(*(str(cell) for cell in (*place, layers, len(rank.jobs), size(rank.nbytes))))
     table.add_section()
     tensors = sum(len(rank.jobs) for rank in part.ranks)
-    table.add_row("all", "", "", f"0-{part.spec.num_layers - 1}", str(tensors), size(part.checkpoint_bytes))
+    blank = [""] * (len(numbers) - 1)
+    table.add_row("all", *blank, f"0-{part.spec.num_layers - 1}", str(tensors), size(part.checkpoint_bytes))
     return table

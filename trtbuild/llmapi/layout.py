@@ -97,8 +97,9 @@ def hf_layout(
     return HfLayout(linears, norms, tuple(jobs))
 
 
-def in_shards(jobs: tuple[Job, ...], limit: int = SHARD_BYTES) -> tuple[RankJobs, ...]:
-    """Tensors in order, dealt to files of at most `limit` bytes; a file's number is its `rank`."""
+def in_shards(jobs: tuple[Job, ...], limit: int = 0) -> tuple[RankJobs, ...]:
+    """Tensors in order, dealt to files of at most `limit` bytes (0: SHARD_BYTES); a file's number is its `rank`."""
+    limit = limit or SHARD_BYTES
     files: list[list[Job]] = []
     held = limit + 1
     for job in jobs:
