@@ -14,21 +14,17 @@ from typing import Any
 import pytest
 
 from tests.tiny import make_llama, trtbuild
+from trtbuild import __version__
 from trtbuild.cli.stage_commands import serve_command, stage_command
 from trtbuild.manifest import read_manifest, sha256_file
 from trtbuild.recipe.contents import Recipe, parse
 from trtbuild.recipe.shelf import load, shipped_paths
+from trtbuild.running import plan_run
 
 SMOL = "smollm2-135m-instruct.int8.cpu"
 TINY = """\
 model: {model}
-convert:
-  tp_size: 2
-  quant: int4_awq
-  group_size: 64
-  quant_layers:
-  - {{pattern: "transformer.layers.0.*", method: none}}
-calibration: {{samples: 2, length: 16}}
+convert: {{tp_size: 2, quant: int8}}
 build: {{max_batch_size: 4, max_seq_len: 64, max_num_tokens: 32}}
 repo: {{preprocessing_instances: 2}}
 """
@@ -38,9 +34,7 @@ repo: {{preprocessing_instances: 2}}
 def tiny(tmp_path_factory: pytest.TempPathFactory, demo_model: Path) -> Path:
     """A tiny model with the demo model's tokenizer, and its recipe beside it."""
     folder = tmp_path_factory.mktemp("run")
-    # 128 inputs a rank: groups of 64 hold for tp 2.
-    sizes = {"vocab_size": 49152, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
-    model = make_llama(folder / "model", **sizes, dtype="float16")
+    model = make_llama(folder / "model", vocab_size=49152, num_hidden_layers=2, dtype="float16")
     for pattern in ("tokenizer*", "chat_template*"):
         for path in demo_model.glob(pattern):
             shutil.copyfile(path, model / path.name)
@@ -64,7 +58,7 @@ def work(made: Path, tmp_path: Path) -> Path:
 
 def run(recipe: object, work: Path, *options: object, code: int = 0) -> list[dict[str, Any]]:
     """Run a recipe with --json; the stages of its answer."""
-    done = trtbuild("run", recipe, "-o", work, "--json", *options)
+    done = trtbuild("run", recipe, "-o", work, "--json", *options, env={"OMP_NUM_THREADS": "1"})
     assert done.returncode == code, done.stderr
     stages: list[dict[str, Any]] = json.loads(done.stdout)["stages"] if done.stdout else []
     return stages
@@ -76,7 +70,8 @@ def made_by(stages: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 def test_the_demo_recipe_runs_from_model_to_repository(demo_model: Path, tmp_path: Path) -> None:
-    sets = ("--set", f"model={demo_model}", "--set", "verify=null")  # verify alone takes longer than all the rest
+    """Without verify, which takes a minute for this model; the tiny one is verified below."""
+    sets = ("--set", f"model={demo_model}", "--set", "verify=null")
     stages = run(SMOL, tmp_path / "w", *sets)
     assert [stage["stage"] for stage in stages] == ["plan", "checkpoint", "engine", "repo"]
     kinds = ["checkpoint", "engine", "repository"]
@@ -103,28 +98,43 @@ def test_only_what_an_option_changes_is_made_anew(work: Path, tiny: Path) -> Non
     assert json.loads((work / "engine" / "config.json").read_text())["build_config"]["max_batch_size"] == 3
     because = made_by(run(tiny / "recipe.yaml", work, "--set", "build.max_batch_size=3"))
     assert set(because) == {"repo"}
-    because = made_by(run(tiny / "recipe.yaml", work, "--set", "calibration.seed=5", "--until", "checkpoint"))
-    assert because == {"checkpoint": "calibration.seed 1234 -> 5"}
+
+
+def why(recipe: Path, work: Path, *sets: str) -> dict[str, str]:
+    """Stage -> why a run would make it, of those that do not stand."""
+    _, steps = plan_run(load(str(recipe), sets), work)
+    return {step.stage: step.because for step in steps[1:] if not step.stands}
 
 
 def test_what_was_changed_or_lost_is_made_anew(work: Path, tiny: Path) -> None:
+    recipe = tiny / "recipe.yaml"
+    shutil.rmtree(work / "repo")
+    assert why(recipe, work) == {"repo": "it is not there"}
     (work / "engine" / "rank1.engine").unlink()
-    assert made_by(run(tiny / "recipe.yaml", work, "--until", "engine")) == {"engine": "rank1.engine is gone"}
+    assert why(recipe, work)["engine"] == "rank1.engine is gone"
     with (work / "engine" / "trtbuild.json").open("a") as handle:
         handle.write("\n")
-    assert made_by(run(tiny / "recipe.yaml", work, "--until", "engine")) == {"engine": "its trtbuild.json was changed"}
+    assert why(recipe, work)["engine"] == "its trtbuild.json was changed"
+    later = {"engine": "checkpoint is made anew", "repo": "checkpoint is made anew"}
+    seed = why(recipe, work, "calibration.seed=5")
+    assert seed == {"checkpoint": "calibration.seed 1234 -> 5", **later}
+    state = json.loads((work / "run.json").read_text())
+    state["stages"]["checkpoint"]["request"]["versions"]["trtbuild"] = "0.0.1"
+    (work / "run.json").write_text(json.dumps(state))
+    assert why(recipe, work)["checkpoint"] == f"versions.trtbuild 0.0.1 -> {__version__}"
     (work / "run.json").write_text("{")
-    because = made_by(run(tiny / "recipe.yaml", work, "--until", "checkpoint"))
-    assert because == {"checkpoint": "it was not finished"}
+    assert why(recipe, work) == {"checkpoint": "it was not finished", **later}
+    assert made_by(run(recipe, work, "--until", "checkpoint")) == {"checkpoint": "it was not finished"}
+    assert "checkpoint" not in why(recipe, work)
 
 
-def test_a_model_that_changed_is_converted_anew(tiny: Path, tmp_path: Path) -> None:
+def test_a_model_that_changed_is_converted_anew(tiny: Path, made: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(tiny / "model", tmp_path / "model"))
-    sets = ("--set", f"model={model}")
-    run(tiny / "recipe.yaml", tmp_path / "w", *sets, "--until", "checkpoint")
+    run(tiny / "recipe.yaml", tmp_path / "w", "--set", f"model={model}", "--until", "checkpoint")
+    assert "checkpoint" not in why(tiny / "recipe.yaml", tmp_path / "w", f"model={model}")
     os.utime(model / "model.safetensors", (1, 1))
-    because = made_by(run(tiny / "recipe.yaml", tmp_path / "w", *sets, "--until", "checkpoint"))
-    assert because["checkpoint"].startswith("source.files.model.safetensors")
+    because = why(tiny / "recipe.yaml", tmp_path / "w", f"model={model}")["checkpoint"]
+    assert because.startswith("source.files.model.safetensors")
 
 
 def test_a_dry_run_says_everything_and_writes_nothing(tiny: Path, made: Path, tmp_path: Path) -> None:
@@ -146,6 +156,19 @@ def test_a_dry_run_says_everything_and_writes_nothing(tiny: Path, made: Path, tm
     assert "engine: to do: build.max_batch_size 4 -> 2" in text
     assert "repo: to do: engine is made anew" in text
     assert f"{made}/checkpoint/rank1.safetensors" in text
+
+
+def test_the_commands_of_a_dry_run_do_the_same(tiny: Path, made: Path, work: Path) -> None:
+    shutil.rmtree(work / "checkpoint")
+    shutil.rmtree(work / "repo")
+    dry = json.loads(trtbuild("run", tiny / "recipe.yaml", "-o", work, "--dry-run", "--json").stdout)
+    for stage in dry["stages"]:
+        if stage["stage"] != "engine":  # that one is there; its flags are read back below
+            done = trtbuild(*stage["command"][1:])
+            assert done.returncode == 0, done.stderr
+    ours, theirs = (read_manifest(place / "checkpoint")["files"] for place in (made, work))
+    assert ours == theirs
+    assert read_manifest(made / "repo")["options"] == read_manifest(work / "repo")["options"]
 
 
 def parsed(argv: list[str]) -> dict[str, Any]:
@@ -171,6 +194,15 @@ def test_commands_of_shipped_recipes_are_read_back_by_the_command_line(name: str
         names += ("moe_tp", "moe_ep", "group_size", "kv_cache", "sm", "quant_layer")
         assert convert_options(*(given[key] for key in names)) == recipe.options
         assert given["model"] == recipe.model
+    engine = stage_command("engine", recipe, Path("work")) if recipe.target != "llmapi" else None
+    if engine is not None:
+        given = parsed(engine)
+        assert given["model"] == "work/checkpoint"
+        assert given["target"] == recipe.target
+        assert (given["max_batch_size"], given["max_seq_len"]) == (
+            recipe.build.max_batch_size,
+            recipe.build.max_seq_len,
+        )
     ports = parsed(serve_command(recipe, Path("work")))
     assert ports["http_port"] == recipe.serve.http_port
 
@@ -185,6 +217,19 @@ def test_what_no_flag_says_is_left_to_the_run() -> None:
     recipe = parse("model: a/b\nverify: {gates: {min_top1: 0.9, max_kl: null}}\nrevision: v1\n")
     words = stage_command("verify", recipe, Path("w"))
     assert words == shlex.split("trtbuild verify w/checkpoint --against a/b --revision v1 --min-top1 0.9")
+
+
+def test_flags_of_calibration_and_mixed_precision() -> None:
+    text = "model: a/b\ncalibration: {text: /t.txt, samples: 2, length: 16, seed: 7, chat: true, search: modelopt}\n"
+    layers = (
+        'convert.quant_layers=[{pattern: "*.fc", method: fp8}, {pattern: "*.gate", method: int4_awq, group_size: 64}]'
+    )
+    command = stage_command("checkpoint", parse(text, [layers]), Path("w"))
+    assert command is not None
+    given = parsed(command)
+    assert given["quant_layer"] == ["*.fc=fp8", "*.gate=int4_awq:64"]
+    calibration = [given[f"calib{name}"] for name in ("", "_samples", "_length", "_seed", "_chat", "_search")]
+    assert calibration == [Path("/t.txt"), 2, 16, 7, True, "modelopt"]
 
 
 def test_other_directories_are_left_alone(tiny: Path, tmp_path: Path) -> None:
@@ -223,7 +268,7 @@ def test_problems_come_before_anything_is_written(tiny: Path, tmp_path: Path) ->
 
 def test_a_gate_that_is_missed_ends_the_run(work: Path, tiny: Path) -> None:
     shutil.rmtree(work / "engine")
-    options = ("--set", "verify={tokens: 16, length: 16, gates: {max_kl: 0}}")
+    options = ("--set", "verify={tokens: 16, length: 16, one_rank: false, gates: {max_kl: 0}}")
     done = trtbuild("run", tiny / "recipe.yaml", "-o", work, *options)
     assert done.returncode == 8
     assert "max_kl" in done.stderr
