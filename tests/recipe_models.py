@@ -17,7 +17,10 @@ from typing import Any
 
 from tests.tiny import ROOT
 from trtbuild.fields import LINEAR
+from trtbuild.plan import ModelPlan
 from trtbuild.planning import make_plan
+from trtbuild.recipe.contents import Recipe
+from trtbuild.recipe.on_gpu import on_gpu
 from trtbuild.recipe.shelf import shipped
 
 DATA = ROOT / "tests" / "data" / "recipes"
@@ -56,8 +59,6 @@ def model_folder(hub_id: str, folder: Path) -> Path:
     return made
 
 
-GPU_MEMORY = {"A10": 21.99, "A10G": 22.05, "L4": 22.03, "L40S": 44.39, "H100": 79.10, "H200": 139.80}
-"""GiB that CUDA sees of a GPU, from public logs; not what its name says."""
 GIB = 1 << 30
 
 
@@ -68,34 +69,40 @@ def kv_token_bytes(config: dict[str, Any], tp: int, element: int) -> int:
     return int(config["num_hidden_layers"] * 2 * max(1, -(-heads // tp)) * size * element)
 
 
-def engine_bytes(plan: Any) -> int:
-    """Weights of the largest rank of an engine: as in its file, but where the build itself makes int8 of 16 bits.
+def engine_bytes(plan: ModelPlan) -> int:
+    """Weights of the largest rank of an engine: as in its file, but for two things that the build itself changes.
 
-    That is one byte an element and a scale of 2 bytes an output (checkpoint format, W8A16).
+    Weight-only int8 becomes one byte an element and a scale of 2 bytes an output; scales of AWQ groups are float32 in
+    the file, and of 16 bits in the engine (checkpoint format 5).
     """
     largest = 0
     for part in plan.parts:
         for rank in part.ranks:
             size = rank.nbytes
-            for job in rank.jobs if part.method.name == "int8" else ():
-                if LINEAR.search(job.name):
+            for job in rank.jobs:
+                if part.method.name == "int8" and LINEAR.search(job.name):
                     size -= job.nbytes - prod(job.shape) - 2 * job.shape[-2]
+                elif part.method.name == "int4_awq" and job.dtype == "F32" and len(job.shape) > 1:
+                    size -= job.nbytes // 2
             largest = max(largest, size)
     return largest
 
 
-def header(name: str, recipe: Any, plan: Any) -> str:
+def header(name: str, recipe: Recipe, plan: ModelPlan) -> str:
     """The comment that a recipe begins with: how it is run, what it takes, and where that is from."""
-    options = recipe.options
-    config = json.loads((DATA / folder_of(recipe.model) / "config.json").read_text())
     lines = ["yaml-language-server: $schema=recipe.schema.json", f"trtbuild run {name} -o work"]
-    if recipe.gpu:
-        kv = kv_token_bytes(config, options.tp_size, 1 if options.kv_cache_algo else 2)
-        lines.append(
-            f"GPU: {recipe.gpu.count} x {recipe.gpu.type} with {GPU_MEMORY[recipe.gpu.type]:.2f} GiB for CUDA. "
-            f"Each holds {engine_bytes(plan) / GIB:.2f} GiB of weights;"
-        )
-        lines.append(f"a token takes {kv / 1024:g} KiB of its KV cache. Activations and buffers come on top.")
+    sizing = on_gpu(recipe, plan)
+    if sizing and recipe.gpu:
+        verdict, gpu = sizing.verdict, sizing.target.gpu
+        rank = next(rank for rank in verdict.ranks if rank.rank == verdict.deciding)
+        lines += [
+            f"GPU: {recipe.gpu.count} x {recipe.gpu.type}, {gpu.memory_gib:.1f} GiB for CUDA each: "
+            f"{rank.weights / GIB:.1f} GiB of weights, {(rank.fixed - rank.weights) / GIB:.1f} GiB of activations and",
+            f"buffers, and a KV cache of {rank.kv_token_bytes / 1024:g} KiB a token: {verdict.sequences} sequences of "
+            f"{sizing.target.context} tokens at once.",
+        ]
+    elif recipe.gpu:
+        lines.append(f"GPU: {recipe.gpu.count} x {recipe.gpu.type}, to serve it; it is made without one.")
     else:
         lines.append("GPU: none.")
     disk = plan.checkpoint_bytes + plan.scratch_bytes
@@ -103,9 +110,7 @@ def header(name: str, recipe: Any, plan: Any) -> str:
         f"Host: {plan.memory_bytes / 1e9:.1f} GB of memory, {disk / 1e9:.1f} GB of disk beside the model's "
         f"{plan.source_bytes / 1e9:.1f} GB."
     )
-    lines.append(
-        "From: `trtbuild plan`, of the model's own config.json and tensors; tests/test_recipes.py computes it anew."
-    )
+    lines.append("From: `trtbuild plan`, of the model's own config.json and tensors; checked by tests/test_recipes.py.")
     return "".join(f"# {line}\n" for line in lines)
 
 

@@ -94,11 +94,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         "running",
     },
     # The sections of a recipe are the options of the stages.
-    "recipe": BASE | {"quantize", "engine", "repo", "serve", "verify"},
+    "recipe": BASE | {"quantize", "engine", "repo", "serve", "verify", "sizing", "plan"},
     "workdir": BASE,
     "running": BASE
     | {"planning", "plan", "converting", "building", "verifying", "verify", "checkpoint", "hub", "repo", "recipe"}
-    | {"workdir"},
+    | {"workdir", "sizing"},
 }
 # third-party packages that only some folders may import
 ONLY_IN = {
@@ -188,6 +188,7 @@ PURE = [
     "recipe/document",
     "recipe/binding",
     "recipe/contents",
+    "recipe/on_gpu",
     "recipe/schema",
     "verify/gates",
     "doctor/finding",

@@ -102,8 +102,8 @@ def test_only_what_an_option_changes_is_made_anew(work: Path, tiny: Path) -> Non
 
 def why(recipe: Path, work: Path, *sets: str) -> dict[str, str]:
     """Stage -> why a run would make it, of those that do not stand."""
-    _, steps = plan_run(load(str(recipe), sets), work)
-    return {step.stage: step.because for step in steps[1:] if not step.stands}
+    steps = plan_run(load(str(recipe), sets), work).steps[1:]
+    return {step.stage: step.because for step in steps if not step.stands}
 
 
 def test_what_was_changed_or_lost_is_made_anew(work: Path, tiny: Path) -> None:

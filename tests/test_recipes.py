@@ -20,8 +20,6 @@ from jsonschema import Draft202012Validator
 from tests.recipe_models import (
     BYTES,
     DATA,
-    GIB,
-    GPU_MEMORY,
     engine_bytes,
     folder_of,
     header,
@@ -31,15 +29,17 @@ from tests.recipe_models import (
     tensors_of,
 )
 from tests.tiny import ROOT, trtbuild
+from trtbuild.errors import RecipeError
+from trtbuild.plan import ModelPlan
 from trtbuild.planning import make_plan
+from trtbuild.recipe.contents import Recipe
+from trtbuild.recipe.on_gpu import on_gpu
 from trtbuild.recipe.schema import recipe_schema
 from trtbuild.recipe.shelf import load, shipped_paths
+from trtbuild.sizing.gpus import find_gpu
 
 PATHS = sorted((ROOT / "recipes").rglob("*.yaml"))
 NAMES = [path.name.removesuffix(".yaml") for path in PATHS]
-SM = {"A10": 86, "A10G": 86, "L4": 89, "L40S": 89, "H100": 90, "H200": 90}
-FP8_FROM = 89
-"""fp8 tensor cores: Ada and newer (engine-build 7)."""
 
 
 @pytest.fixture(scope="module")
@@ -70,21 +70,46 @@ def test_a_recipe_is_planned_without_problems_and_fits_its_gpu(name: str, models
     assert not plan.warnings
     text = (ROOT / "recipes" / f"{name}.yaml").read_text()
     assert text.startswith(header(name, recipe, plan)), "python -m tests.recipe_models"
-    if recipe.target == "cpu":
-        return
-    gpu = recipe.gpu
-    assert gpu is not None
-    assert recipe.convert.sm == SM[gpu.type]
-    kinds = {recipe.convert.quant, recipe.convert.kv_cache}
-    assert SM[gpu.type] >= FP8_FROM or not kinds & {"fp8", "fp8_rowwise", "w4a8_awq"}
+    if recipe.target == "tensorrt":
+        assert recipe.gpu is not None
+        assert find_gpu(recipe.gpu.type).sm == recipe.options.sm
+        check_on_gpu(recipe, plan)
+
+
+def check_on_gpu(recipe: Recipe, plan: ModelPlan) -> None:
+    """It is legal there, a sequence of full length fits, and so it does by arithmetic of our own (engine-build 9.2)."""
+    sizing = on_gpu(recipe, plan)
+    assert sizing is not None
+    assert not sizing.verdict.problems
+    assert not sizing.verdict.warnings
+    assert sizing.verdict.paged_context
+    assert sizing.verdict.sequences >= 2
     config = json.loads((DATA / folder_of(recipe.model) / "config.json").read_text())
     positions = config.get("max_position_embeddings", 2048)  # Falcon-180B's has none; it was trained with 2048
-    assert recipe.build.max_seq_len is not None
-    assert recipe.build.max_seq_len <= positions
+    assert sizing.target.context <= positions
     kv = kv_token_bytes(config, recipe.convert.tp_size, 1 if recipe.options.kv_cache_algo else 2)
-    free = GPU_MEMORY[gpu.type] * GIB - engine_bytes(plan)
-    # engine-build 9.2: the pool is 0.9 of what is free; a third of that is left to activations and buffers here.
-    assert 0.9 * free * 2 / 3 > 2 * recipe.build.max_seq_len * kv
+    assert {rank.kv_token_bytes for rank in sizing.verdict.ranks} == {kv}
+    weights = max(rank.weights for rank in sizing.verdict.ranks)
+    assert engine_bytes(plan) <= weights <= engine_bytes(plan) * 1.02  # sizing counts the table of rotary angles too
+    free = find_gpu(str(recipe.gpu and recipe.gpu.type)).memory_bytes - engine_bytes(plan)
+    assert sizing.verdict.sequences * sizing.target.context * kv < 0.9 * free
+
+
+def test_a_recipe_that_its_gpu_cannot_hold_or_run_is_refused(models: Path) -> None:
+    name = "llama-3.1-70b-instruct.fp8.4xh100"
+    folder = model_folder(load(name).model, models)
+    gpus = ("--set", "gpu={type: A10, count: 2}", "--set", "convert.tp_size=2")
+    done = trtbuild("run", name, "-o", models / "w", "--until", "checkpoint", "--set", f"model={folder}", *gpus)
+    assert done.returncode == 3
+    assert "needs fp8 tensor cores" in done.stderr
+    assert "before any KV cache; A10 has 21.99 GiB" in done.stderr
+    assert not (models / "w").exists()
+    with pytest.raises(RecipeError) as caught:
+        load(name, ["gpu.type=H1000", "convert.sm=86"])
+    assert "unknown GPU 'H1000'; did you mean" in caught.value.message
+    with pytest.raises(RecipeError) as caught:
+        load(name, ["convert.sm=86"])
+    assert caught.value.problems == ("convert.sm: 86 is not the H100's, which is 90; leave it out, it follows gpu",)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=NAMES)

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtbuild.errors import QualityError, RecipeError
+from trtbuild.errors import PlanError, QualityError, RecipeError
 from trtbuild.manifest import MANIFEST, read_manifest, sha256_file, tool_versions, write_manifest
 from trtbuild.planning import plan_source, require_engine, resolve
 from trtbuild.progress import Progress
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from trtbuild.hub.snapshot import ModelHeaders, ModelSource
     from trtbuild.plan import ModelPlan
     from trtbuild.recipe.contents import Recipe
+    from trtbuild.sizing.estimate import Estimate
 
 STAGES: dict[str, tuple[str, ...]] = {
     "cpu": ("plan", "checkpoint", "verify", "engine", "repo"),
@@ -53,6 +54,29 @@ class Step:
     because: str
     files: Dict[str, int | None] = field(default_factory=dict)
     """Name in `folder` -> bytes, None where only the stage itself will know."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run would do. `sizing`: on the recipe's GPUs, None where it names none, or nothing can be said."""
+
+    plan: ModelPlan
+    sizing: Estimate | None
+    steps: tuple[Step, ...]
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Of the model's plan, and of the GPUs."""
+        return (*self.plan.problems, *(self.sizing.verdict.problems if self.sizing else ()))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return (*self.plan.warnings, *(self.sizing.verdict.warnings if self.sizing else ()))
+
+    def require(self) -> None:
+        """Raise PlanError with every problem, if there is one."""
+        if self.problems:
+            raise PlanError(self.problems)
 
 
 @dataclass(frozen=True)
@@ -80,9 +104,7 @@ def stages_of(recipe: Recipe, until: str | None = None) -> tuple[str, ...]:
     return stages[: stages.index(until) + 1]
 
 
-def plan_run(
-    recipe: Recipe, work: Path, until: str | None = None, *, allow_pickle: bool = False
-) -> tuple[ModelPlan, list[Step]]:
+def plan_run(recipe: Recipe, work: Path, until: str | None = None, *, allow_pickle: bool = False) -> RunPlan:
     """The model's plan, and what every stage would do in `work`; writes nothing and downloads no weights.
 
     The plan carries its problems.
@@ -91,7 +113,7 @@ def plan_run(
         HubError, CheckpointError, UnsupportedModel: there is nothing to plan with. RecipeError, OutputError.
     """
     run = _Run(recipe, work, allow_pickle=allow_pickle)
-    steps = []
+    steps: list[Step] = []
     for stage in stages_of(recipe, until):
         if stage == "plan":
             steps.append(Step(stage, None, False, ""))
@@ -99,7 +121,7 @@ def plan_run(
         later = next((step.stage for step in steps if step.folder and not step.stands and step.stage != "verify"), "")
         because = f"{later} is made anew" if later else run.difference(stage)
         steps.append(Step(stage, work / stage, not because, because, run.files(stage)))
-    return run.plan, steps
+    return RunPlan(run.plan, run.sizing, tuple(steps))
 
 
 def run_recipe(
@@ -122,7 +144,7 @@ def run_recipe(
 
     stages = stages_of(recipe, until)
     run = _Run(recipe, work, workers=workers, allow_pickle=allow_pickle)
-    run.plan.require()
+    RunPlan(run.plan, run.sizing, ()).require()
     if "engine" in stages and recipe.target == "cpu":
         require_engine(part.family for part in run.plan.parts)
     done = [Outcome("plan", None, True, "", 0.0)]
@@ -143,6 +165,7 @@ class _Run:
 
     def __init__(self, recipe: Recipe, work: Path, *, workers: int = 0, allow_pickle: bool = False) -> None:
         from trtbuild.hub.snapshot import resolve_headers
+        from trtbuild.recipe.on_gpu import on_gpu
 
         self._recipe, self._work = recipe, work
         self._workers, self._allow_pickle = workers, allow_pickle
@@ -150,6 +173,7 @@ class _Run:
         source = resolve_headers(recipe.model, recipe.revision)
         self._source = _identity(source)
         self.plan = plan_source(source, recipe.options, allow_pickle=allow_pickle)
+        self.sizing = on_gpu(recipe, self.plan)
 
     def request(self, stage: str) -> dict[str, Any]:
         """All that decides what a stage makes, as plain data."""
@@ -158,7 +182,7 @@ class _Run:
         if stage == "checkpoint":
             text = recipe.calibration.text
             asked = {
-                "convert": asdict(recipe.convert),
+                "convert": asdict(recipe.options),
                 "calibration": asdict(recipe.calibration),
                 "text": _hashes(text),
             }

@@ -12,9 +12,11 @@ from trtbuild.cli.options import AllowPickleOpt, JsonOpt, WorkersOpt
 from trtbuild.cli.output import data, note, print_json, progress_bar, size
 
 if TYPE_CHECKING:
-    from trtbuild.plan import ModelPlan
+    from collections.abc import Sequence
+
     from trtbuild.recipe.contents import Recipe
-    from trtbuild.running import Outcome, Step
+    from trtbuild.running import Outcome, RunPlan, Step
+    from trtbuild.sizing.estimate import Estimate
 
 NAME = "run"
 PANEL = "Build"
@@ -74,13 +76,13 @@ def command(
 
     loaded = load(recipe, sets)
     if dry_run:
-        plan, steps = pipeline.plan_run(loaded, output, until, allow_pickle=allow_pickle)
-        shown = _commands(recipe, sets, loaded, output, steps)
+        planned = pipeline.plan_run(loaded, output, until, allow_pickle=allow_pickle)
+        shown = _commands(recipe, sets, loaded, output, planned.steps)
         if as_json:
-            print_json(document(loaded, plan, steps, shown))
+            print_json(document(loaded, planned, shown))
         else:
-            _show(plan, steps, shown)
-        plan.require()
+            _show(loaded, planned, shown)
+        planned.require()
         return
     outcomes = pipeline.run_recipe(
         loaded, output, until=until, watch=progress_bar, workers=workers, allow_pickle=allow_pickle
@@ -96,15 +98,16 @@ def command(
         note(f"next: {shlex.join(serve_command(loaded, output))}")
 
 
-def document(recipe: Recipe, plan: ModelPlan, steps: list[Step], commands: dict[str, list[str]]) -> dict[str, Any]:
+def document(recipe: Recipe, planned: RunPlan, commands: dict[str, list[str]]) -> dict[str, Any]:
     """A dry run as JSON; sizes in bytes. `schema` changes when a key is removed or changes its meaning."""
     from trtbuild.recipe.contents import document as recipe_document
 
     return {
         "schema": SCHEMA,
         "recipe": recipe_document(recipe),
-        "problems": list(plan.problems),
-        "warnings": list(plan.warnings),
+        "problems": list(planned.problems),
+        "warnings": list(planned.warnings),
+        "gpu": _gpu(planned.sizing) if planned.sizing else None,
         "stages": [
             {
                 "stage": step.stage,
@@ -114,12 +117,27 @@ def document(recipe: Recipe, plan: ModelPlan, steps: list[Step], commands: dict[
                 "command": commands[step.stage],
                 "files": dict(step.files),
             }
-            for step in steps
+            for step in planned.steps
         ],
     }
 
 
-def _commands(name: str, sets: list[str], recipe: Recipe, work: Path, steps: list[Step]) -> dict[str, list[str]]:
+def _gpu(sizing: Estimate) -> dict[str, Any]:
+    """The rank that decides, and what fits beside it."""
+    verdict, gpu = sizing.verdict, sizing.target.gpu
+    rank = next(rank for rank in verdict.ranks if rank.rank == verdict.deciding)
+    return {
+        "type": gpu.name,
+        "memory_bytes": gpu.memory_bytes,
+        "weights_bytes": rank.weights,
+        "other_bytes": rank.fixed - rank.weights,
+        "kv_tokens": verdict.kv_tokens[rank.rank],
+        "sequences": verdict.sequences,
+        "context": sizing.target.context,
+    }
+
+
+def _commands(name: str, sets: list[str], recipe: Recipe, work: Path, steps: Sequence[Step]) -> dict[str, list[str]]:
     from trtbuild.cli.stage_commands import stage_command
 
     again = ["trtbuild", "run", name, "-o", str(work), *(part for text in sets for part in ("--set", text))]
@@ -136,13 +154,21 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _show(plan: ModelPlan, steps: list[Step], commands: dict[str, list[str]]) -> None:
-    for step in steps:
-        state = "stands already" if step.stands else f"to do: {step.because}" if step.because else "to do"
-        data.print(f"{step.stage}: {state}", markup=False, highlight=False, soft_wrap=True)
-        data.print(f"  $ {shlex.join(commands[step.stage])}", markup=False, highlight=False, soft_wrap=True)
+def _show(recipe: Recipe, planned: RunPlan, commands: dict[str, list[str]]) -> None:
+    def line(text: str) -> None:
+        data.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    if planned.sizing and recipe.gpu:
+        found = _gpu(planned.sizing)
+        weights, other = size(found["weights_bytes"]), size(found["other_bytes"])
+        line(
+            f"{recipe.gpu.count} x {found['type']}: a rank has {weights} of weights and {other} beside them; "
+            f"{found['sequences']} sequences of {found['context']} tokens fit ({found['kv_tokens']} tokens)"
+        )
+    for step in planned.steps:
+        line(f"{step.stage}: " + ("stands already" if step.stands else f"to do: {step.because}".removesuffix(": ")))
+        line(f"  $ {shlex.join(commands[step.stage])}")
         for name, nbytes in step.files.items():
-            about = f"  {size(nbytes)}" if nbytes is not None else ""
-            data.print(f"  {step.folder}/{name}{about}", markup=False, highlight=False, soft_wrap=True)
-    for warning in plan.warnings:
+            line(f"  {step.folder}/{name}" + (f"  {size(nbytes)}" if nbytes is not None else ""))
+    for warning in planned.warnings:
         note(f"warning: {warning}")

@@ -49,13 +49,19 @@ def stage_command(stage: str, recipe: Recipe, work: Path) -> list[str] | None:
         "checkpoint": ([*model, "-o", made["checkpoint"], *target], ("convert", "calibration")),
         "verify": ([made["checkpoint"], "--against", *model], ("verify",)),
         "engine": ([made["checkpoint"], "-o", made["engine"], *target], ("build",)),
-        "repo": ([made["engine"], "-o", made["repo"], "--tokenizer", _tokenizer(recipe)], ("repo",)),
+        "repo": ([made["engine"], "-o", made["repo"]], ("repo",)),
     }
     if stage not in parts:
         return None
     first, sections = parts[stage]
     try:
-        given = [word for section in sections for word in _flags(stage, section, getattr(recipe, section))]
+        first += ["--tokenizer", _tokenizer(recipe)] if stage == "repo" else []
+        parts_of = {"convert": recipe.options}
+        given = [
+            word
+            for section in sections
+            for word in _flags(stage, section, parts_of.get(section, getattr(recipe, section)))
+        ]
     except _NoFlag:
         return None
     return ["trtbuild", stage, *first, *given]
@@ -71,10 +77,11 @@ class _NoFlag(Exception):
 
 
 def _tokenizer(recipe: Recipe) -> str:
-    """The model's folder; of a hub model the place in the cache that `hf download` prints."""
-    at = f" --revision {recipe.revision}" if recipe.revision else ""
+    """The model's folder; where that of a hub model is, only a run knows."""
     local = Path(recipe.model.removeprefix("local:")).expanduser()
-    return str(local) if local.is_dir() else f"$(hf download {recipe.model.removeprefix('hf:')}{at})"
+    if not local.is_dir():
+        raise _NoFlag(recipe.model)
+    return str(local)
 
 
 def _flags(command: str, section: str, options: Any) -> Iterator[str]:

@@ -22,6 +22,7 @@ from trtbuild.recipe.document import Dumper, Node, read_document, with_value
 from trtbuild.repo.options import RepositoryOptions
 from trtbuild.repo.parameters import PARAMETERS
 from trtbuild.serve.command import ServeOptions
+from trtbuild.sizing.gpus import find_gpu
 from trtbuild.spec import (
     AUTO,
     CALIBRATION,
@@ -39,7 +40,7 @@ from trtbuild.verify.task import VerifyOptions
 
 @dataclass(frozen=True)
 class Gpu:
-    """The GPUs that a recipe is for: `type` by its usual name, how many of them, and a note on their memory."""
+    """The GPUs that a recipe is for: `type` by its usual name (trtbuild plan --gpu), how many of them, and a note."""
 
     type: str
     count: int = 1
@@ -69,8 +70,12 @@ class Recipe:
 
     @property
     def options(self) -> ConvertOptions:
-        """Those of the conversion, with the target."""
-        return replace(self.convert, target=self.target)
+        """Those of the conversion, with the target and the SM of the GPUs."""
+        return replace(self.convert, target=self.target, sm=self._sm())
+
+    def _sm(self) -> int:
+        sm = find_gpu(self.gpu.type).sm if self.gpu is not None else self.convert.sm
+        return sm if sm in SMS else self.convert.sm
 
 
 WORDS = Words(
@@ -128,21 +133,33 @@ def document(recipe: Recipe) -> dict[str, Any]:
 def contradictions(recipe: Recipe) -> list[str]:
     """Sections that do not go together; what the model has to say is left to the plan."""
     found = []
-    options, gpu = recipe.options, recipe.gpu
+    convert, gpu = recipe.convert, recipe.gpu
     if not recipe.model.strip():
         found.append("model: a hub id or a folder is needed")
     if recipe.target == "cpu" and gpu is not None:
         found.append(f"gpu: target cpu runs on no GPU; leave gpu out, or take target {' or '.join(_gpu_targets())}")
-    if gpu is not None and recipe.target == "tensorrt" and gpu.count != options.world_size:
+    if gpu is not None and recipe.target == "tensorrt" and gpu.count != convert.world_size:
         found.append(
-            f"gpu.count: {gpu.count} GPUs, but tp_size {options.tp_size} x pp_size {options.pp_size} are "
-            f"{options.world_size} ranks, and each rank has a GPU"
+            f"gpu.count: {gpu.count} GPUs, but tp_size {convert.tp_size} x pp_size {convert.pp_size} are "
+            f"{convert.world_size} ranks, and each rank has a GPU"
         )
+    found += _gpu_problems(gpu, convert) if gpu is not None else []
     try:
         recipe.build.require()
     except PlanError as error:
         found += [f"build: {problem}" for problem in error.problems]
     return found
+
+
+def _gpu_problems(gpu: Gpu, convert: ConvertOptions) -> list[str]:
+    """A GPU that nobody knows, and an SM that is another GPU's."""
+    try:
+        known = find_gpu(gpu.type)
+    except PlanError as error:
+        return [f"gpu.type: {problem}" for problem in error.problems]
+    if convert.sm not in (ConvertOptions.sm, known.sm):
+        return [f"convert.sm: {convert.sm} is not the {gpu.type}'s, which is {known.sm}; leave it out, it follows gpu"]
+    return []
 
 
 def _line(problem: str) -> int:
