@@ -16,7 +16,9 @@ def on_gpu(recipe: Recipe, plan: ModelPlan) -> Estimate | None:
     """
     if recipe.gpu is None or recipe.target != "tensorrt" or plan.problems or refusals(plan):
         return None
-    build, fraction = recipe.build, recipe.repo.kv_cache_free_gpu_mem_fraction
+    build, fraction = recipe.build.resolved(recipe.target), recipe.repo.kv_cache_free_gpu_mem_fraction
+    assert build.max_batch_size is not None
+    assert build.max_num_tokens is not None
     limits = Limits(
         max_batch_size=build.max_batch_size,
         max_num_tokens=build.max_num_tokens,
