@@ -92,13 +92,15 @@ MAY_IMPORT: dict[str, set[str]] = {
         "doctor",
         "recipe",
         "running",
+        "run_plan",
     },
     # The sections of a recipe are the options of the stages.
     "recipe": BASE | {"quantize", "engine", "repo", "serve", "verify", "sizing", "plan"},
     "workdir": BASE,
+    "run_plan": BASE,
     "running": BASE
     | {"planning", "plan", "converting", "building", "verifying", "verify", "checkpoint", "hub", "repo", "recipe"}
-    | {"workdir", "sizing"},
+    | {"workdir", "run_plan", "sizing", "building_tensorrt", "engine", "llmapi"},
 }
 # third-party packages that only some folders may import
 ONLY_IN = {
@@ -189,6 +191,7 @@ PURE = [
     "recipe/binding",
     "recipe/contents",
     "recipe/on_gpu",
+    "run_plan",
     "recipe/schema",
     "verify/gates",
     "doctor/finding",

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
@@ -113,7 +113,15 @@ def test_sections_that_do_not_go_together() -> None:
     )
     nothing, gpu = problems("model: ' '\ngpu: {type: H100}\n")
     assert nothing == "model: a hub id or a folder is needed"
-    assert gpu.startswith("gpu: target cpu runs on no GPU; leave gpu out, or take target tensorrt")
+    assert gpu == "gpu: target cpu runs on no GPU; leave gpu out, or take target tensorrt or llmapi"
+    text = "model: x\ntarget: llmapi\nbuild: {max_batch_size: 4}\nverify: {}\nlaunch: {processes: 2}\n"
+    assert problems(text) == (
+        "build: target llmapi has no engine to build; leave build out",
+        "verify: the checkpoint of target llmapi cannot be run here; leave verify out",
+        "launch: it is for target tensorrt, not llmapi; leave it out",
+    )
+    text = "model: x\nbuild: {plugin_config: {reduce_fusion: true, gemm_plugin: fp9}}\n"
+    assert problems(text) == ("line 2: build.plugin_config.gemm_plugin: unknown 'fp9'; did you mean fp8?",)
 
 
 def test_overrides_are_typed() -> None:
@@ -193,6 +201,7 @@ def test_every_field_of_every_options_class_is_a_key() -> None:
         assert all(problem.startswith("build: ") for problem in refused), refused
 
 
+@settings(deadline=None)  # other tests run beside it
 @given(
     st.fixed_dictionaries(
         {"model": st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(str.strip)},

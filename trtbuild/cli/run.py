@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from trtbuild.recipe.contents import Recipe
-    from trtbuild.running import Outcome, RunPlan, Step
+    from trtbuild.run_plan import Outcome, RunPlan, Step
     from trtbuild.sizing.estimate import Estimate
 
 NAME = "run"
@@ -36,6 +36,23 @@ def _until(value: str | None) -> str | None:
     return value
 
 
+SetOpt = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as build.max_batch_size=32; repeatable."),
+]
+UntilOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--until",
+        metavar="STAGE",
+        callback=_until,
+        autocompletion=lambda: list(UNTIL),
+        help=f"Stop after this stage: {', '.join(UNTIL)}.",
+        show_default="the last",
+    ),
+]
+
+
 def command(
     recipe: Annotated[
         str,
@@ -48,21 +65,8 @@ def command(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="WORKDIR", help="Where the folders of its stages are made.")
     ],
-    sets: Annotated[
-        list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as build.max_batch_size=32; repeatable."),
-    ] = [],  # noqa: B006
-    until: Annotated[
-        str | None,
-        typer.Option(
-            "--until",
-            metavar="STAGE",
-            callback=_until,
-            autocompletion=lambda: list(UNTIL),
-            help=f"Stop after this stage: {', '.join(UNTIL)}.",
-            show_default="the last",
-        ),
-    ] = None,
+    sets: SetOpt = [],  # noqa: B006
+    until: UntilOpt = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the commands of the stages and their files; write nothing.")
     ] = False,
@@ -85,17 +89,27 @@ def command(
         planned.require()
         return
     outcomes = pipeline.run_recipe(
-        loaded, output, until=until, watch=progress_bar, workers=workers, allow_pickle=allow_pickle
+        loaded,
+        output,
+        until=until,
+        watch=progress_bar,
+        warn=lambda text: note(f"warning: {text}"),
+        workers=workers,
+        allow_pickle=allow_pickle,
     )
     if as_json:
         print_json({"schema": SCHEMA, "work": str(output), "stages": [_outcome(outcome) for outcome in outcomes]})
+    _say(loaded, output, outcomes)
+
+
+def _say(recipe: Recipe, work: Path, outcomes: Sequence[Outcome]) -> None:
+    from trtbuild.cli.stage_commands import serve_command
+
     for outcome in outcomes[1:]:
         how = f"made in {outcome.seconds:.1f} s ({outcome.because})" if outcome.made else "stands already"
         note(f"{outcome.stage}: {how}: {outcome.folder}")
     if outcomes[-1].stage == "repo":
-        from trtbuild.cli.stage_commands import serve_command
-
-        note(f"next: {shlex.join(serve_command(loaded, output))}")
+        note(f"next: {shlex.join(serve_command(recipe, work))}")
 
 
 def document(recipe: Recipe, planned: RunPlan, commands: dict[str, list[str]]) -> dict[str, Any]:

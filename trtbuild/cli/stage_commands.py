@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Mapping as Dict
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ _FLAGS: dict[tuple[str, str], str] = {
     ("calibration", "chat"): "--calib-chat",
     ("calibration", "search"): "--calib-search",
     ("verify", "one_rank"): "--tp1",
+    ("launch", "timeout_s"): "--timeout",
+    ("launch", "hang_s"): "--hang",
     ("repo", "triton_max_batch_size"): "--max-batch-size",
     ("repo", "max_tokens_in_paged_kv_cache"): "--max-tokens-in-kv",
     ("repo", "kv_cache_free_gpu_mem_fraction"): "--kv-mem-fraction",
@@ -48,7 +50,7 @@ def stage_command(stage: str, recipe: Recipe, work: Path) -> list[str] | None:
         "plan": ([*model, *target], ("convert",)),
         "checkpoint": ([*model, "-o", made["checkpoint"], *target], ("convert", "calibration")),
         "verify": ([made["checkpoint"], "--against", *model], ("verify",)),
-        "engine": ([made["checkpoint"], "-o", made["engine"], *target], ("build",)),
+        "engine": ([made["checkpoint"], "-o", made["engine"], *target], ("build", "launch")),
         "repo": ([made["engine"], "-o", made["repo"]], ("repo",)),
     }
     if stage not in parts:
@@ -96,6 +98,10 @@ def _flags(command: str, section: str, options: Any) -> Iterator[str]:
             for gate, limit in value.items():
                 yield from () if limit is None else ("--" + gate.replace("_", "-"), f"{limit:g}")
             continue
+        if section == "build" and flag not in known:
+            for setting in _settings(value, default_of(item), item.name):
+                yield from ("--set", setting)
+            continue
         negative = known.get(flag)
         if flag not in known or (value is False and not negative):
             raise _NoFlag(flag)
@@ -106,6 +112,18 @@ def _flags(command: str, section: str, options: Any) -> Iterator[str]:
                 yield from (flag, word)
         else:
             yield from (flag, str(value))
+
+
+def _settings(value: Any, usual: Any, path: str) -> Iterator[str]:
+    """ "path=value" of an option of the engine build, or of each of those inside that are not at their default."""
+    if is_dataclass(value):
+        for item in fields(value):
+            inner = getattr(value, item.name), getattr(usual, item.name)
+            yield from _settings(*inner, f"{path}.{item.name}") if inner[0] != inner[1] else ()
+    elif isinstance(value, tuple):
+        yield f"{path}={','.join(map(str, value))}"
+    else:
+        yield f"{path}={str(value).lower() if isinstance(value, bool | None) else value}"
 
 
 def _usual(section: str, item: Any) -> Any:

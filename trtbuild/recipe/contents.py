@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from trtbuild.engine.options import BuildOptions
+from trtbuild.engine.options import DEFAULTS, BuildOptions, LaunchOptions
 from trtbuild.errors import PlanError, RecipeError
 from trtbuild.layout import DTYPES
 from trtbuild.quantize.methods import METHODS
@@ -52,8 +52,8 @@ class Recipe:
     """Everything from a model to a served repository.
 
     `model`: a hub id or a folder; `revision`: a branch, tag or commit of the hub's. `verify`: the checkpoint is
-    compared with its float32 model when it is given, {} for the default gates of the quantization. Relative paths of
-    texts are taken from the recipe's folder.
+    compared with its float32 model when it is given, {} for the default gates of the quantization. `launch`: how a
+    TensorRT engine is built, which changes nothing of it. Relative paths are taken from the recipe's folder.
     """
 
     model: str
@@ -65,6 +65,7 @@ class Recipe:
     calibration: CalibrationOptions = CALIBRATION
     verify: VerifyOptions | None = None
     build: BuildOptions = field(default_factory=BuildOptions)
+    launch: LaunchOptions = field(default_factory=LaunchOptions)
     repo: RepositoryOptions = field(default_factory=RepositoryOptions)
     serve: ServeOptions = field(default_factory=ServeOptions)
 
@@ -144,10 +145,17 @@ def contradictions(recipe: Recipe) -> list[str]:
             f"{convert.world_size} ranks, and each rank has a GPU"
         )
     found += _gpu_problems(gpu, convert) if gpu is not None else []
-    try:
-        recipe.build.require()
-    except PlanError as error:
-        found += [f"build: {problem}" for problem in error.problems]
+    if recipe.target in DEFAULTS:
+        try:
+            recipe.build.require(recipe.target)
+        except PlanError as error:
+            found += [f"build: {problem}" for problem in error.problems]
+    elif recipe.build != BuildOptions():
+        found.append(f"build: target {recipe.target} has no engine to build; leave build out")
+    if recipe.target not in DEFAULTS and recipe.verify is not None:
+        found.append(f"verify: the checkpoint of target {recipe.target} cannot be run here; leave verify out")
+    if recipe.target != "tensorrt" and recipe.launch != LaunchOptions():
+        found.append(f"launch: it is for target tensorrt, not {recipe.target}; leave it out")
     return found
 
 

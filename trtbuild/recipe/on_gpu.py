@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trtbuild.engine.options import DEFAULTS
 from trtbuild.plan import ModelPlan
 from trtbuild.recipe.contents import Recipe
 from trtbuild.sizing.estimate import Estimate, default_context, estimate, refusals
@@ -16,13 +17,13 @@ def on_gpu(recipe: Recipe, plan: ModelPlan) -> Estimate | None:
     """
     if recipe.gpu is None or recipe.target != "tensorrt" or plan.problems or refusals(plan):
         return None
-    build, fraction = recipe.build.resolved(recipe.target), recipe.repo.kv_cache_free_gpu_mem_fraction
-    assert build.max_batch_size is not None
-    assert build.max_num_tokens is not None
+    build, fraction = recipe.build, recipe.repo.kv_cache_free_gpu_mem_fraction
+    usual = DEFAULTS["tensorrt"]
     limits = Limits(
-        max_batch_size=build.max_batch_size,
-        max_num_tokens=build.max_num_tokens,
+        max_batch_size=build.max_batch_size or usual["max_batch_size"],
+        max_num_tokens=build.max_num_tokens or usual["max_num_tokens"],
         max_seq_len=build.max_seq_len or default_context(plan.parts[0].spec),
         kv_fraction=Limits.kv_fraction if fraction is None else fraction,
+        tokens_per_block=build.plugin_config.tokens_per_block,
     )
     return estimate(plan, Target(find_gpu(recipe.gpu.type), limits.max_seq_len, concurrency=1), limits)
