@@ -15,8 +15,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+import typer
 
 from tests.tiny import ROOT
+from trtbuild.cli.app import app
 from trtbuild.doctor import matrix
 
 DOCKERFILE = ROOT / "Dockerfile.trtllm"
@@ -138,6 +140,9 @@ def test_the_wheel_has_all_files_of_the_package(wheel: Path, context: Path) -> N
     assert templates
     assert templates <= packed
     assert "trtbuild/runtime/native/kernels.c" in packed
+    recipes = {f"trtbuild/recipes/{path.name}" for path in (context / "recipes").glob("*.yaml")}
+    assert recipes
+    assert recipes <= packed
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +226,8 @@ def entry(tmp_path: Path, *words: str, **env: str) -> subprocess.CompletedProces
 @pytest.mark.parametrize(
     ("words", "runs"),
     [
-        (("build", "r.yaml", "--tp", "2"), "trtbuild run r.yaml --tp 2"),
+        (("build", "r.yaml", "--set", "convert.tp_size=2"), "trtbuild run r.yaml --set convert.tp_size=2 -o build"),
+        (("build", "r.yaml", "-o", "here"), "trtbuild run r.yaml -o here"),
         (("serve", "/work/my repo"), "trtbuild serve --host 0.0.0.0 /work/my repo"),
         (("doctor", "--json"), "trtbuild doctor --json"),
         ((), "trtbuild doctor"),
@@ -233,12 +239,19 @@ def test_words_of_the_entry_point(tmp_path: Path, words: tuple[str, ...], runs: 
     assert (done.returncode, done.stdout.strip()) == (0, runs), done.stderr
 
 
+def test_the_words_are_commands_of_the_real_program() -> None:
+    group = typer.main.get_command(app)
+    for name, arguments in (("run", ["r.yaml", "-o", "build"]), ("serve", ["--host", "0.0.0.0", "repo"])):
+        with group.commands[name].make_context(name, arguments):  # type: ignore[attr-defined]
+            pass
+
+
 def test_nvidias_entry_point_comes_first(tmp_path: Path) -> None:
     nvidia = tmp_path / "nvidia_entrypoint.sh"
     nvidia.write_text('#!/bin/sh\necho banner\nexec "$@"\n')
     nvidia.chmod(0o755)
     done = entry(tmp_path, "build", "r.yaml", NVIDIA_ENTRYPOINT=str(nvidia))
-    assert done.stdout == "banner\ntrtbuild run r.yaml\n"
+    assert done.stdout == "banner\ntrtbuild run r.yaml -o build\n"
 
 
 class _Health(http.server.BaseHTTPRequestHandler):

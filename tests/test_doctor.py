@@ -81,9 +81,11 @@ def test_a_cpu_engine_here(engines: Engines, tmp_path: Path) -> None:
     assert artefact["rank_bytes"] == [(engine / f"rank{rank}.engine").stat().st_size for rank in range(2)]
     copy = Path(shutil.copytree(engine, tmp_path / "copy"))
     (copy / "rank1.engine").unlink()
-    assert "artefact.files" in failing(json.loads(trtbuild("doctor", copy, "--json").stdout))
-    other = json.loads(trtbuild("doctor", engine, "--target", "tensorrt", "--json").stdout)
-    assert "artefact.target" in failing(other)
+    here = tmp_path / "here.json"  # the same machine, without looking again
+    here.write_text(done.stdout)
+    assert "artefact.files" in failing(json.loads(trtbuild("doctor", copy, "--facts", here, "--json").stdout))
+    other = trtbuild("doctor", engine, "--facts", here, "--target", "tensorrt", "--json")
+    assert "artefact.target" in failing(json.loads(other.stdout))
 
 
 def test_a_tensorrt_engine_on_a_recorded_machine(tmp_path: Path) -> None:
@@ -94,7 +96,8 @@ def test_a_tensorrt_engine_on_a_recorded_machine(tmp_path: Path) -> None:
     pretrained = {"architecture": "LlamaForCausalLM", "mapping": {"world_size": 2, "tp_size": 2}}
     config = {"version": "1.2.1", "pretrained_config": {**pretrained, "quantization": quantization}, "build_config": {}}
     (engine / "config.json").write_text(json.dumps(config))
-    manifest = {"options": {"target": "tensorrt", "sm": 90}, "versions": {"tensorrt": "10.14.1.48"}}
+    built = {"sm": 90, "effective": {}}  # what the ranks saw counts, not what was asked for
+    manifest = {"options": {"target": "tensorrt", "sm": 80, "built": built}, "versions": {"tensorrt": "10.14.1.48"}}
     (engine / "trtbuild.json").write_text(json.dumps(manifest))
     for rank in range(2):
         (engine / f"rank{rank}.engine").write_bytes(bytes(1000))

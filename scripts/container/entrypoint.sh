@@ -1,6 +1,6 @@
 #!/bin/sh
 # Entry point of Dockerfile.trtllm:
-#   build RECIPE ...   trtbuild run RECIPE ...
+#   build RECIPE ...   trtbuild run RECIPE ..., into the folder build where no -o is given
 #   serve REPO ...     trtbuild serve REPO on all addresses of the container
 #   healthcheck        is the server ready; a container that does something else is healthy
 #   anything else      a command of trtbuild where it is one, else a program
@@ -8,7 +8,12 @@ set -eu
 word=${1:-doctor}
 [ $# -eq 0 ] || shift
 case $word in
-  build) set -- trtbuild run "$@" ;;
+  build)
+    case " $* " in
+      *" -o"* | *" --output"*) set -- trtbuild run "$@" ;;
+      *) set -- trtbuild run "$@" -o build ;;
+    esac
+    ;;
   serve) set -- trtbuild serve --host 0.0.0.0 "$@" ;;
   healthcheck)
     # Process 1 is this container's command.

@@ -46,7 +46,7 @@ def _ranks(path: Path) -> Artefact:
         kind = "checkpoint"
     else:
         return Artefact(path=str(path), problems=(f"{path} is a Hugging Face model, or not a model at all",))
-    manifest = read_manifest(path)
+    manifest = read_manifest(path) or read_manifest(path.parent)  # of both halves, beside their folders
     options, versions = manifest.get("options", {}), manifest.get("versions", {})
     mapping, quantization = pretrained.get("mapping") or {}, pretrained.get("quantization") or {}
     cpu = (config.get("trtbuild") or {}).get("target") == "cpu"
@@ -61,12 +61,19 @@ def _ranks(path: Path) -> Artefact:
         world_size=world,
         tensorrt_llm="" if cpu or kind != "engine" else str(config.get("version", "")),
         tensorrt=str(versions.get("tensorrt", "")),
-        sm=options.get("sm") if kind == "engine" and not cpu and isinstance(options.get("sm"), int) else None,
+        sm=_built_sm(options, path.name) if kind == "engine" and not cpu else None,
         quant_algo=str(quantization.get("quant_algo") or ""),
         kv_cache_algo=str(quantization.get("kv_cache_quant_algo") or ""),
         rank_bytes=tuple(_size(path, file) for file in files),
         problems=(f"{path} lacks {', '.join(missing)}",) if missing else (),
     )
+
+
+def _built_sm(options: dict[str, Any], half: str) -> int | None:
+    """The architecture that built an engine: as its ranks saw it, else as it was asked for."""
+    built = options.get("built") or {}
+    seen = built.get("sm", (built.get(half) or {}).get("sm", options.get("sm")))
+    return seen if isinstance(seen, int) else None
 
 
 def _repository(path: Path) -> Artefact:
