@@ -32,7 +32,8 @@ def shelf() -> Path:
 
 def shipped_paths() -> dict[str, Path]:
     """Name -> file of every recipe that comes with trtbuild, in folders too."""
-    return {path.name.removesuffix(SUFFIX): path for path in sorted(shelf().rglob(f"*{SUFFIX}"))}
+    found = {path.name.removesuffix(SUFFIX): path for path in shelf().rglob(f"*{SUFFIX}")}
+    return dict(sorted(found.items()))
 
 
 def shipped() -> list[Shipped]:
