@@ -70,7 +70,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "converting": BASE
     | {"planning", "plan", "quantizing", "exporting", "calibrate", "hub", "checkpoint", "importers", "lint", "reshard"},
     "building": BASE | {"planning", "converting", "engine", "importers", "families", "building_tensorrt"},
-    "building_tensorrt": BASE | {"planning", "converting", "engine", "importers", "checkpoint", "hub", "lint"},
+    "building_tensorrt": BASE
+    | {"planning", "converting", "engine", "importers", "checkpoint", "hub", "lint", "families"},
     "verifying": BASE | {"planning", "converting", "building", "engine", "verify"},
     "checking": BASE | {"lint", "repo"},
     "pipeline": {"planning", "converting", "building", "building_tensorrt", "verifying", "checking", "running"},

@@ -228,7 +228,7 @@ def entry(tmp_path: Path, *words: str, **env: str) -> subprocess.CompletedProces
     [
         (("build", "r.yaml", "--set", "convert.tp_size=2"), "trtbuild run r.yaml --set convert.tp_size=2 -o build"),
         (("build", "r.yaml", "-o", "here"), "trtbuild run r.yaml -o here"),
-        (("serve", "/work/my repo"), "trtbuild serve --host 0.0.0.0 /work/my repo"),
+        (("serve", "/data/my repo"), "trtbuild serve --host 0.0.0.0 /data/my repo"),
         (("doctor", "--json"), "trtbuild doctor --json"),
         ((), "trtbuild doctor"),
         (("echo", "a", "b c"), "a b c"),

@@ -96,6 +96,7 @@ def _plan(
 ) -> EnginePlan:
     """The plan; `read_data`: a ready checkpoint is read whole, as before a build, not only its headers."""
     from trtbuild.engine.tensorrt.build import layer_algos, look, prepare
+    from trtbuild.families import half_of
     from trtbuild.hub.snapshot import local_folder
     from trtbuild.lint.read import parts_of
 
@@ -111,7 +112,7 @@ def _plan(
     made = {
         part: prepare(
             config,
-            part_options(limits, config["architecture"]),
+            part_options(limits, half_of(config["architecture"])),
             launch,
             host,
             os.environ,
@@ -170,15 +171,15 @@ def make_tensorrt_engine(
     return out
 
 
-def part_options(limits: BuildOptions, architecture: str) -> BuildOptions:
-    """The limits of one half of an encoder-decoder model; of others they are as given.
+def part_options(limits: BuildOptions, half: str) -> BuildOptions:
+    """The limits of one half (encoder, decoder) of an encoder-decoder model; of others, "", they are as given.
 
     An encoder's max_seq_len is its max_input_len (engine-build 4.1), and a decoder starts from one token.
     """
-    if architecture == "EncoderModel":
+    if half == "encoder":
         longest = limits.max_encoder_input_len
         return replace(limits, max_input_len=longest, max_seq_len=longest)
-    return replace(limits, max_input_len=1) if architecture == "DecoderModel" else limits
+    return replace(limits, max_input_len=1) if half == "decoder" else limits
 
 
 def _given_configs(

@@ -62,6 +62,12 @@ def family_of_checkpoint(architecture: str) -> Family | None:
     return next((family for family in FAMILIES if architecture in family.architectures.values()), None)
 
 
+def half_of(architecture: str) -> str:
+    """`encoder` or `decoder` for a half of an encoder-decoder model, by TensorRT-LLM's architecture string; else ""."""
+    family = family_of_checkpoint(architecture)
+    return family.folder if family is not None else ""
+
+
 def architectures() -> list[str]:
     """All supported Hugging Face architecture strings, sorted."""
     return sorted({name for family in FAMILIES for name in family.architectures})

@@ -30,7 +30,10 @@ SPECULATIVE_MODES = {
 FP8_FMHA = ("FP8", "W4A8_AWQ", "NVFP4")
 """quant_algos whose context attention may run in fp8."""
 REDUCE_FUSION = ("LlamaForCausalLM", "Gemma2ForCausalLM", "MedusaForCausalLM")
-_RECURRENT = ("MambaForCausalLM", "RecurrentGemmaForCausalLM")
+_RECURRENT = {"MambaForCausalLM": False, "RecurrentGemmaForCausalLM": True}  # whether it has a paged KV cache too
+_ENCODERS = ("EncoderModel",)
+_PP_REDUCE_SCATTER = ("MixtralForCausalLM",)
+_NORM_QUANT_FUSION = ("LlamaForCausalLM",)
 _SM100_PLUGINS = (
     *("gemm_swiglu_plugin", "fp8_rowwise_gemm_plugin", "low_latency_gemm_plugin", "low_latency_gemm_swiglu_plugin"),
     "bert_context_fmha_fp32_acc",
@@ -104,19 +107,18 @@ def _kinds(made: Prediction, pretrained: Dict[str, Any]) -> None:
     """The kind of KV cache, and what only other architectures use."""
     paged = made.effective["kv_cache_type"] == "paged"
     recurrent = pretrained["architecture"] in _RECURRENT
-    made.plugins["paged_kv_cache"] = paged and (
-        not recurrent or pretrained["architecture"] == "RecurrentGemmaForCausalLM"
-    )
+    made.plugins["paged_kv_cache"] = paged and _RECURRENT.get(pretrained["architecture"], True)
     made.plugins["paged_state"] = paged and recurrent  # of transformers it is always off; nobody asked for it
     if made.plugins["streamingllm"]:
         made.refusals.append("streamingllm is no longer supported; it never had to do with streaming the output")
-    if made.plugins["pp_reduce_scatter"] and pretrained["architecture"] != "MixtralForCausalLM":
-        made.refusals.append(f"pp_reduce_scatter is for MixtralForCausalLM only, not {pretrained['architecture']}")
+    if made.plugins["pp_reduce_scatter"] and pretrained["architecture"] not in _PP_REDUCE_SCATTER:
+        known = " or ".join(_PP_REDUCE_SCATTER)
+        made.refusals.append(f"pp_reduce_scatter is for {known} only, not {pretrained['architecture']}")
 
 
 def _lengths(made: Prediction, pretrained: Dict[str, Any]) -> None:
     config, plugins = made.effective, made.plugins
-    if pretrained["architecture"] == "EncoderModel":
+    if pretrained["architecture"] in _ENCODERS:
         if config["max_seq_len"] is None:
             config["max_seq_len"] = config["max_input_len"]
         if config["max_seq_len"] != config["max_input_len"]:
@@ -176,7 +178,7 @@ def _fusions(made: Prediction, pretrained: Dict[str, Any], algo: str | None) -> 
     if plugins["user_buffer"] and not plugins["reduce_fusion"]:
         made.change("user_buffer", False, "it needs reduce_fusion")
     if plugins["norm_quant_fusion"] and (
-        plugins["reduce_fusion"] or architecture != "LlamaForCausalLM" or algo != "NVFP4"
+        plugins["reduce_fusion"] or architecture not in _NORM_QUANT_FUSION or algo != "NVFP4"
     ):
         made.change("norm_quant_fusion", False, "it is for Llama in NVFP4 without reduce_fusion")
 
