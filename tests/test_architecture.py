@@ -65,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"plan", "families", "shard", "fields", "coverage", "mixed", "importers", "quantize", "checkpoint", "runtime"},
     "exporting": BASE | {"plan", "quantizing", "calibrate", "checkpoint", "llmapi"},
     # It compares what stages made, so it reads as they do, and runs an engine as the runtime does.
-    "verify": BASE | {"plan", "families", "lint", "checkpoint", "engine", "runtime", "text"},
+    "verify": BASE | {"plan", "families", "lint", "checkpoint", "engine", "runtime", "text", "fields", "quantize"},
     "planning": BASE | {"plan", "hub", "checkpoint", "importers", "families", "sizing", "llmapi"},
     "converting": BASE
     | {"planning", "plan", "quantizing", "exporting", "calibrate", "hub", "checkpoint", "importers", "lint", "reshard"},

@@ -14,6 +14,10 @@ from trtbuild.runtime.forms import Form, engine_tensors
 from trtbuild.runtime.ops import Weight
 from trtbuild.runtime.packed import widened
 
+_CLIPS = (0.45, 1.05)
+"""Scales of int4 groups that a search may choose, over those that hold the greatest weight."""
+_SHARED = (0.45, 64.0)
+"""The same of fp8, where fused weights share the greatest scale: the error hardly depends on it."""
 _W4A8_GROUP = 128  # the only one there is (checkpoint format 4.4); the engine holds the products in fp8
 
 
@@ -30,26 +34,38 @@ def dequantized(weight: Weight, tensors: Dict[str, torch.Tensor]) -> torch.Tenso
     return wide if prequant is None else wide * prequant
 
 
-def best(reference: torch.Tensor, form: Form | None, prequant: torch.Tensor | None, dtype: str) -> torch.Tensor:
-    """`reference` [.., n, k] rounded to a form with scales of its own; plain weights are rounded to `dtype`.
+def best(
+    reference: torch.Tensor,
+    form: Form | None,
+    dtype: str,
+    prequant: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`reference` [.., n, k] rounded to a form; plain weights are rounded to `dtype`.
 
-    Methods that move errors to where they matter less (GPTQ) may come out below it, none far above.
+    Scales are those that hold the greatest weight, but of groups and of fp8 the engine's own `scale`, as far as a
+    search, or neighbours that share it, can be the reason. Methods that move errors to where they matter less (GPTQ)
+    may come out below it, none far above.
     """
     if form is None:
         return reference.to(getattr(torch, dtype)).float()
     w = reference if prequant is None else reference / prequant
     if form.dtype == "float8_e4m3fn" and form.algo != "W4A8_AWQ":
         dims = (-2, -1) if form.per == "tensor" else (-1,)
-        scale = _positive(w.abs().amax(dim=dims, keepdim=True) / E4M3_MAX)
-        made = e4m3(w / scale).float() * scale
+        step = _positive(w.abs().amax(dim=dims, keepdim=True) / E4M3_MAX)
+        step = step if scale is None else _within(scale.unsqueeze(-1), step, _SHARED)
+        made = e4m3(w / step).float() * step
     else:
         four = form.bits == 4 or form.algo == "W4A8_AWQ"
         group = _W4A8_GROUP if form.algo == "W4A8_AWQ" else form.group
-        made = _integers(w, 4 if four else 8, group, zero=form.zero, whole=form.plain)
+        own = scale if form.per == "group" else None
+        made = _integers(w, 4 if four else 8, group, zero=form.zero, whole=form.plain, scale=own)
     return made if prequant is None else made * prequant
 
 
-def _integers(w: torch.Tensor, bits: int, group: int, *, zero: bool, whole: bool) -> torch.Tensor:
+def _integers(
+    w: torch.Tensor, bits: int, group: int, *, zero: bool, whole: bool, scale: torch.Tensor | None
+) -> torch.Tensor:
     """Rounded to a grid of 2^bits steps a row, or a group; `whole`: amax / 2^(bits-1) is the step, as upstream has it
     where the engine build quantizes."""
     half = 1 << (bits - 1)
@@ -59,7 +75,13 @@ def _integers(w: torch.Tensor, bits: int, group: int, *, zero: bool, whole: bool
         step = _positive((high - low) / (2 * half - 1))
         return (((blocks - low) / step).round() * step + low).flatten(-2)
     step = _positive(blocks.abs().amax(dim=-1, keepdim=True) / (half if whole else half - 1))
+    step = step if scale is None else _within(scale.unsqueeze(-1), step, _CLIPS)
     return ((blocks / step).round().clamp(-half, half - 1) * step).flatten(-2)
+
+
+def _within(scale: torch.Tensor, usual: torch.Tensor, factors: tuple[float, float]) -> torch.Tensor:
+    """`scale`, or what of these multiples of `usual` is nearest."""
+    return torch.minimum(torch.maximum(scale, usual * factors[0]), usual * factors[1])
 
 
 def _positive(scale: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as Dict
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from trtbuild.errors import EngineError
 from trtbuild.layout import RankJobs, TensorInfo
 from trtbuild.mapping import Mapping
 from trtbuild.progress import Progress
-from trtbuild.runtime.ops import Weight
+from trtbuild.runtime.ops import Buffer, Kind, Op, Weight
 from trtbuild.runtime.program import Program, build_program
 from trtbuild.verify.dequantize import best, dequantized, names
 from trtbuild.verify.diagnose import cause
@@ -29,12 +29,16 @@ if TYPE_CHECKING:
 _LAYER = re.compile(r"transformer\.layers\.(\d+)\.(.+)")
 SUSPICIOUS_DB = 0.9
 """Below its form, from which on the reason is looked for."""
+_FOLDED_DB = 6.0
+"""The same of a product with a norm, whose own rounding no form of the weight includes."""
 
 
 def weight_snrs(
     engine: Path, config: dict[str, Any], ranks: tuple[RankJobs, ...], index: Dict[str, TensorInfo], progress: Progress
-) -> tuple[WeightSnr, ...]:
-    """All weights of all ranks. `ranks`: the float32 plan of the engine's layout; `index`: the model's tensors.
+) -> tuple[tuple[WeightSnr, ...], int]:
+    """(all weights of all ranks, norms whose scales are folded into the weights that read them; those are left out).
+
+    `ranks`: the float32 plan of the engine's layout; `index`: the model's tensors.
 
     Raises:
         EngineError: a rank file is damaged. CheckpointError: the model cannot be read.
@@ -43,52 +47,112 @@ def weight_snrs(
 
     found: list[WeightSnr] = []
     total = sum(len(rank.jobs) for rank in ranks)
-    done = 0
+    done = folded = 0
     for jobs in ranks:
         mapping = Mapping.of_config(config["mapping"], jobs.rank)
         rank = _Rank(build_program(config, mapping), jobs, index, str(config["dtype"]))
         path = engine / f"rank{jobs.rank}.engine"
         try:
             with safe_open(str(path), framework="pt") as source:
+                mine: list[WeightSnr] = []
                 for weight in rank.weights:
                     progress(done, total, f"weights of rank {jobs.rank}")
-                    found += rank.measured(weight, source)
+                    mine += rank.measured(weight, source)
                     done += len(weight.sources)
+                found += [item for item in mine if (item.layer, item.module) not in rank.folded]
+                folded += len(rank.folded)
         except (SafetensorError, OSError) as error:
             raise EngineError(f"{path} is damaged: {error}", hint="Build the engine again.") from error
     progress(total, total, "weights")
-    return tuple(found)
+    return tuple(found), folded
+
+
+def norms_before(ops: Sequence[Op]) -> dict[str, str]:
+    """Weight of a linear -> weight of the norm whose output it reads, where it reads one."""
+    written: dict[Buffer, str] = {}
+    found: dict[str, str] = {}
+    for op in ops:
+        if op.kind is Kind.LINEAR and op.in_ in written:
+            found[op.weight] = written[op.in_]
+        if op.kind in (Kind.NORM, Kind.LAYER_NORM):
+            written[op.out] = op.weight
+        elif op.kind is Kind.PREPARE and op.in_ in written:
+            written[op.out] = written[op.in_]
+        else:
+            written.pop(op.out, None)
+    return found
 
 
 class _Rank:
+    """`folded`: (layer, module) of norms whose weights are divided by what the weights that read them have more."""
+
     def __init__(self, program: Program, jobs: RankJobs, index: Dict[str, TensorInfo], dtype: str) -> None:
         self._jobs, self._index, self._dtype = jobs, index, dtype
         self._named = {job.name: job for job in jobs.jobs}
         shapes = program.shapes
         self._qkv = [heads * shapes.head_size for heads in (shapes.num_heads, *(shapes.num_kv_heads,) * 2)]
         # What is not the model's, like the scale of a KV cache, has nothing to be compared with.
+        self._norms = norms_before(program.ops)
+        self.folded: set[tuple[int | None, str]] = set()
         self.weights = [weight for weight in program.weights if all(name in self._named for name in weight.sources)]
 
-    def measured(self, weight: Weight, source: Source) -> Iterator[WeightSnr]:
+    def measured(self, weight: Weight, source: Source) -> list[WeightSnr]:
         """One value a module; a qkv has one for each of its parts."""
         tensors = {name: source.get_tensor(name) for name in names(weight)}
         found, wanted = dequantized(weight, tensors), self._slice(*weight.sources)
         if found.shape != wanted.shape:
             raise EngineError(f"{weight.name} has shape {tuple(found.shape)}, but the model has {tuple(wanted.shape)}")
-        prequant = tensors.get(weight.name.removesuffix("weight") + "prequant")
-        could = best(wanted, weight.form, prequant, self._dtype)
-        if wanted.dim() == 1:
-            found, wanted, could = found[:, None], wanted[:, None], could[:, None]
-        labels, sizes = self._parts(weight, wanted.shape[-2])
-        rows = (tensor.split(sizes, dim=-2) for tensor in (wanted, found, could))
-        for label, want, have, at_best in zip(labels, *rows, strict=True):
-            item = replace(label, snr_db=snr_db(want, have), form_db=snr_db(want, at_best))
-            if item.loss_db > SUSPICIOUS_DB:
-                item = replace(item, cause=self._cause(weight, item, want, have))
-            yield item
+        items = self._compared(weight, wanted, found, tensors)
+        norm = self._norms.get(weight.name)
+        if norm and any(item.loss_db > SUSPICIOUS_DB for item in items):
+            ours, theirs = source.get_tensor(norm).float(), self._slice(norm)
+            ratio = theirs / torch.where(ours == 0, torch.ones_like(ours), ours)
+            together = self._compared(weight, wanted * ratio, found, tensors, ours)
+            if not any(item.loss_db > _FOLDED_DB for item in together):
+                label = self._label(norm)
+                self.folded.add((label.layer, label.module))
+                return [replace(item, form_db=min(item.form_db, item.snr_db)) for item in together]
+        return self._explained(weight, items, wanted, found)
 
-    def _parts(self, weight: Weight, rows: int) -> tuple[list[WeightSnr], list[int]]:
+    def _explained(
+        self, weight: Weight, items: list[WeightSnr], wanted: torch.Tensor, found: torch.Tensor
+    ) -> list[WeightSnr]:
+        """The same numbers, with the likely reason of those that are bad."""
+        if wanted.dim() != 2:
+            return items
+        _, sizes = self._parts(weight, wanted)
+        rows = zip(items, wanted.split(sizes), found.split(sizes), strict=True)
+        return [
+            replace(item, cause=self._cause(weight, item, want, have)) if item.loss_db > SUSPICIOUS_DB else item
+            for item, want, have in rows
+        ]
+
+    def _compared(
+        self,
+        weight: Weight,
+        wanted: torch.Tensor,
+        found: torch.Tensor,
+        tensors: Dict[str, torch.Tensor],
+        norm: torch.Tensor | None = None,
+    ) -> list[WeightSnr]:
+        """Numbers of every part of a weight; with `norm` [in], of its products with that."""
+        base = weight.name.removesuffix("weight")
+        scales = (tensors.get(base + name) for name in ("prequant", "per_channel_scale"))
+        could = best(wanted, weight.form, self._dtype, *scales)
+        labels, sizes = self._parts(weight, wanted)
+        every = [tensor if tensor.dim() > 1 else tensor[:, None] for tensor in (wanted, found, could)]
+        if norm is not None:
+            every = [tensor * norm for tensor in every]
+        return [
+            replace(label, snr_db=snr_db(want, have), form_db=snr_db(want, at_best))
+            for label, want, have, at_best in zip(
+                labels, *(tensor.split(sizes, dim=-2) for tensor in every), strict=True
+            )
+        ]
+
+    def _parts(self, weight: Weight, tensor: torch.Tensor) -> tuple[list[WeightSnr], list[int]]:
         """(where each part of a weight belongs, its rows); the numbers come later."""
+        rows = tensor.shape[-2] if tensor.dim() > 1 else len(tensor)
         labels = [self._label(name) for name in weight.sources]
         if labels[0].module.startswith("attention.qkv") and len(labels) == 1:
             return [replace(labels[0], part=part) for part in "qkv"], self._qkv
@@ -106,7 +170,7 @@ class _Rank:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _cause(self, weight: Weight, item: WeightSnr, want: torch.Tensor, have: torch.Tensor) -> str:
-        if item.layer is None or weight.name.endswith(".bias") or want.dim() != 2 or want.shape[1] == 1:
+        if item.layer is None:
             return ""
         others: dict[str, torch.Tensor] = {}
         for name, job in self._named.items():
@@ -124,7 +188,7 @@ class _Rank:
         """Weights of that tensor, for people, which are not the one in question but have its shape."""
         at = "" if label.layer == item.layer else f" of layer {label.layer}"
         tensor = self._slice(name)
-        labels, sizes = self._parts(Weight(name, (name,), tuple(tensor.shape)), len(tensor))
+        labels, sizes = self._parts(Weight(name, (name,), tuple(tensor.shape)), tensor)
         for part, rows in zip(labels, tensor.split(sizes), strict=True):
             if rows.shape == shape and (part.layer, part.name) != (item.layer, item.name):
                 yield f"{part.name}{at}", rows
