@@ -141,7 +141,10 @@ HEAVY_MODULES = {
     "engine/kernels.py",
     "engine/quantized.py",
     "quantize/packing.py",
-    *(f"verify/{n}.py" for n in ("measure", "dequantize", "diagnose", "reference", "run", "trace_rank", "weights")),
+    *(
+        f"verify/{n}.py"
+        for n in ("measure", "dequantize", "diagnose", "folded", "reference", "run", "trace_rank", "weights")
+    ),
 }
 PURE = [
     "mapping",

@@ -16,7 +16,6 @@ import torch
 from tests import family_models, test_moe
 from tests.checkpoints import edit_config, edit_rank
 from tests.faults import FAULTS, unfused
-from tests.quantized_sources import FORMATS, make_source
 from tests.tiny import edit_weights, make_llama, trtbuild
 from tests.worded import add_tokenizer, text_of
 from trtbuild import pipeline
@@ -168,28 +167,6 @@ def test_a_good_checkpoint_passes(quant: str, kv: str, models: Models) -> None:
     assert report.quant_algo == (METHODS[quant].quant_algo or "")
 
 
-def test_scales_folded_into_a_norm_are_no_fault(models: Models, tmp_path: Path) -> None:
-    """SmoothQuant and AWQ divide a norm by what they multiply the weights behind it with."""
-
-    def fold(tensors: dict[str, torch.Tensor]) -> None:
-        base = "transformer.layers.1."
-        factor = torch.exp2(torch.arange(128) % 3).half()  # powers of two are exact
-        tensors[f"{base}input_layernorm.weight"] /= factor
-        tensors[f"{base}attention.qkv.weight"] *= factor
-
-    report = models.verify(build(models.damaged("none", fold, tmp_path / "folded"), tmp_path / "engine"))
-    assert report.ok
-    assert any(note.startswith("scales of 1 norms") for note in report.notes)
-    assert (1, "input_layernorm") not in {(weight.layer, weight.module) for weight in report.weights}
-
-    def half(tensors: dict[str, torch.Tensor]) -> None:
-        tensors["transformer.layers.1.input_layernorm.weight"] /= 2
-
-    report = models.verify(build(models.damaged("none", half, tmp_path / "half"), tmp_path / "half engine"))
-    bad = {(weight.layer, weight.module) for weight in report.weights if weight.loss_db > 1}
-    assert bad == {(1, "input_layernorm")}
-
-
 # ---- numbers ----
 
 
@@ -292,20 +269,6 @@ def test_every_family_is_exact_in_float32_on_any_ranks(name: str, tmp_path: Path
     assert {weight.snr_db for weight in found} == {200.0}
     assert {weight.rank for weight in found} == set(range(cut.world_size))
     assert {weight.layer for weight in found} == {None, *range(spec.num_layers)}
-
-
-@pytest.mark.parametrize("name", ["gptq", "autofp8"])
-def test_a_model_that_is_quantized_already(name: str, tmp_path: Path) -> None:
-    """The numbers that it stands for are the reference: kept, or rounded to the scale that fused weights share."""
-    source, plain = make_source(tmp_path, FORMATS[name])
-    (tmp_path / "ids.json").write_text(json.dumps(list(range(3, 67))))
-    made = pipeline.make_checkpoint(str(source), tmp_path / "c", ConvertOptions(1, 1, "float16", "auto"))
-    engine, options = build(made, tmp_path / "e"), VerifyOptions(text=tmp_path / "ids.json")
-    reports = [pipeline.verify_artifact(engine, str(model), options) for model in (source, plain)]
-    assert reports[0].ok
-    assert max(weight.loss_db for weight in reports[0].weights) < 0.5
-    ours, theirs = ([layer.output_db for layer in report.layers] for report in reports)
-    assert ours == pytest.approx(theirs, abs=0.1)
 
 
 # ---- what cannot be compared, and the command line ----

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from collections.abc import Mapping as Dict
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +16,11 @@ from trtbuild.errors import EngineError
 from trtbuild.layout import RankJobs, TensorInfo
 from trtbuild.mapping import Mapping
 from trtbuild.progress import Progress
-from trtbuild.runtime.ops import Buffer, Kind, Op, Weight
+from trtbuild.runtime.ops import Weight
 from trtbuild.runtime.program import Program, build_program
 from trtbuild.verify.dequantize import best, dequantized, names
 from trtbuild.verify.diagnose import cause
+from trtbuild.verify.folded import Folded, readers_of
 from trtbuild.verify.measure import snr_db
 from trtbuild.verify.report import WeightSnr
 
@@ -29,14 +30,12 @@ if TYPE_CHECKING:
 _LAYER = re.compile(r"transformer\.layers\.(\d+)\.(.+)")
 SUSPICIOUS_DB = 0.9
 """Below its form, from which on the reason is looked for."""
-_FOLDED_DB = 6.0
-"""The same of a product with a norm, whose own rounding no form of the weight includes."""
 
 
 def weight_snrs(
     engine: Path, config: dict[str, Any], ranks: tuple[RankJobs, ...], index: Dict[str, TensorInfo], progress: Progress
 ) -> tuple[tuple[WeightSnr, ...], int]:
-    """(all weights of all ranks, norms whose scales are folded into the weights that read them; those are left out).
+    """(all weights of all ranks, number of norms that are compared together with the weights that read them).
 
     `ranks`: the float32 plan of the engine's layout; `index`: the model's tensors.
 
@@ -47,44 +46,27 @@ def weight_snrs(
 
     found: list[WeightSnr] = []
     total = sum(len(rank.jobs) for rank in ranks)
-    done = folded = 0
+    done, folded = 0, set[str]()
     for jobs in ranks:
         mapping = Mapping.of_config(config["mapping"], jobs.rank)
         rank = _Rank(build_program(config, mapping), jobs, index, str(config["dtype"]))
         path = engine / f"rank{jobs.rank}.engine"
         try:
             with safe_open(str(path), framework="pt") as source:
-                mine: list[WeightSnr] = []
+                rank.find_folded(source)
                 for weight in rank.weights:
                     progress(done, total, f"weights of rank {jobs.rank}")
-                    mine += rank.measured(weight, source)
+                    found += rank.measured(weight, source)
                     done += len(weight.sources)
-                found += [item for item in mine if (item.layer, item.module) not in rank.folded]
-                folded += len(rank.folded)
+                folded |= {f"{jobs.layers.start} {norm.name}" for norm in rank.folded.values()}
         except (SafetensorError, OSError) as error:
             raise EngineError(f"{path} is damaged: {error}", hint="Build the engine again.") from error
     progress(total, total, "weights")
-    return tuple(found), folded
-
-
-def norms_before(ops: Sequence[Op]) -> dict[str, str]:
-    """Weight of a linear -> weight of the norm whose output it reads, where it reads one."""
-    written: dict[Buffer, str] = {}
-    found: dict[str, str] = {}
-    for op in ops:
-        if op.kind is Kind.LINEAR and op.in_ in written:
-            found[op.weight] = written[op.in_]
-        if op.kind in (Kind.NORM, Kind.LAYER_NORM):
-            written[op.out] = op.weight
-        elif op.kind is Kind.PREPARE and op.in_ in written:
-            written[op.out] = written[op.in_]
-        else:
-            written.pop(op.out, None)
-    return found
+    return tuple(found), len(folded)
 
 
 class _Rank:
-    """`folded`: (layer, module) of norms whose weights are divided by what the weights that read them have more."""
+    """The weights of one rank; `folded`: norms whose scales lie in the weights that read them (`find_folded`)."""
 
     def __init__(self, program: Program, jobs: RankJobs, index: Dict[str, TensorInfo], dtype: str) -> None:
         self._jobs, self._index, self._dtype = jobs, index, dtype
@@ -92,27 +74,42 @@ class _Rank:
         shapes = program.shapes
         self._qkv = [heads * shapes.head_size for heads in (shapes.num_heads, *(shapes.num_kv_heads,) * 2)]
         # What is not the model's, like the scale of a KV cache, has nothing to be compared with.
-        self._norms = norms_before(program.ops)
-        self.folded: set[tuple[int | None, str]] = set()
         self.weights = [weight for weight in program.weights if all(name in self._named for name in weight.sources)]
+        self._readers = readers_of(program.ops)
+        self.folded: dict[str, Folded] = {}
+
+    def find_folded(self, source: Source) -> None:
+        """Norms that are not the model's, but whose products with every weight that reads them are."""
+        weights = {weight.name: weight for weight in self.weights}
+        for name, readers in self._readers.items():
+            if not weights.keys() >= {name, *readers}:
+                continue
+            norm = Folded(name, found=source.get_tensor(name).float(), wanted=self._slice(name))
+            if norm.found.shape == norm.wanted.shape and self._bad(self._plain(weights[name], norm.wanted, norm.found)):
+                items = [item for reader in readers for item in self._product(weights[reader], norm, source)]
+                if not self._bad(items):
+                    self.folded |= dict.fromkeys((name, norm.bias, *readers), norm)
 
     def measured(self, weight: Weight, source: Source) -> list[WeightSnr]:
-        """One value a module; a qkv has one for each of its parts."""
+        """One value a module; a qkv has one for each of its parts. None for a folded norm: its readers have it."""
+        norm = self.folded.get(weight.name)
+        if norm and weight.name == norm.name:
+            return []
+        if norm and weight.name != norm.bias:
+            return self._product(weight, norm, source)
         tensors = {name: source.get_tensor(name) for name in names(weight)}
         found, wanted = dequantized(weight, tensors), self._slice(*weight.sources)
         if found.shape != wanted.shape:
             raise EngineError(f"{weight.name} has shape {tuple(found.shape)}, but the model has {tuple(wanted.shape)}")
-        items = self._compared(weight, wanted, found, tensors)
-        norm = self._norms.get(weight.name)
-        if norm and any(item.loss_db > SUSPICIOUS_DB for item in items):
-            ours, theirs = source.get_tensor(norm).float(), self._slice(norm)
-            ratio = theirs / torch.where(ours == 0, torch.ones_like(ours), ours)
-            together = self._compared(weight, wanted * ratio, found, tensors, ours)
-            if not any(item.loss_db > _FOLDED_DB for item in together):
-                label = self._label(norm)
-                self.folded.add((label.layer, label.module))
-                return [replace(item, form_db=min(item.form_db, item.snr_db)) for item in together]
-        return self._explained(weight, items, wanted, found)
+        if norm:  # its bias, divided as its weights are
+            wanted = wanted / norm.ratio
+            could = self._at_best(weight, wanted, tensors) + wanted * norm.rounding(self._dtype)
+            return self._compared(weight, wanted, found, could)
+        return self._explained(weight, self._plain(weight, wanted, found, tensors), wanted, found)
+
+    @staticmethod
+    def _bad(items: list[WeightSnr]) -> bool:
+        return any(item.loss_db > SUSPICIOUS_DB for item in items)
 
     def _explained(
         self, weight: Weight, items: list[WeightSnr], wanted: torch.Tensor, found: torch.Tensor
@@ -127,22 +124,30 @@ class _Rank:
             for item, want, have in rows
         ]
 
-    def _compared(
-        self,
-        weight: Weight,
-        wanted: torch.Tensor,
-        found: torch.Tensor,
-        tensors: Dict[str, torch.Tensor],
-        norm: torch.Tensor | None = None,
+    def _plain(
+        self, weight: Weight, wanted: torch.Tensor, found: torch.Tensor, tensors: Dict[str, torch.Tensor] | None = None
     ) -> list[WeightSnr]:
-        """Numbers of every part of a weight; with `norm` [in], of its products with that."""
+        """Numbers of every part of a weight; `tensors`: those of the engine, where it is quantized."""
+        return self._compared(weight, wanted, found, self._at_best(weight, wanted, tensors or {}))
+
+    def _product(self, weight: Weight, norm: Folded, source: Source) -> list[WeightSnr]:
+        """Numbers of every part of a weight, each with the norm before it."""
+        tensors = {name: source.get_tensor(name) for name in names(weight)}
+        found, wanted = dequantized(weight, tensors), self._slice(*weight.sources)
+        could = self._at_best(weight, wanted * norm.ratio, tensors) * torch.where(norm.lives, norm.found, norm.wanted)
+        product = wanted * norm.wanted
+        return self._compared(weight, product, found * norm.found, could + product * norm.rounding(self._dtype))
+
+    def _at_best(self, weight: Weight, wanted: torch.Tensor, tensors: Dict[str, torch.Tensor]) -> torch.Tensor:
         base = weight.name.removesuffix("weight")
         scales = (tensors.get(base + name) for name in ("prequant", "per_channel_scale"))
-        could = best(wanted, weight.form, self._dtype, *scales)
+        return best(wanted, weight.form, self._dtype, *scales)
+
+    def _compared(
+        self, weight: Weight, wanted: torch.Tensor, found: torch.Tensor, could: torch.Tensor
+    ) -> list[WeightSnr]:
         labels, sizes = self._parts(weight, wanted)
         every = [tensor if tensor.dim() > 1 else tensor[:, None] for tensor in (wanted, found, could)]
-        if norm is not None:
-            every = [tensor * norm for tensor in every]
         return [
             replace(label, snr_db=snr_db(want, have), form_db=snr_db(want, at_best))
             for label, want, have, at_best in zip(
