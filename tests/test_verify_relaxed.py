@@ -16,11 +16,17 @@ from tests.quantized_sources import FORMATS, make_source
 from tests.test_verify import Models, build, models, one_thread_engines  # noqa: F401 - fixtures
 from tests.tiny import edit_weights
 from trtbuild import pipeline
+from trtbuild.checkpoint.config import load_config, read_specs
+from trtbuild.checkpoint.source import read_index
+from trtbuild.engine.cpu import read_checkpoint_config
+from trtbuild.plan import make_plan
+from trtbuild.progress import silent
 from trtbuild.quantize.methods import METHODS
 from trtbuild.runtime.int4 import pack_int4
 from trtbuild.spec import CalibrationOptions, ConvertOptions
 from trtbuild.verify.report import Report
 from trtbuild.verify.task import VerifyOptions
+from trtbuild.verify.weights import weight_snrs
 
 pytestmark = pytest.mark.usefixtures("one_thread", "one_thread_engines")
 Tensors = dict[str, torch.Tensor]
@@ -180,6 +186,24 @@ def test_shared_scales_of_fp8(factor: float, again: bool, fault: bool, models: M
 
     report = damaged(models, "fp8", edit, tmp_path)
     assert bad(report) == ({(1, "attention.dense")} if fault else set())
+
+
+def test_scales_of_rows_that_lie_on_several_ranks(models: Models, tmp_path: Path) -> None:  # noqa: F811
+    """SmoothQuant's scale of an output holds the greatest weight of all ranks, whichever of them has that."""
+    checkpoint = models.checkpoint("int8_sq", tp=4)
+    engine, config = build(checkpoint, tmp_path / "engine"), read_checkpoint_config(checkpoint)
+    family, spec = read_specs(load_config(models.source))[0]
+    index = read_index(models.source)
+    plan = make_plan(family, spec, ConvertOptions(4, 1, "float32"), index)
+    found, _ = weight_snrs(engine, config, plan.ranks, index, silent)
+    rows = [weight for weight in found if weight.module in ("attention.dense", "mlp.proj")]
+    assert len(rows) == 4 * 2 * 3
+    assert max(weight.loss_db for weight in found) < 0.5
+    tensors = load_file(engine / "rank1.engine")
+    tensors["transformer.layers.1.mlp.proj.per_channel_scale"] *= 1.02
+    save_file(tensors, engine / "rank1.engine")
+    found, _ = weight_snrs(engine, config, plan.ranks, index, silent)
+    assert {(w.rank, w.layer, w.module) for w in found if w.loss_db > 1} == {(1, 1, "mlp.proj")}
 
 
 @pytest.mark.parametrize("name", ["gptq", "autofp8"])

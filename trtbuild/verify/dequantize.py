@@ -16,8 +16,10 @@ from trtbuild.runtime.packed import widened
 
 _CLIPS = (0.45, 1.05)
 """Scales of int4 groups that a search may choose, over those that hold the greatest weight."""
+_WHOLE = (0.95, 8.0)
+"""The same of int8 rows, whose greatest weight may be on another rank."""
 _SHARED = (0.45, 64.0)
-"""The same of fp8, where fused weights share the greatest scale: the error hardly depends on it."""
+"""The same of fp8, where fused weights share the greatest scale, too: the error hardly depends on it."""
 _W4A8_GROUP = 128  # the only one there is (checkpoint format 4.4); the engine holds the products in fp8
 
 
@@ -43,9 +45,9 @@ def best(
 ) -> torch.Tensor:
     """`reference` [.., n, k] rounded to a form; plain weights are rounded to `dtype`.
 
-    Scales are those that hold the greatest weight, but of groups and of fp8 the engine's own `scale`, as far as a
-    search, or neighbours that share it, can be the reason. Methods that move errors to where they matter less (GPTQ)
-    may come out below it, none far above.
+    Scales are the engine's own `scale`, as far as a search, or what shares it, can be the reason; else, and where the
+    engine build quantizes, those that hold the greatest weight. Methods that move errors to where they matter less
+    (GPTQ) may come out below it, none far above.
     """
     if form is None:
         return reference.to(getattr(torch, dtype)).float()
@@ -58,16 +60,26 @@ def best(
     else:
         four = form.bits == 4 or form.algo == "W4A8_AWQ"
         group = _W4A8_GROUP if form.algo == "W4A8_AWQ" else form.group
-        own = scale if form.per == "group" else None
-        made = _integers(w, 4 if four else 8, group, zero=form.zero, whole=form.plain, scale=own)
+        own = None
+        if scale is not None and form.per == "group":
+            own = (scale.unsqueeze(-1), _CLIPS)
+        elif scale is not None and form.per == "row" and not form.plain:
+            own = (scale[..., None, None], _WHOLE)
+        made = _integers(w, 4 if four else 8, group, zero=form.zero, whole=form.plain, own=own)
     return made if prequant is None else made * prequant
 
 
 def _integers(
-    w: torch.Tensor, bits: int, group: int, *, zero: bool, whole: bool, scale: torch.Tensor | None
+    w: torch.Tensor,
+    bits: int,
+    group: int,
+    *,
+    zero: bool,
+    whole: bool,
+    own: tuple[torch.Tensor, tuple[float, float]] | None,
 ) -> torch.Tensor:
     """Rounded to a grid of 2^bits steps a row, or a group; `whole`: amax / 2^(bits-1) is the step, as upstream has it
-    where the engine build quantizes."""
+    where the engine build quantizes. `own`: steps, taken within these multiples of those."""
     half = 1 << (bits - 1)
     blocks = w.unflatten(-1, (-1, group)) if group else w.unsqueeze(-2)
     if zero:
@@ -75,7 +87,7 @@ def _integers(
         step = _positive((high - low) / (2 * half - 1))
         return (((blocks - low) / step).round() * step + low).flatten(-2)
     step = _positive(blocks.abs().amax(dim=-1, keepdim=True) / (half if whole else half - 1))
-    step = step if scale is None else _within(scale.unsqueeze(-1), step, _CLIPS)
+    step = step if own is None else _within(own[0], step, own[1])
     return ((blocks / step).round().clamp(-half, half - 1) * step).flatten(-2)
 
 
