@@ -314,7 +314,7 @@ _NAMES = {
 def reference(folder: Path, kind: Kind | dict[str, Kind], fields: Tensors, tp: int = 1, *, rounded: bool = True) -> Any:
     """transformers' float32 model with the weights of `fields`; its inputs are rounded as `kind` does if `rounded`.
 
-    A dict has the kinds of some modules by their names in TensorRT-LLM; the others stay as they are.
+    A dict has the kinds of some modules by their names in TensorRT-LLM, lm_head perhaps; the others stay as they are.
     """
     model = copy.deepcopy(_half_model(folder))
     layers = model.transformer.h if hasattr(model, "transformer") else model.model.layers
@@ -327,6 +327,10 @@ def reference(folder: Path, kind: Kind | dict[str, Kind], fields: Tensors, tp: i
                     _replace(module, number, name, own, fields, tp, rounded=rounded)
             elif name == "mlp.experts":
                 module.forward = _experts(number, kind, fields, tp, rounded=rounded)
+    if isinstance(kind, dict) and "lm_head" in kind:
+        weight, prepare = _linear(kind["lm_head"], _own(fields, "lm_head."), 1, rounded=rounded)
+        model.lm_head.weight = torch.nn.Parameter(weight)  # a new one: it may be tied
+        model.lm_head.register_forward_pre_hook(lambda _module, args: (prepare(args[0]),))
     return model
 
 
@@ -397,8 +401,9 @@ def _replace(module: Any, layer: int, name: str, kind: Kind, fields: Tensors, tp
     weight, prepare = _linear(kind, _own(fields, base), parts, rounded=rounded)
     conv = type(module).__name__ == "Conv1D"  # [in, out]
     if target == "attention.qkv" and not conv:
-        q, kv = _SIZES["hidden_size"], _SIZES["hidden_size"] // 4
-        weight = weight.split([q, kv, kv])[part]
+        own, rows = len(module.weight), len(weight)
+        start = (0, rows - 2 * own, rows - own)[part]
+        weight = weight[start : start + own]
     with torch.no_grad():
         module.weight.copy_(weight.T if conv else weight)
     module.register_forward_pre_hook(lambda _module, args: (prepare(args[0]),))

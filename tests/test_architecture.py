@@ -65,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"plan", "families", "shard", "fields", "coverage", "mixed", "importers", "quantize", "checkpoint", "runtime"},
     "exporting": BASE | {"plan", "quantizing", "calibrate", "checkpoint", "llmapi"},
     # It compares what stages made, so it reads as they do, and runs an engine as the runtime does.
-    "verify": BASE | {"plan", "families", "lint", "checkpoint", "engine", "runtime", "text"},
+    "verify": BASE | {"plan", "families", "lint", "checkpoint", "engine", "runtime", "text", "fields", "quantize"},
     "planning": BASE | {"plan", "hub", "checkpoint", "importers", "families", "sizing", "llmapi"},
     "converting": BASE
     | {"planning", "plan", "quantizing", "exporting", "calibrate", "hub", "checkpoint", "importers", "lint", "reshard"},
@@ -142,7 +142,10 @@ HEAVY_MODULES = {
     "engine/kernels.py",
     "engine/quantized.py",
     "quantize/packing.py",
-    *(f"verify/{n}.py" for n in ("measure", "dequantize", "diagnose", "reference", "run", "trace_rank", "weights")),
+    *(
+        f"verify/{n}.py"
+        for n in ("measure", "dequantize", "diagnose", "folded", "reference", "run", "trace_rank", "weights")
+    ),
 }
 PURE = [
     "mapping",

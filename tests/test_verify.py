@@ -265,7 +265,7 @@ def test_every_family_is_exact_in_float32_on_any_ranks(name: str, tmp_path: Path
     plan = make_plan(family, spec, cut, read_index(tmp_path / "m"))
     plan.require()
     engine = build(sharded, tmp_path / "ranks")
-    found = weight_snrs(engine, read_checkpoint_config(sharded), plan.ranks, read_index(tmp_path / "m"), silent)
+    found, _ = weight_snrs(engine, read_checkpoint_config(sharded), plan.ranks, read_index(tmp_path / "m"), silent)
     assert {weight.snr_db for weight in found} == {200.0}
     assert {weight.rank for weight in found} == set(range(cut.world_size))
     assert {weight.layer for weight in found} == {None, *range(spec.num_layers)}
@@ -313,7 +313,7 @@ def test_scales_that_two_ranks_do_not_share(models: Models, tmp_path: Path) -> N
     index, config = read_index(models.source), read_checkpoint_config(bad)
     family, spec = read_specs(load_config(models.source))[0]
     plan = make_plan(family, spec, ConvertOptions(2, 1, "float32"), index)
-    found = weight_snrs(build(bad, tmp_path / "engine"), config, plan.ranks, index, silent)
+    found, _ = weight_snrs(build(bad, tmp_path / "engine"), config, plan.ranks, index, silent)
     wrong = {(weight.rank, weight.layer, weight.name) for weight in found if weight.loss_db > 1}
     assert {(rank, 1, f"attention.qkv ({part})") for rank in (0, 1) for part in "kv"} <= wrong
     assert {(layer, name.split()[0]) for _, layer, name in wrong} == {(1, "attention.qkv")}

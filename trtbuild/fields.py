@@ -20,6 +20,8 @@ from trtbuild.spec import ConvertOptions, ModelSpec
 
 LINEAR = re.compile(r"\.layers\.\d+\..*\b(qkv|dense|fc|gate|proj)\.weight$")
 """Weights that methods quantize: no router, shared_expert_gate, embedding, norm or lm_head."""
+HEAD = "lm_head"
+"""The module of the logits, quantized only where that is asked for."""
 NORM = re.compile(r"\.layers\.\d+\.(input_layernorm|post_layernorm)\.weight$")
 """Norms whose output plugin SmoothQuant makes int8."""
 
@@ -29,7 +31,7 @@ class Quantized:
     """What a layout needs to know of a quantization: fields of a linear, g, and whether attention has KV scales.
 
     `bias_once`: whether the bias of a row-parallel linear is on the first rank only, zeros elsewhere. `norm_scales`:
-    whether the norms before linears have a scale [1] of their own (plugin SmoothQuant).
+    whether the norms before linears have a scale [1] of their own (plugin SmoothQuant). `head`: lm_head is quantized.
     `modules`: where linears differ, the fields and g of each by its path in the whole model; those not there are plain.
     """
 
@@ -41,6 +43,7 @@ class Quantized:
     final: bool = False
     """Whether shapes and dtypes are those of rank files; pieces of fields stored in a kernel's layout do not count."""
     modules: Dict[str, Quantized] | None = None
+    head: bool = False
 
     @property
     def stored(self) -> Quantized:
@@ -50,8 +53,10 @@ class Quantized:
         return replace(self, fields=fields, final=True, modules=modules)
 
     def of(self, module: str) -> Quantized:
-        """The quantization of one linear."""
-        return self if self.modules is None else self.modules.get(module, Quantized())
+        """The quantization of one module, without fields where it is plain."""
+        if self.modules is not None:
+            return self.modules.get(module, Quantized())
+        return self if LINEAR.search(f"{module}.weight") or (self.head and module == HEAD) else Quantized()
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def shard_fields(
             whole = wholes.get(job.group, _Whole(0, 0))
             job = _of_experts(job, whole, experts)
             own = quantized.of(job.group.removesuffix(".weight"))
-            if not own.fields or not LINEAR.search(job.name):
+            if not own.fields:
                 jobs.append(job)
             else:
                 # The layers of a rank are cut alike, so one of them tells.
@@ -142,8 +147,8 @@ def _of_experts(job: Job, whole: _Whole, experts: range) -> Job:
 
 
 def _kind(job: Job) -> str:
-    """A linear's name inside its layer."""
-    return job.group.split(".", 3)[-1].removesuffix(".weight")
+    """A linear's name inside its layer, or its whole name."""
+    return job.group.removesuffix(".weight").split(".", 3)[-1]
 
 
 def _misfit(job: Job, field: Field, group_size: int) -> str:
@@ -158,7 +163,8 @@ def _misfit(job: Job, field: Field, group_size: int) -> str:
             f"the kernels' layout needs outputs in multiples of {multiples[0]}, inputs of {multiples[1]}; "
             f"{name} has {list(job.shape[-2:])} on a rank"
         )
-    if field.rows > 1 and any(edge % field.rows for piece in job.pieces for window in piece.rows for edge in window):
+    ends = (job.shape[-2], *(edge for piece in job.pieces for window in piece.rows for edge in window))
+    if field.rows > 1 and any(edge % field.rows for edge in ends):
         return f"{field.rows} outputs of {name} share a byte, and this layout cuts between them"
     return ""
 
@@ -172,6 +178,7 @@ def _fields(job: Job, whole: _Whole, quantized: Quantized) -> Iterator[Job]:
         shape: tuple[int, ...]
         if field.rows:
             pieces = [_by_rows(piece, field.rows, per_column) for piece in job.pieces]
+            pieces += _padding(job, whole) if field.cols != 1 else ()
             shape = (*lead, job.shape[-2] // field.rows, *((job.shape[-1] // per_column,) if per_column else ()))
         elif per_column:
             pieces = [_by_inputs(piece, whole, bool(lead)) for piece in job.pieces]
@@ -207,6 +214,12 @@ def _by_rows(piece: Piece, rows: int, cols: int) -> Piece:
     """A window of what has one element for `rows` outputs and `cols` inputs (0: no such dim)."""
     window = (piece.cols[0] // cols, piece.cols[1] // cols) if piece.cols and cols else None
     return Piece("", tuple((start // rows, stop // rows) for start, stop in piece.rows), window)
+
+
+def _padding(job: Job, whole: _Whole) -> tuple[Piece, ...]:
+    """Scales of the rows of zeros that are added to a weight: the last output's again, so that all are positive."""
+    missing = job.rows - sum(piece.num_rows for piece in job.pieces)
+    return (Piece("", ((whole.rows - 1, whole.rows),) * missing),) if missing else ()
 
 
 def _by_inputs(piece: Piece, whole: _Whole, experts: bool) -> Piece:

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from trtbuild.errors import PlanError
 from trtbuild.families.rules import Family, Rule
-from trtbuild.fields import Quantized, shard_fields
+from trtbuild.fields import HEAD, Quantized, shard_fields
 from trtbuild.layout import DTYPES, Axis, Split, Stage
-from trtbuild.mixed import Choice, choices_of, mixture_problems, unknown_methods
+from trtbuild.mixed import Choice, Choices, choices_of, mixture_problems, unknown_methods
 from trtbuild.quantize.methods import METHODS
 from trtbuild.shard import cut_axes, rank_mapping, rules_of, shares, window
 from trtbuild.spec import KV_CACHES, TARGETS, ConvertOptions, ModelSpec
@@ -139,6 +139,7 @@ def quant_problems(family: Family, spec: ModelSpec, options: ConvertOptions, dty
     """(problems, warnings) of the methods; for other targets, what TensorRT-LLM's classes demand only warns."""
     choices = choices_of(family, spec, options)
     problems, warnings = mixture_problems(family, spec, options, choices)
+    problems += _head_problems(family, spec, options, choices)
     for choice in {choice.label: choice for choice in choices.values()}.values():
         modules = {module for module, own in choices.items() if own == choice}
         problems += _field_problems(family, spec, options, dtype, choice, modules)
@@ -146,6 +147,26 @@ def quant_problems(family: Family, spec: ModelSpec, options: ConvertOptions, dty
         problems += demands if options.target == "tensorrt" else []
         warnings += demands if options.target != "tensorrt" else []
     return problems, warnings
+
+
+def _head_problems(family: Family, spec: ModelSpec, options: ConvertOptions, choices: Choices) -> list[str]:
+    """What speaks against quantizing lm_head."""
+    choice = choices.get(HEAD)
+    if choice is None:
+        return []
+    out = "leave --quantize-lm-head out"
+    if all(rule.target != f"{HEAD}.weight" for rule in rules_of(family, spec, Stage.LAST)):
+        return [f"{spec.architecture} has no lm_head; {out}"]
+    found = []
+    if choice.method.name == "none":
+        found.append(f"lm_head has no method; say --quant-layer {HEAD}=METHOD, or {out}")
+    elif not choice.method.fields or not choice.method.head:
+        found.append(f"TensorRT-LLM has no {choice.method.name} for lm_head; {out}")
+    if options.use_embedding_sharing:
+        found.append(
+            "--use-embedding-sharing makes lm_head the table, which stays plain; leave it or --quantize-lm-head out"
+        )
+    return found
 
 
 def _demands(
@@ -158,7 +179,7 @@ def _demands(
         found.append(f"{method.name} in TensorRT-LLM needs dtype {' or '.join(method.dtypes)}, not {dtype}")
     multiple = max(method.dim_multiple, choice.group_size if method.group_sizes else 0) * options.tp_size
     for rule in rules_of(family, spec) if multiple else ():
-        if rule.stage is not Stage.LAYER or rule.split not in (Split.COLUMN, Split.ROW) or not rule.sources[0].cols:
+        if rule.split not in (Split.COLUMN, Split.ROW, Split.VOCAB) or not rule.sources[0].cols:
             continue
         if modules.isdisjoint(rule.target.format(i=i).removesuffix(".weight") for i in range(spec.num_layers)):
             continue

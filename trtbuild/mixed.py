@@ -6,13 +6,13 @@ all have the same, it is no mixture, and the checkpoint is one of that method.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from trtbuild.errors import some
 from trtbuild.families.rules import Family
-from trtbuild.fields import LINEAR, Quantized
+from trtbuild.fields import HEAD, LINEAR, Quantized
 from trtbuild.layout import Stage
 from trtbuild.quantization import DEFAULTS, LAYERS, MIXED, layer_of, unlike_stages
 from trtbuild.quantize.method import Method
@@ -59,13 +59,18 @@ def linears_of(family: Family, spec: ModelSpec) -> list[str]:
     return [rule.target.format(i=i).removesuffix(".weight") for i in range(spec.num_layers) for rule in rules]
 
 
+def quantizable(family: Family, spec: ModelSpec, options: ConvertOptions) -> list[str]:
+    """Paths of all modules that options quantize: the linears of the layers, and lm_head where that is asked for."""
+    return [*linears_of(family, spec), *([HEAD] if options.quantize_lm_head else [])]
+
+
 def choices_of(family: Family, spec: ModelSpec, options: ConvertOptions) -> Choices:
     """What `--quant` and the patterns of `--quant-layer` give each linear; the last pattern that matches counts.
 
     The options' methods must be known ones.
     """
     found = {}
-    for module in linears_of(family, spec):
+    for module in quantizable(family, spec, options):
         name, group_size = options.quant, options.group_size
         for layer in options.quant_layers:
             if fnmatchcase(module, layer.pattern):
@@ -84,7 +89,9 @@ def only_choice(choices: Choices) -> Choice | None:
 def quantized_of(choices: Choices) -> Quantized:
     """What the layout needs to know."""
     only = only_choice(choices)
-    return only.fields if only else Quantized(modules={module: own.fields for module, own in choices.items()})
+    if only:
+        return replace(only.fields, head=HEAD in choices)
+    return Quantized(modules={module: own.fields for module, own in choices.items()})
 
 
 def mixed_quantization(kv_cache_algo: str | None) -> dict[str, Any]:

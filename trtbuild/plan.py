@@ -16,12 +16,12 @@ from math import prod
 from trtbuild.coverage import coverage
 from trtbuild.errors import PlanError
 from trtbuild.families.rules import Family
-from trtbuild.fields import shard_fields
+from trtbuild.fields import HEAD, shard_fields
 from trtbuild.fit import layout_problems, option_problems, quant_problems
 from trtbuild.importers.fit import import_memory, import_problems
 from trtbuild.importers.form import Import
 from trtbuild.layout import BLOCK_BYTES, RankJobs, TensorInfo
-from trtbuild.mixed import Choices, choices_of, linears_of, quantized_of, unmatched
+from trtbuild.mixed import Choices, choices_of, quantizable, quantized_of, unmatched
 from trtbuild.quantize.method import Method
 from trtbuild.quantize.methods import METHODS
 from trtbuild.shard import shard
@@ -157,9 +157,10 @@ def plan_model(
     `problems` and `warnings` of the source itself come first.
     """
     parts = tuple(make_plan(family, spec, options, index, imported) for family, spec in specs)
-    lost = unmatched([linears_of(family, spec) for family, spec in specs], options)
-    if imported is not None and options.quant_layers:
-        lost = ["the model is quantized already; --quant-layer needs the unquantized one"]
+    lost = unmatched([quantizable(family, spec, options) for family, spec in specs], options)
+    if imported is not None:
+        asked = {"--quant-layer": bool(options.quant_layers), "--quantize-lm-head": options.quantize_lm_head}
+        lost = [f"the model is quantized already; {name} needs the unquantized one" for name in asked if asked[name]]
     parts = tuple(
         replace(part, problems=(*problems, *part.problems, *lost), warnings=(*warnings, *part.warnings))
         for part in parts
@@ -206,7 +207,7 @@ def make_plan(
         needed = (
             import_memory(whole)
             if imported is not None
-            else max(_memory((whole,), index), _quantizing_memory(whole, methods))
+            else max(_memory((whole,), index), _quantizing_memory(whole, methods, options.quantize_lm_head))
         )
     else:
         ranks = shard(family, spec, options, dtype, sources) if complete else ()
@@ -254,7 +255,7 @@ def _memory(ranks: tuple[RankJobs, ...], index: Dict[str, TensorInfo]) -> int:
     return _PROCESS_BYTES + _BLOCKS * max(BLOCK_BYTES, widest) + scales
 
 
-def _quantizing_memory(whole: RankJobs, methods: Sequence[Method]) -> int:
+def _quantizing_memory(whole: RankJobs, methods: Sequence[Method], quantize_lm_head: bool) -> int:
     """Peak bytes of quantizing a layer at a time: torch, a layer's weights in float32, and what a method needs beside.
 
     That is second moments of every linear's inputs where it searches with them, and some copies of one weight.
@@ -263,7 +264,8 @@ def _quantizing_memory(whole: RankJobs, methods: Sequence[Method]) -> int:
     linears = [job for job in layer if len(job.shape) > 1]
     grams = sum(4 * job.shape[-1] ** 2 for job in linears) if any(method.needs_gram for method in methods) else 0
     weights = sum(4 * job.elements for job in layer)
-    largest = max((4 * prod(job.shape[-2:]) for job in linears), default=0)
+    head = [job for job in whole.jobs if job.group == f"{HEAD}.weight" and quantize_lm_head]
+    largest = max((4 * prod(job.shape[-2:]) for job in (*linears, *head)), default=0)
     return _TORCH_BYTES + 2 * weights + grams + _COPIES * largest
 
 

@@ -102,18 +102,20 @@ def quantize(
 
 
 def reader_of(plan: Plan, index: dict[str, TensorInfo], spool: Path) -> Weights:
-    """What reads the float32 weights of a layer of a plan, or of its embedding tables (which lie in `spool`)."""
+    """What reads the float32 weights of a block of a plan; embedding tables lie in `spool`."""
     from trtbuild.checkpoint.layer import read_tensors
 
     assert plan.whole is not None
     wide = replace(plan.whole, jobs=tuple(replace(job, dtype="F32") for job in plan.whole.jobs))
 
-    def weights(layer: int | None) -> dict[str, torch.Tensor]:
+    def weights(block: int | str) -> dict[str, torch.Tensor]:
         def wanted(job: Job) -> bool:
-            if layer is None:
-                return job.name.startswith("transformer.") and not job.name.startswith("transformer.layers.")
-            return job.name.startswith(f"transformer.layers.{layer}.")
+            if isinstance(block, int):
+                return job.name.startswith(f"transformer.layers.{block}.")
+            tables = "embedding" in job.name
+            outside = not job.name.startswith("transformer.layers.") and not (tables and block == "head")
+            return outside and (block == "head" or not job.name.startswith("lm_head."))
 
-        return read_tensors(wide, index, wanted, spool / "embedding" if layer is None else None)
+        return read_tensors(wide, index, wanted, spool / "embedding" if block == "embedding" else None)
 
     return weights

@@ -137,6 +137,7 @@ class ConvertOptions:
     of tp_size to cutting each expert where both are None. `group_size`: inputs that share a scale (group-wise methods).
     `kv_cache`: one of `KV_CACHES`. `sm`: the GPU whose kernels read weights that are stored in their layout (GPTQ).
     `quant_layers`: linears that have another method than `quant`; of several patterns that match, the last one counts.
+    `quantize_lm_head`: lm_head as the linears of the layers, and patterns may name it; else it stays plain.
     """
 
     tp_size: int = 1
@@ -153,6 +154,7 @@ class ConvertOptions:
     kv_cache: str = "none"
     sm: int = 80
     quant_layers: tuple[LayerMethod, ...] = ()
+    quantize_lm_head: bool = False
 
     @property
     def kv_cache_algo(self) -> str | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from trtbuild.building import make_engine
 from trtbuild.converting import reshard_checkpoint
 from trtbuild.planning import plan_folder, require_engine, resolve
-from trtbuild.progress import Progress, silent
+from trtbuild.progress import Progress, silent, stretch
 from trtbuild.spec import ConvertOptions
 from trtbuild.staging import check_disk
 
@@ -37,6 +37,7 @@ def verify_artifact(
         HubError, CheckpointError, UnsupportedModel, EngineError, OutputError, ToolError: as `make_engine`.
     """
     from trtbuild.engine.options import BuildOptions
+    from trtbuild.verify.decoded import decoded
     from trtbuild.verify.gates import gates_of, judged, override
     from trtbuild.verify.run import measure
     from trtbuild.verify.subject import open_subject
@@ -50,13 +51,18 @@ def verify_artifact(
     task = make_task(subject, source.path, plan.parts[0], cut.parts[0], index, options)
     with tempfile.TemporaryDirectory(prefix="trtbuild-verify-") as temporary:
         scratch, limits = Path(temporary), BuildOptions(1, None, task.text.length)
-        check_disk(scratch, scratch, task.disk_bytes)
+        # A quantized model is written out as plain float32.
+        check_disk(scratch, scratch, task.disk_bytes + (plan.checkpoint_bytes if plan.imported else 0))
+        if plan.imported:
+            task = decoded(task, plan.parts[0], index, scratch / "model", silent)
         engine, one_rank = given, None
         if subject.kind == "checkpoint":
-            engine = make_engine(str(given), scratch / "engine", ConvertOptions(), limits)
+            shown = stretch(progress, 0.0, 0.05)
+            engine = make_engine(str(given), scratch / "engine", ConvertOptions(), limits, progress=shown)
         if task.one_rank:
-            whole = reshard_checkpoint(given, scratch / "whole", ConvertOptions())
+            shown = stretch(progress, 0.05, 0.1)
+            whole = reshard_checkpoint(given, scratch / "whole", ConvertOptions(), progress=shown)
             one_rank = make_engine(str(whole), scratch / "engine1", ConvertOptions(), limits)
             shutil.rmtree(whole)
-        report = measure(task, engine, one_rank, scratch, progress)
+        report = measure(task, engine, one_rank, scratch, stretch(progress, 0.1, 1.0))
     return judged(report, override(gates_of(subject.config), options.gates))

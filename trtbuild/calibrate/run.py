@@ -20,15 +20,16 @@ from trtbuild.errors import CheckpointError
 from trtbuild.progress import Progress, silent
 from trtbuild.quantize.method import InputStats, LinearGroup, Method, QuantOptions
 from trtbuild.quantize.methods import QUANTIZE
-from trtbuild.quantize.statistics import LayerStatistics
+from trtbuild.quantize.statistics import InputAccumulator, LayerStatistics
 from trtbuild.quantize.values import kv_cache_scale
 from trtbuild.runtime.blockwise import Blockwise, LayerRun, Linear
 
-Weights = Callable[[int | None], Dict[str, torch.Tensor]]
-"""The float32 tensors of a layer of the model by their checkpoint names; None: the embedding tables."""
+Weights = Callable[[int | str], Dict[str, torch.Tensor]]
+"""The float32 tensors of a layer, of "embedding" or of "head" (the last norm, lm_head) by their checkpoint names."""
 Ids = tuple[tuple[int, ...], ...]
 _SEARCH = 11
 """Candidates of AWQ's search, each about as costly as second moments of the inputs would be for every output."""
+_HEAD = "lm_head"
 
 
 class Parts(Protocol):
@@ -51,7 +52,10 @@ class Form(Protocol):
         method: Method,
         options: QuantOptions,
     ) -> Dict[str, torch.Tensor]:
-        """Tensors by name for one engine linear of layer `base` ("transformer.layers.0."); `weights`: the layer's."""
+        """Tensors by name for one engine linear of layer `base` ("transformer.layers.0."; "" for lm_head).
+
+        `weights`: the layer's.
+        """
 
     def kv_scales(self, base: str, algo: str, amax_k: float, amax_v: float) -> Dict[str, torch.Tensor]:
         """The scales of the KV cache of a layer, by name."""
@@ -116,7 +120,8 @@ class Quantizer:
     def _run(self, weights: Weights, parts: Parts, spool_folder: Path, progress: Progress) -> None:
         layers = self._blocks.num_layers
         done = [parts.has(f"layer{layer}") for layer in range(layers)]
-        if all(done):
+        head = self._task.ways.get(_HEAD)
+        if all(done) and (head is None or parts.has(_HEAD)):
             return
         if not self._task.needs_samples:
             for layer in (i for i in range(layers) if not done[i]):
@@ -124,7 +129,7 @@ class Quantizer:
                 self._finish(parts, layer, self._run_of(layer, weights), None)
             return
         spool = Spool(spool_folder, len(self._ids), (self._blocks.length, self._hidden_size))
-        first = done.index(False)
+        first = layers if all(done) else done.index(False)
         if not spool.holds(first):
             first = 0
             spool.write(0, self._embedded(weights))
@@ -138,6 +143,26 @@ class Quantizer:
             if statistics is not None:
                 self._finish(parts, layer, run, statistics, meter.searched)
             del run  # before the next layer's weights are read
+        if head is not None:
+            progress(1, 1, _HEAD)
+            self._finish_head(parts, spool.read(layers), self._moved(weights("head")), *head)
+
+    def _finish_head(
+        self,
+        parts: Parts,
+        hidden: Iterator[torch.Tensor],
+        weights: Dict[str, torch.Tensor],
+        method: Method,
+        options: QuantOptions,
+    ) -> None:
+        """Quantize lm_head, whose input is what the last norm gives, and write its part."""
+        weight = weights[f"{_HEAD}.weight"]
+        inputs = InputAccumulator(weight.shape[-1], gram=method.needs_gram)
+        for states in hidden:
+            inputs.add(self._blocks.head_input(states, weights))
+        linear = Linear(_HEAD, (_HEAD,), (len(weight),), weight.shape[-1])
+        made = self._fields("", linear, weights, inputs.stats(), method, options)
+        parts.write(_HEAD, {name: tensor.cpu() for name, tensor in made.items()})
 
     def _run_of(self, layer: int, weights: Weights) -> LayerRun:
         return self._blocks.layer(layer, self._moved(weights(layer)))
@@ -146,7 +171,7 @@ class Quantizer:
         return {name: tensor.to(self._device) for name, tensor in tensors.items()}
 
     def _embedded(self, weights: Weights) -> Iterator[torch.Tensor]:
-        tables = self._moved(weights(None))
+        tables = self._moved(weights("embedding"))
         for row in self._ids:
             yield self._blocks.embed(torch.tensor(row), tables)
 
@@ -191,13 +216,23 @@ class Quantizer:
             made |= self._form.kv_scales(base, task.kv_cache_algo, statistics.amax_k, statistics.amax_v)
         stats = statistics.stats() if statistics is not None else {}
         for linear, method, options in self._ways(layer):
-            seen = stats.pop(linear.name, None)
-            try:
-                made |= self._form.fields(base, linear, run.weights, seen, method, options)
-            except CheckpointError as error:
-                raise CheckpointError(f"{base.rstrip('.')}: {error.message}", hint=error.hint) from error
+            made |= self._fields(base, linear, run.weights, stats.pop(linear.name, None), method, options)
             searched(linear)
         parts.write(f"layer{layer}", {name: tensor.cpu() for name, tensor in made.items()})
+
+    def _fields(
+        self,
+        base: str,
+        linear: Linear,
+        weights: Dict[str, torch.Tensor],
+        stats: InputStats | None,
+        method: Method,
+        options: QuantOptions,
+    ) -> Dict[str, torch.Tensor]:
+        try:
+            return self._form.fields(base, linear, weights, stats, method, options)
+        except CheckpointError as error:
+            raise CheckpointError(f"{base.rstrip('.') or linear.name}: {error.message}", hint=error.hint) from error
 
 
 @dataclass(frozen=True)

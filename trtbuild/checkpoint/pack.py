@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as Dict
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,11 @@ from trtbuild.checkpoint.config import trtllm_config
 from trtbuild.checkpoint.logical import read_logical
 from trtbuild.checkpoint.writer import write_documents, write_file
 from trtbuild.errors import CheckpointError
-from trtbuild.fields import shard_fields
+from trtbuild.fields import HEAD, shard_fields
 from trtbuild.layout import DTYPE_BYTES, Job, Piece, RankJobs, TensorInfo
 from trtbuild.mixed import Choice, Choices, choices_of, mixed_quantization, only_choice, quant_cfg, quantized_of
 from trtbuild.progress import Progress, silent
+from trtbuild.quantization import EXCLUDED
 from trtbuild.spec import ConvertOptions, ModelSpec, resolved_dtype
 
 if TYPE_CHECKING:
@@ -91,6 +93,9 @@ def _quantized_config(family: Family, spec: ModelSpec, options: ConvertOptions, 
     config["quantization"] |= {**method.config, "kv_cache_quant_algo": options.kv_cache_algo}
     if method.group_sizes:
         config["quantization"]["group_size"] = choice.group_size
+    if options.quantize_lm_head:
+        # A list replaces the built-in one, of which all the rest must stay (checkpoint format 1.4).
+        config["quantization"]["exclude_modules"] = [pattern for pattern in EXCLUDED if not fnmatchcase(HEAD, pattern)]
     if any(field.kernel_bits for field in method.fields):
         # Not TensorRT-LLM's: it takes any layout, and a wrong one gives garbage without an error.
         config[SM_KEY] = options.sm

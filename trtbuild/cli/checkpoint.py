@@ -18,6 +18,7 @@ from trtbuild.cli.options import (
     ForceOpt,
     GroupSizeOpt,
     KvCacheOpt,
+    LmHeadOpt,
     ModelArg,
     MoeEpOpt,
     MoeTpOpt,
@@ -52,6 +53,7 @@ def command(
     quant_layer: QuantLayerOpt = [],  # noqa: B006
     group_size: GroupSizeOpt = ConvertOptions.group_size,
     kv_cache: KvCacheOpt = ConvertOptions.kv_cache,
+    lm_head: LmHeadOpt = False,
     calib: CalibOpt = CALIBRATION.text,
     calib_samples: CalibSamplesOpt = CALIBRATION.samples,
     calib_length: CalibLengthOpt = CALIBRATION.length,
@@ -77,13 +79,27 @@ def command(
 
     A run that was killed or interrupted is resumed by the same command: what it had finished is verified and kept.
     """
-    from trtbuild import pipeline
-
     embedding = (parallel_embedding, embedding_dim, embedding_sharing)
     options = convert_options(
-        tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm, quant_layer
+        tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm, quant_layer, lm_head
     )
     calibration = CalibrationOptions(calib, calib_samples, calib_length, calib_seed, calib_chat, calib_search)
+    _make(model, output, options, calibration, revision, workers, mpi, allow_pickle, force)
+
+
+def _make(
+    model: str,
+    output: Path,
+    options: ConvertOptions,
+    calibration: CalibrationOptions,
+    revision: str | None,
+    workers: int,
+    mpi: bool,
+    allow_pickle: bool,
+    force: bool,
+) -> None:
+    from trtbuild import pipeline
+
     try:
         with progress_bar("checkpoint") as progress:
             made = pipeline.make_checkpoint(

@@ -37,6 +37,7 @@ from trtbuild.cli.options import (
     ForceOpt,
     GroupSizeOpt,
     KvCacheOpt,
+    LmHeadOpt,
     ModelArg,
     MoeEpOpt,
     MoeTpOpt,
@@ -71,6 +72,7 @@ def command(
     quant_layer: QuantLayerOpt = [],  # noqa: B006
     group_size: GroupSizeOpt = ConvertOptions.group_size,
     kv_cache: KvCacheOpt = ConvertOptions.kv_cache,
+    lm_head: LmHeadOpt = False,
     calib: CalibOpt = CALIBRATION.text,
     calib_samples: CalibSamplesOpt = CALIBRATION.samples,
     calib_length: CalibLengthOpt = CALIBRATION.length,
@@ -108,7 +110,7 @@ def command(
     """
     embedding = (parallel_embedding, embedding_dim, embedding_sharing)
     options = convert_options(
-        tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm, quant_layer
+        tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm, quant_layer, lm_head
     )
     limits = with_settings(BuildOptions(max_batch_size, max_seq_len, max_num_tokens), settings)
     launch = launch_options(mode, launcher, processes, hostfile, timeout, hang, timing_cache, log_dir)

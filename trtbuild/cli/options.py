@@ -161,6 +161,10 @@ MoeEpOpt = Annotated[
     int | None,
     typer.Option("--moe-ep", min=1, metavar="N", help="Ranks that share the experts; times moe-tp it is tp."),
 ]
+LmHeadOpt = Annotated[
+    bool,
+    typer.Option("--quantize-lm-head", help="Quantize lm_head too, as --quant or --quant-layer lm_head=METHOD says."),
+]
 SmOpt = Annotated[
     int,
     typer.Option(
@@ -207,11 +211,13 @@ def convert_options(
     kv_cache: str = ConvertOptions.kv_cache,
     sm: int = ConvertOptions.sm,
     quant_layer: Sequence[str] = (),
+    lm_head: bool = ConvertOptions.quantize_lm_head,
 ) -> ConvertOptions:
     """The options of one conversion, from a command's parameters."""
     embedding = (parallel_embedding, embedding_dim, embedding_sharing)
     layers = layer_methods(quant_layer)
-    return ConvertOptions(tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm, layers)
+    experts = (moe_tp, moe_ep)
+    return ConvertOptions(tp, pp, dtype, quant, target, *embedding, *experts, group_size, kv_cache, sm, layers, lm_head)
 
 
 def layer_methods(values: Sequence[str]) -> tuple[LayerMethod, ...]:

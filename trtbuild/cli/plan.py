@@ -13,6 +13,7 @@ from trtbuild.cli.options import (
     GroupSizeOpt,
     JsonOpt,
     KvCacheOpt,
+    LmHeadOpt,
     ModelArg,
     MoeEpOpt,
     MoeTpOpt,
@@ -69,6 +70,7 @@ def command(
     quant_layer: QuantLayerOpt = [],  # noqa: B006
     group_size: GroupSizeOpt = ConvertOptions.group_size,
     kv_cache: KvCacheOpt = ConvertOptions.kv_cache,
+    lm_head: LmHeadOpt = False,
     target: TargetOpt = "cpu",
     parallel_embedding: ParallelEmbeddingOpt = False,
     embedding_dim: EmbeddingDimOpt = 0,
@@ -97,23 +99,13 @@ def command(
     """
     from trtbuild import pipeline
 
-    asked = Asked(
-        gpu,
-        context,
-        concurrency,
-        gpus,
-        gpus_per_node,
-        max_batch_size,
-        max_num_tokens,
-        max_seq_len,
-        kv_fraction,
-        release,
-    )
+    limits = (max_batch_size, max_num_tokens, max_seq_len, kv_fraction)
+    asked = Asked(gpu, context, concurrency, gpus, gpus_per_node, *limits, release)
     asked.require(fit)
     tp, pp, target, sm = asked.settled(fit, tp, pp, target, sm)
     embedding = (parallel_embedding, embedding_dim, embedding_sharing)
     options = convert_options(
-        tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm, quant_layer
+        tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm, quant_layer, lm_head
     )
     plan = pipeline.make_plan(model, options, revision, allow_pickle=allow_pickle)
     if fit:
@@ -156,6 +148,7 @@ def document(model: str, plan: ModelPlan) -> dict[str, Any]:
         "group_size": options.group_size,
         "quant_layers": [asdict(layer) for layer in options.quant_layers],
         "kv_cache": options.kv_cache,
+        "quantize_lm_head": options.quantize_lm_head,
         "target": options.target,
         "parameters": plan.parameters,
         "source_bytes": plan.source_bytes,

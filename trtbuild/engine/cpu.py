@@ -22,7 +22,7 @@ from trtbuild.mapping import Mapping
 from trtbuild.progress import Progress, silent
 from trtbuild.quantization import LAYERS, MIXED, whole_model
 from trtbuild.quantize.methods import METHODS
-from trtbuild.runtime.forms import layout_sm
+from trtbuild.runtime.forms import form_of, layout_sm
 from trtbuild.spec import ConvertOptions
 from trtbuild.staging import write_error
 
@@ -90,6 +90,7 @@ def require_same_options(config: dict[str, Any], options: ConvertOptions) -> Non
         "dtype": (options.dtype, default.dtype, config["dtype"]),
         "quant": (options.quant, default.quant, _QUANT_NAMES.get((config.get("quantization") or {}).get("quant_algo"))),
         "quant-layer": (layers, "", "other methods"),
+        "quantize-lm-head": (options.quantize_lm_head, False, form_of(config, "lm_head") is not None),
         "use-parallel-embedding": (options.use_parallel_embedding, False, config.get("use_parallel_embedding", False)),
         "embedding-sharding-dim": (options.embedding_sharding_dim, 0, config.get("embedding_sharding_dim", 0)),
     }

@@ -10,7 +10,7 @@ from typing import Any
 from trtbuild.errors import CheckpointError, PlanError
 from trtbuild.families import family_of_checkpoint
 from trtbuild.families.rules import Family
-from trtbuild.fields import Quantized, shard_fields
+from trtbuild.fields import HEAD, Quantized, shard_fields
 from trtbuild.fit import layout_problems
 from trtbuild.layout import Job, TensorInfo
 from trtbuild.lint.check import check
@@ -125,7 +125,8 @@ def _quantized(quant: Quant) -> Quantized | None:
     if not methods and not (quant.kv_algo and quant.algo in ("", "W8A16", "W4A16")):
         return None
     fields = methods[0].fields if methods else ()
-    return Quantized(fields, quant.group_size, bool(quant.kv_algo)).stored
+    head = bool(methods) and methods[0].head and not quant.excludes(HEAD)
+    return Quantized(fields, quant.group_size, bool(quant.kv_algo), head=head).stored
 
 
 def _complete(document: Dict[str, Any], family: Family, spec: ModelSpec, options: ConvertOptions) -> dict[str, Any]:
@@ -156,13 +157,15 @@ def new_layout(old: PlainCheckpoint, asked: ConvertOptions) -> ConvertOptions:
     if asked.dtype not in ("auto", old.dtype):
         problems.append(f"the checkpoint is {old.dtype}; --dtype {asked.dtype} needs the source model")
     algo = METHODS[asked.quant].quant_algo if asked.quant in METHODS else asked.quant
-    if asked.quant_layers:
-        problems.append("a checkpoint is quantized already; --quant-layer needs the source model")
+    again = {"--quant-layer": bool(asked.quant_layers), "--quantize-lm-head": asked.quantize_lm_head}
+    problems += [f"a checkpoint is quantized already; {name} needs the source model" for name in again if again[name]]
     if asked.quant != "none" and algo != (old.quant.algo or None):
         problems.append(f"the checkpoint's quant_algo is {old.quant.algo or None}; --quant needs the source model")
     name = next((name for name, method in METHODS.items() if (method.quant_algo or "") == old.quant.algo), "none")
     options = options_of(
-        old.family, replace(asked, quant_layers=(), quant=name, group_size=old.quant.group_size), old.dtype
+        old.family,
+        replace(asked, quant_layers=(), quantize_lm_head=False, quant=name, group_size=old.quant.group_size),
+        old.dtype,
     )
     found = layout_problems(old.family, old.spec, options)
     problems += found

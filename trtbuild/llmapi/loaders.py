@@ -97,6 +97,8 @@ def loader_problems(
 
 def _option_problems(options: ConvertOptions) -> list[str]:
     found = []
+    if options.quantize_lm_head:
+        found.append("--target llmapi keeps lm_head plain: leave --quantize-lm-head out")
     if options.world_size > 1 or options.moe_tp_size is not None or options.moe_ep_size is not None:
         found.append(
             "--target llmapi writes the whole model, and the loader cuts it: leave --tp, --pp, --moe-tp and --moe-ep "

@@ -25,7 +25,8 @@ class Method:
     `dim_multiple`: both dims of every quantized linear must be multiples of this x tp in TensorRT-LLM; 0 = free.
     `dtypes`: model dtypes that its kernels take there. `fields`: what the checkpoint holds for a quantized linear in
     logical form; empty where the checkpoint keeps plain weights (the engine build quantizes them, or nobody does).
-    `config`: what the method sets in the checkpoint's `quantization` beside quant_algo. `experts`: whether
+    `config`: what the method sets in the checkpoint's `quantization` beside quant_algo. `head`: whether
+    lm_head can have it there. `experts`: whether
     TensorRT-LLM has the method for mixture-of-experts layers. `imported`: trtbuild only reads it from quantized models.
     `bias_once`: whether the bias of a row-parallel linear is on the first rank only. `norm_scales`: whether the norms
     before linears have a scale.
@@ -40,6 +41,7 @@ class Method:
     dim_multiple: int = 0
     dtypes: tuple[str, ...] = ("float16", "bfloat16", "float32")
     fields: tuple[Field, ...] = ()
+    head: bool = True
     group_sizes: tuple[int, ...] = ()
     config: Dict[str, Any] = field(default_factory=dict)
     experts: bool = True

@@ -123,6 +123,13 @@ class Blockwise:
         self._executor(self._stacked("", weights)).run(self._head, self._batch())
         return self._buffers.pop(Buffer.LOGITS)[:, : self.program.shapes.vocab_size]
 
+    def head_input(self, hidden: torch.Tensor, weights: Dict[str, torch.Tensor]) -> torch.Tensor:
+        """What enters lm_head, [T, H], of hidden states [T, H] after the last layer; a buffer. Needs the last norm."""
+        stop = next(i for i, op in enumerate(self._head) if op.weight == "lm_head.weight")
+        self._buffers[Buffer.X].copy_(hidden)
+        self._executor(self._stacked("transformer.", weights)).run(self._head[:stop], self._batch())
+        return self._buffers[self._head[stop].in_]
+
     def run(self, ops: Sequence[Op], weights: dict[str, torch.Tensor], hidden: torch.Tensor, tap: Tap | None,
             base: str) -> torch.Tensor:  # fmt: skip
         """Run operations from X = `hidden` [T, H] on; returns X, a buffer."""

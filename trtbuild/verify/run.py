@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.05
 _LAUNCHER_LOG = "mpirun.log"
+_FOLDED = "scales of {} norms lie in the weights that read them: these were compared as products"
 
 
 def measure(task: Task, engine: Path, one_rank: Path | None, scratch: Path, progress: Progress) -> Report:
@@ -50,7 +51,7 @@ def measure(task: Task, engine: Path, one_rank: Path | None, scratch: Path, prog
     if one_rank is not None:
         shown = stretch(progress, 0.7, 0.8)
         whole, _ = _traced(task, one_rank, "", executor, scratch / "logits1", shown)
-    weights = weight_snrs(engine, task.subject.config, task.ranks, task.index, stretch(progress, 0.8, 0.9))
+    weights, folded = weight_snrs(engine, task.subject.config, task.ranks, task.index, stretch(progress, 0.8, 0.9))
     meter = LogitMeter()
     for sample, ids in enumerate(task.ids):
         progress(0.9 + 0.1 * sample / len(task.ids), 1.0, "logits")
@@ -73,7 +74,7 @@ def measure(task: Task, engine: Path, one_rank: Path | None, scratch: Path, prog
         layers=layers,
         weights=weights,
         one_rank=None if whole is None else _against_one_rank(logits, whole),
-        notes=task.notes,
+        notes=(*task.notes, *([_FOLDED.format(folded)] if folded else [])),
     )
 
 

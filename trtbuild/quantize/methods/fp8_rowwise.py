@@ -18,6 +18,7 @@ METHOD = Method(
     dtypes=("float16", "bfloat16"),
     fields=(Field("weight", "F8_E4M3"), Field("per_channel_scale", "F32", 1, 0)),
     experts=False,
+    head=False,
 )
 
 
