@@ -86,7 +86,7 @@ def shard_fields(
     for rank in ranks:
         experts = rank_mapping(options, rank.rank).experts(spec.num_experts) if spec.num_experts else range(0)
         jobs: list[Job] = []
-        checked: dict[tuple[str, int, int], list[str]] = {}
+        cut: dict[tuple[str, int, int], list[Job]] = {}
         for job in rank.jobs:
             whole = wholes.get(job.group, _Whole(0, 0))
             job = _of_experts(job, whole, experts)
@@ -94,13 +94,13 @@ def shard_fields(
             if not own.fields:
                 jobs.append(job)
             else:
-                # The layers of a rank are cut alike, so one of them tells.
+                # The layers of a rank are cut alike: one of them tells, and in the others only the names differ.
                 kind = (_kind(job), id(own.fields), own.group_size)
-                if kind not in checked:
-                    checked[kind] = [_misfit(job, field, own.group_size) for field in own.fields]
-                found = checked[kind]
-                problems |= dict.fromkeys(text for text in found if text)
-                jobs += () if any(found) else _fields(job, whole, own)
+                if kind not in cut:
+                    found = [text for text in (_misfit(job, field, own.group_size) for field in own.fields) if text]
+                    problems |= dict.fromkeys(found)
+                    cut[kind] = [] if found else list(_fields(job, whole, own))
+                jobs += [_renamed(field, job) for field in cut[kind]]
             if quantized.kv_scales and job.name.endswith("attention.qkv.weight"):
                 jobs.append(_kv_scale(job))
             if quantized.norm_scales and NORM.search(job.name):
@@ -193,10 +193,18 @@ def _fields(job: Job, whole: _Whole, quantized: Quantized) -> Iterator[Job]:
             name=job.name.removesuffix("weight") + field.suffix,
             dtype=field.dtype or job.dtype,
             shape=shape,
-            pieces=tuple(Piece(source, piece.rows, piece.cols, piece.transposed) for piece in pieces),
+            pieces=tuple(replace(piece, source=source) for piece in pieces),
             group=source,
         )
         yield _as_stored(made, field, job.dtype) if quantized.final else made
+
+
+def _renamed(field: Job, weight: Job) -> Job:
+    """The field of another layer's weight, which is cut in the same way."""
+    suffix = field.group.rpartition(".")[2]
+    name, source = (text.removesuffix("weight") + suffix for text in (weight.name, weight.group))
+    pieces = tuple([Piece(source, piece.rows, piece.cols, piece.transposed) for piece in field.pieces])
+    return Job(name, field.dtype, field.shape, pieces, source)
 
 
 def _as_stored(job: Job, field: Field, dtype: str) -> Job:

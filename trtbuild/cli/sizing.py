@@ -144,7 +144,7 @@ class Asked:
             raise typer.BadParameter(f"{' and '.join(given)} needs --gpu NAME")
 
     def settled(self, fit: bool, tp: int, pp: int, target: str, sm: int) -> tuple[int, int, str, int]:
-        """(tp, pp, target, sm) to plan with: a GPU means TensorRT-LLM, and a search starts without ranks."""
+        """(tp, pp, target, sm) to plan with: a GPU means TensorRT-LLM, and a search starts from one rank."""
         if self.gpu is None:
             return tp, pp, target, sm
         return *((1, 1) if fit else (tp, pp)), "tensorrt", self.gpu.sm if self.gpu.sm in SMS else sm

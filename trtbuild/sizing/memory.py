@@ -154,8 +154,8 @@ def runtime_bytes(geometry: Geometry, limits: Limits) -> int:
 def decoder_bytes(geometry: Geometry, limits: Limits) -> int:
     """Sampling: B x (16 V + 16 S) bytes; logits, bias, penalties and top-p's own, and four arrays of the tokens.
 
-    Against published logs: 2 % less than one of November 2024, 25 % less than two of 0.12; releases since 0.17 allocate
-    less of it at once (the whole of a GPU under 0.19 is 6 % below ours).
+    Against published logs: 2 % less than one of November 2024, 25 % less than two of 0.12; 0.17 allocated a quarter
+    (4 V) at once, and the whole of a GPU under 0.19 is 6 % below ours, so newer releases may leave some free.
     """
     return limits.max_batch_size * 16 * (geometry.vocab_size + limits.max_seq_len)
 
