@@ -362,6 +362,32 @@ def test_options_of_the_gpu_build_are_refused_for_cpu(llama_folder: Path, tmp_pa
     assert "multi_block_mode: a setting of the runtime since 0.13" in done.stderr
 
 
+def test_a_recipe_builds_it(llama_folder: Path, tmp_path: Path, stand_in: Patch) -> None:
+    """Its build section has all options by their names; without a GPU it ends before anything is made."""
+    recipe = tmp_path / "r.yaml"
+    build_section = "  max_batch_size: 4\n  plugin_config:\n    gemm_plugin: auto\n    reduce_fusion: true\n"
+    recipe.write_text(f"model: {llama_folder}\ntarget: tensorrt\nconvert:\n  tp_size: 2\nbuild:\n{build_section}")
+    words = ["run", recipe, "-o", tmp_path / "w", "--until", "engine"]
+    refused = trtbuild(*words, env={"PATH": "/usr/bin:/bin"})
+    assert refused.returncode == 3
+    assert "no GPU" in refused.stderr
+    assert not (tmp_path / "w").exists()
+    done = trtbuild(*words)
+    assert done.returncode == 0, done.stderr
+    made = json.loads((tmp_path / "w" / "engine" / "config.json").read_text())["build_config"]
+    assert made["max_batch_size"] == 4
+    assert made["plugin_config"]["gemm_plugin"] == "auto"
+    assert made["plugin_config"]["reduce_fusion"] is True
+    unknown = trtbuild(*words, "--set", "build.plugin_config.gemm_plugins=auto")
+    assert "did you mean" in unknown.stderr
+
+
+def test_there_is_no_engine_for_llmapi(llama_folder: Path, tmp_path: Path) -> None:
+    done = trtbuild("engine", llama_folder, "-o", tmp_path / "out", "--target", "llmapi")
+    assert done.returncode == 3
+    assert "has no engine" in done.stderr
+
+
 def test_adapters_go_with_the_engine(trt_checkpoint: Path, tmp_path: Path, stand_in: Patch) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
