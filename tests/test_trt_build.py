@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.encoders import CASES, make_model
 from tests.test_engine_errors import wait_for
 from tests.tiny import load_rank, make_llama, trtbuild
 from tests.trt import FAKES, LIMITS, build, rank_files
@@ -182,8 +183,8 @@ def test_a_rank_that_works_in_silence_is_no_hang_but_time_is_limited(
     trt_checkpoint: Path, tmp_path: Path, stand_in: Patch
 ) -> None:
     stand_in.setenv("TRTBUILD_FAKE_FAULT", "spin:0")
-    with pytest.raises(ToolError, match=r"not done after 4 s; rank 0 is built by TensorRT"):
-        build(trt_checkpoint, tmp_path / "out", LaunchOptions(hang_s=1, timeout_s=4, launcher="none"))
+    with pytest.raises(ToolError, match=r"not done after 5 s; rank 0 is built by TensorRT"):
+        build(trt_checkpoint, tmp_path / "out", LaunchOptions(hang_s=1.5, timeout_s=5, launcher="none"))
     assert not processes_of(tmp_path)
 
 
@@ -380,6 +381,24 @@ def test_a_recipe_builds_it(llama_folder: Path, tmp_path: Path, stand_in: Patch)
     assert made["plugin_config"]["reduce_fusion"] is True
     unknown = trtbuild(*words, "--set", "build.plugin_config.gemm_plugins=auto")
     assert "did you mean" in unknown.stderr
+
+
+def test_an_encoder_and_its_decoder(tmp_path: Path, stand_in: Patch) -> None:
+    """Two engines in two folders, with the lengths that each of them needs (engine-build 4.1)."""
+    source = make_model(CASES["t5"], tmp_path / "t5")
+    limits = BuildOptions(4, 64, 512, max_encoder_input_len=32)
+    launch = LaunchOptions(launcher="none", log_dir=tmp_path / "logs")
+    out = make_engine(
+        str(source), tmp_path / "out", ConvertOptions(dtype="float16", target="tensorrt"), limits, launch=launch
+    )
+    encoder, decoder = (json.loads((out / half / "config.json").read_text()) for half in ("encoder", "decoder"))
+    assert encoder["pretrained_config"]["architecture"] == "EncoderModel"
+    assert [encoder["build_config"][name] for name in ("max_input_len", "max_seq_len")] == [32, 32]
+    assert [decoder["build_config"][name] for name in ("max_input_len", "max_seq_len")] == [1, 64]
+    assert set(manifest(out)["options"]["built"]) == {"encoder", "decoder"}
+    assert "decoder/rank0.engine" in manifest(out)["files"]
+    assert (tmp_path / "logs" / "encoder" / "rank0.log").exists()
+    assert not list(out.glob("*/.build"))
 
 
 def test_there_is_no_engine_for_llmapi(llama_folder: Path, tmp_path: Path) -> None:

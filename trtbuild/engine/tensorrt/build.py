@@ -146,7 +146,7 @@ def build_engine(
         environment = environment_of(job, os.environ)
         before = prepared.world_size - len([rank for ranks in job.ranks for rank in ranks])
         try:
-            supervise(job, place.logs, place.beats, prepared.launch, environment, finished=before, progress=progress)
+            supervise(job, place.logs, place.ticks, prepared.launch, environment, finished=before, progress=progress)
         except ToolError as error:
             kept = [str(rank) for rank in range(prepared.world_size) if place.done(rank).is_file()]
             if kept:
@@ -180,6 +180,7 @@ def prepare_job(
         launcher,
         launch,
         place.logs,
+        place.ticks,
         mpirun=_mpirun() or "mpirun",
         srun=srun or "srun",
         as_root=os.geteuid() == 0,
