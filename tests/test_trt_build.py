@@ -404,7 +404,7 @@ def test_an_encoder_and_its_decoder(tmp_path: Path, stand_in: Patch) -> None:
 def test_there_is_no_engine_for_llmapi(llama_folder: Path, tmp_path: Path) -> None:
     done = trtbuild("engine", llama_folder, "-o", tmp_path / "out", "--target", "llmapi")
     assert done.returncode == 3
-    assert "has no engine" in done.stderr
+    assert "there is no engine for target 'llmapi'" in done.stderr
 
 
 def test_adapters_go_with_the_engine(trt_checkpoint: Path, tmp_path: Path, stand_in: Patch) -> None:

@@ -61,9 +61,6 @@ def make_engine(
     source = Source(model, options, calibration, revision, allow_pickle)
     if options.target == "cpu":
         return _make_cpu_engine(source, out, limits, progress, force=force)
-    if options.target != "tensorrt":
-        hint = "Its checkpoint is what trtllm-serve and vLLM load: `trtbuild checkpoint MODEL -o DIR --target llmapi`."
-        raise EngineError(f"target {options.target} has no engine", hint=hint)
     how = launch or LaunchOptions()
     return make_tensorrt_engine(source, out, limits, how, progress=progress, warn=warn, force=force)
 
