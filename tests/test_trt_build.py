@@ -73,7 +73,7 @@ def test_two_ranks_under_mpirun(trt_checkpoint: Path, tmp_path: Path, stand_in: 
     assert (tmp_path / "cache/trtbuild/timing/1.2.1-sm90/model.cache").read_text() == "1"
     facts = read_engine_facts(out)  # what the repository is made from
     assert (facts.target, facts.world_size, facts.max_batch_size) == ("tensorrt", 2, 8)
-    assert not processes_of(tmp_path)
+    wait_for(lambda: not processes_of(tmp_path))
 
 
 def test_timings_of_one_build_are_read_by_the_next(trt_checkpoint: Path, tmp_path: Path, stand_in: Patch) -> None:
@@ -154,7 +154,7 @@ def test_failures(
     assert re.search(said, caught.value.message), caught.value.message
     assert advice in caught.value.hint
     assert not (tmp_path / "out").exists()
-    assert not processes_of(tmp_path)
+    wait_for(lambda: not processes_of(tmp_path))
 
 
 def test_the_first_rank_that_fails_ends_all(trt_checkpoint: Path, tmp_path: Path, stand_in: Patch) -> None:
@@ -165,7 +165,7 @@ def test_the_first_rank_that_fails_ends_all(trt_checkpoint: Path, tmp_path: Path
     with pytest.raises(ToolError, match=r"rank 1: .*rank1\.safetensors"):
         build(trt_checkpoint, tmp_path / "out", LaunchOptions(mode="command"))
     assert time.monotonic() - start < 30
-    assert not processes_of(tmp_path)
+    wait_for(lambda: not processes_of(tmp_path))
 
 
 def test_a_rank_that_hangs(trt_checkpoint: Path, tmp_path: Path, stand_in: Patch) -> None:
@@ -176,7 +176,7 @@ def test_a_rank_that_hangs(trt_checkpoint: Path, tmp_path: Path, stand_in: Patch
         build(trt_checkpoint, tmp_path / "out", LaunchOptions(hang_s=2))
     assert time.monotonic() - start < 30
     assert any("GraphReduction" in line for line in caught.value.log_tail)
-    assert not processes_of(tmp_path)
+    wait_for(lambda: not processes_of(tmp_path))
 
 
 def test_a_rank_that_works_in_silence_is_no_hang_but_time_is_limited(
@@ -185,7 +185,7 @@ def test_a_rank_that_works_in_silence_is_no_hang_but_time_is_limited(
     stand_in.setenv("TRTBUILD_FAKE_FAULT", "spin:0")
     with pytest.raises(ToolError, match=r"not done after 5 s; rank 0 is built by TensorRT"):
         build(trt_checkpoint, tmp_path / "out", LaunchOptions(hang_s=1.5, timeout_s=5, launcher="none"))
-    assert not processes_of(tmp_path)
+    wait_for(lambda: not processes_of(tmp_path))
 
 
 def test_finished_ranks_are_not_built_again(trt_checkpoint: Path, tmp_path: Path, stand_in: Patch) -> None:
