@@ -24,22 +24,18 @@ def job(launch: LaunchOptions, launcher: str, processes: int = 2) -> list[str]:
         launcher,
         launch,
         LOGS,
+        Path("/out/ticks"),
         mpirun="mpirun",
         srun="srun",
         as_root=True,
         exported=("PATH",),
     )
-    return list(made.argv)
+    words = list(made.argv)
+    words[words.index("-c") + 1] = "SCRIPT"
+    return words
 
 
-SHELL = [
-    "/bin/sh",
-    "-c",
-    'exec "$@" >>"$0/process${OMPI_COMM_WORLD_RANK:-${PMIX_RANK:-${PMI_RANK:-${SLURM_PROCID:-0}}}}.log" 2>&1',
-    "/out/logs",
-    "prog",
-    "arg",
-]
+SHELL = ["/bin/sh", "-c", "SCRIPT", "/out/logs", "/out/ticks", "5", "prog", "arg"]
 
 
 def test_argument_vectors() -> None:
@@ -49,21 +45,31 @@ def test_argument_vectors() -> None:
     assert job(LaunchOptions(hostfile=Path("/h")), "mpirun") == hosts
     slurm = ["srun", "--mpi=pmix", "--overlap", "--kill-on-bad-exit=1", "--ntasks=2", *SHELL]
     assert job(LaunchOptions(), "srun") == slurm
-    alone = job(LaunchOptions(), "none", 1)
-    assert alone[2] == 'exec "$@" >>"$0/process0.log" 2>&1'
-    assert job(LaunchOptions(mode="command"), "none", 1)[2] == 'exec "$@" >>"$0/rank0.log" 2>&1'
+    assert job(LaunchOptions(), "none", 1) == SHELL
+    assert job(LaunchOptions(hang_s=0), "none", 1)[5] == "0"
+    assert job(LaunchOptions(hang_s=2), "none", 1)[5] == "0.5"
 
 
-@pytest.mark.parametrize(
-    ("variable", "name"),
-    [("OMPI_COMM_WORLD_RANK", "process3.log"), ("PMIX_RANK", "process3.log"), ("SLURM_PROCID", "process3.log")],
-)
-def test_each_process_writes_to_the_log_of_its_number(tmp_path: Path, variable: str, name: str) -> None:
-    """Whoever started it: a real shell runs the line."""
-    argv = [*SHELL[:3], str(tmp_path), "sh", "-c", "echo out; echo err >&2; exit 5"]
-    environment = {"PATH": os.environ["PATH"], variable: "3"}
-    assert subprocess.run(argv, env=environment).returncode == 5
-    assert (tmp_path / name).read_text().split() == ["out", "err"]
+@pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"])
+def test_each_process_has_a_log_and_its_ticks(tmp_path: Path, variable: str) -> None:
+    """A real shell runs the script, whoever gave the number; the exit code is the program's."""
+    work = "echo out; echo err >&2; i=0; while [ $i -lt 300000 ]; do i=$((i + 1)); done; sleep 0.6; exit 5"
+    places = ((3,),) * 4
+    made = make_job(
+        ["sh", "-c", work],
+        places,
+        "mpirun",
+        LaunchOptions(hang_s=1),
+        tmp_path,
+        tmp_path,
+        mpirun="mpirun",
+        srun="srun",
+        as_root=True,
+    )
+    argv = made.argv[made.argv.index("/bin/sh") :]
+    assert subprocess.run(argv, env={"PATH": os.environ["PATH"], variable: "3"}).returncode == 5
+    assert (tmp_path / made.logs[3]).read_text().split() == ["out", "err"]
+    assert int((tmp_path / "3").read_text()) > 0
 
 
 def test_the_launcher() -> None:

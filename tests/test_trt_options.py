@@ -301,7 +301,7 @@ def test_what_is_not_refused_is_saved_as_predicted(stand_in: pytest.MonkeyPatch,
     from tensorrt_llm.plugin import PluginConfig
 
     generator, path, accepted = random.Random(5), tmp_path / "build_config.json", 0
-    for _ in range(600):
+    for _ in range(400):
         options, pretrained, sm = draw(generator)
         stand_in.setattr(tensorrt_llm._utils, "get_sm_version", lambda sm=sm: sm)
         try:
@@ -319,7 +319,7 @@ def test_what_is_not_refused_is_saved_as_predicted(stand_in: pytest.MonkeyPatch,
             assert saved["plugin_config"][name] == value, (name, options, pretrained)
         for name, value in plan.effective.items():
             assert name == "plugin_config" or saved[name] == value, (name, options, pretrained)
-    assert accepted > 100
+    assert accepted > 60
 
 
 def test_what_the_stand_in_refuses_is_refused_before(stand_in: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_what_the_stand_in_refuses_is_refused_before(stand_in: pytest.MonkeyPatc
     from tensorrt_llm.models import Model, PretrainedConfig
 
     generator, path, seen = random.Random(11), tmp_path / "build_config.json", set()
-    for _ in range(400):
+    for _ in range(250):
         options, pretrained, sm = draw(generator)
         stand_in.setattr(tensorrt_llm._utils, "get_sm_version", lambda sm=sm: sm)
         chosen = replace(options, speculative_decoding_mode="none", max_draft_len=0).resolved("tensorrt")

@@ -113,7 +113,7 @@ def _plan(
         part: prepare(
             config,
             part_options(limits, half_of(config["architecture"])),
-            launch,
+            replace(launch, log_dir=launch.log_dir / part) if launch.log_dir is not None else launch,
             host,
             os.environ,
             layers=layer_algos(config),

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtbuild.cli.output import data, note
+from trtbuild.cli.output import data, note, size
 from trtbuild.manifest import MANIFEST
 
 if TYPE_CHECKING:
@@ -49,8 +49,6 @@ def document(plan: EnginePlan, output: Path) -> dict[str, Any]:
 
 def show(plan: EnginePlan, output: Path) -> None:
     """The same in words; warnings and obstacles go to stderr."""
-    from trtbuild.cli.output import size
-
     whole = document(plan, output)
     if whole["converts"] is not None:
         _say(f"converts {whole['converts']} -> {whole['checkpoint']} ({size(whole['checkpoint_bytes'])})")

@@ -133,9 +133,8 @@ def build_engine(
     `identity` says what the checkpoint is, for a later run to know whether finished ranks are of the same.
 
     Raises:
-        EngineError: this host cannot build it. ToolError: a process failed, hung or took too long.
+        ToolError: a process failed, hung or took too long.
     """
-    require_host(prepared.obstacles)
     place = Workplace(engine, prepared.launch.log_dir)
     # trtllm-build builds all ranks; what is left of an earlier run must not pass for its work.
     place.open(_fingerprint(prepared, identity), keep=prepared.launch.mode == "in-process")
@@ -147,7 +146,7 @@ def build_engine(
         environment = environment_of(job, os.environ)
         before = prepared.world_size - len([rank for ranks in job.ranks for rank in ranks])
         try:
-            supervise(job, place.logs, place.beats, prepared.launch, environment, finished=before, progress=progress)
+            supervise(job, place.logs, place.ticks, prepared.launch, environment, finished=before, progress=progress)
         except ToolError as error:
             kept = [str(rank) for rank in range(prepared.world_size) if place.done(rank).is_file()]
             if kept:
@@ -181,6 +180,7 @@ def prepare_job(
         launcher,
         launch,
         place.logs,
+        place.ticks,
         mpirun=_mpirun() or "mpirun",
         srun=srun or "srun",
         as_root=os.geteuid() == 0,

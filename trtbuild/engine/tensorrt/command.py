@@ -23,6 +23,18 @@ EXPORTED = (
 )
 """Variables that other hosts of a hostfile get, where they are set."""
 _NUMBER = "${OMPI_COMM_WORLD_RANK:-${PMIX_RANK:-${PMI_RANK:-${SLURM_PROCID:-0}}}}"
+_LOGGED = """\
+n={number} c=$1 s=$2; shift 2
+[ "$s" = 0 ] || while kill -0 $$; do
+    set -- $(sed 's/.*) //' /proc/$$/stat); echo $((${{12}} + ${{13}} + ${{14}} + ${{15}})) >"$c/$n"; sleep "$s"
+done >/dev/null 2>&1 &
+exec "$@" >>"$0/{prefix}$n.log" 2>&1"""
+"""Shell: $0 the folder of logs, $1 that of CPU ticks, $2 seconds between two of them, then the program.
+
+Each process has a log of its own on whatever host it runs, and beside it somebody who writes down its ticks (utime,
+stime and those of its children, proc(5)); the process cannot do that itself while TensorRT keeps Python waiting.
+"""
+_TICKS_EVERY_S = 5.0
 PROCESS, RANK = "process", "rank"
 
 
@@ -41,8 +53,8 @@ class Job:
         return len(self.ranks)
 
     def shown(self) -> str:
-        """The command line as a shell would take it."""
-        return shlex.join(self.argv)
+        """The command line for people: the script that writes the logs is left out."""
+        return " ".join("..." if "\n" in word else shlex.quote(word) for word in self.argv)
 
 
 def launcher_of(launch: LaunchOptions, environment: Dict[str, str], *, srun: bool, processes: int) -> str:
@@ -123,18 +135,20 @@ def make_job(
     launcher: str,
     launch: LaunchOptions,
     log_dir: Path,
+    ticks: Path,
     *,
     mpirun: str,
     srun: str,
     as_root: bool,
     exported: Sequence[str] = (),
 ) -> Job:
-    """`program` under its launcher; every process writes to its own log, whatever host it is on."""
+    """`program` under its launcher; every process has a log in `log_dir`, and a file with its CPU ticks in `ticks`."""
     processes, in_process = len(ranks), launch.mode == "in-process"
     each_one = not in_process and all(len(own) == 1 for own in ranks)
     prefix = RANK if each_one else PROCESS
-    number = _NUMBER if launcher != "none" else "0"
-    logged = ["/bin/sh", "-c", f'exec "$@" >>"$0/{prefix}{number}.log" 2>&1', str(log_dir), *program]
+    script = _LOGGED.format(number=_NUMBER if launcher != "none" else "0", prefix=prefix)
+    every = f"{min(_TICKS_EVERY_S, launch.hang_s / 4):g}"
+    logged = ["/bin/sh", "-c", script, str(log_dir), str(ticks), every, *program]
     if launcher == "mpirun":
         argv = mpirun_command(
             mpirun, processes, logged, as_root=as_root, hostfile=launch.hostfile, export=tuple(exported)

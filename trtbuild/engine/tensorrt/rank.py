@@ -2,7 +2,7 @@
 
 It does for its ranks what trtllm-build does (NVIDIA/TensorRT-LLM tensorrt_llm/commands/build.py, build_model and
 parallel_build), by the same calls of tensorrt_llm, and adds what a supervisor needs: a log a rank, files that appear
-whole, a record with hashes, CPU seconds while it works.
+whole, a record with hashes.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import json
 import os
 import shutil
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,6 @@ from trtbuild import mpi
 from trtbuild.engine.tensorrt.ranks import Workplace, record_done
 from trtbuild.manifest import sha256_file
 
-_BEAT_S = 5.0
 STARTED, DONE = "trtbuild: rank {} of {}: started", "trtbuild: rank {}: done"
 
 
@@ -30,7 +27,6 @@ def main(job_file: Path) -> None:
     job = json.loads(job_file.read_text())
     number, local, comm = _place(len(job["ranks"]))
     place = Workplace(Path(job["engine"]), Path(job["logs"]))
-    _beat(place.beats / f"process{number}")
 
     def run() -> None:
         for rank in job["ranks"][number]:
@@ -126,17 +122,6 @@ def _place(processes: int) -> tuple[int, int, Any]:
             "different MPI libraries"
         )
     return world.Get_rank(), world.Split_type(MPI.COMM_TYPE_SHARED).Get_rank(), world
-
-
-def _beat(path: Path) -> None:
-    """Write this process's CPU seconds every few seconds: on another host nobody else can see them."""
-
-    def beat() -> None:
-        while True:
-            path.write_text(f"{time.process_time():.3f}")
-            time.sleep(_BEAT_S)
-
-    threading.Thread(target=beat, daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ Beside the engine's files a staging directory has `.build`, which never becomes 
     job.json            what our ranks read
     done/rankN.json     {"files": {name: SHA-256}, "facts": {...}}, written when rank N stands under its name
     logs/               one log a process, and a rank
-    beats/              CPU seconds of each process, written by itself
+    ticks/              CPU ticks of each process
     timing/model.cache  the timing cache of this build
     checkpoint/         where the engine is of a model: its checkpoint, which whoever made it knows whether to keep
 """
@@ -51,8 +51,8 @@ class Workplace:
         return self.log_dir or self.folder / "logs"
 
     @property
-    def beats(self) -> Path:
-        return self.folder / "beats"
+    def ticks(self) -> Path:
+        return self.folder / "ticks"
 
     @property
     def timing_cache(self) -> Path:
@@ -69,9 +69,9 @@ class Workplace:
             others += [path for path in self.folder.glob("*") if CHECKPOINT not in path.name]
             for path in others:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for path in (self.beats, self.folder / "logs"):
+        for path in (self.ticks, self.folder / "logs"):
             shutil.rmtree(path, ignore_errors=True)
-        for path in (self.folder / "done", self.logs, self.beats, self.timing_cache.parent):
+        for path in (self.folder / "done", self.logs, self.ticks, self.timing_cache.parent):
             path.mkdir(parents=True, exist_ok=True)
         for path in (*self.logs.glob("rank*.log"), *self.logs.glob("process*.log")):
             path.unlink()

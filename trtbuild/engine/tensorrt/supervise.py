@@ -26,7 +26,7 @@ _WAITS = "It may wait for a file system or a GPU that another process holds; `nv
 def supervise(
     job: Job,
     log_dir: Path,
-    beats: Path,
+    ticks: Path,
     launch: LaunchOptions,
     environment: Dict[str, str],
     *,
@@ -41,7 +41,7 @@ def supervise(
     killed_before = _oom_kills()
     process = mpi.start_session(job.argv, environment, log=log_dir / LAUNCHER_LOG)
     started = looked = time.monotonic()
-    team = Team(job, log_dir, beats, started)
+    team = Team(job, log_dir, ticks, started)
     total = finished + sum(map(len, job.ranks))
     try:
         while process.poll() is None:
@@ -51,7 +51,7 @@ def supervise(
             _check_time(team, log_dir, now - started, launch)
             if launch.hang_s and now - looked >= min(_CPU_EVERY_S, launch.hang_s / 4):
                 looked = now
-                team.read_cpu(now, process.pid)
+                team.read_cpu(now)
                 _check_idle(team, log_dir, now, launch)
             if not job.in_process:
                 _check_given_up(team, log_dir)

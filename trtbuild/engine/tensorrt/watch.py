@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trtbuild.engine.tensorrt.command import Job
-from trtbuild.mpi import rank_log, session_members
+from trtbuild.mpi import rank_log
 
 _TICKS = os.sysconf("SC_CLK_TCK")
-_NUMBERS = (b"OMPI_COMM_WORLD_RANK", b"PMIX_RANK", b"PMI_RANK", b"SLURM_PROCID")
-"""Where a launcher writes the number of a process; the first that is there counts, as in `command`."""
 _BUSY = 0.01
 """A process that uses less of a core than this does nothing."""
+_LOOKED, _BLIND = 0.6, 4
 _PIECE = 1 << 20
 _TAIL = 1 << 19
 
@@ -86,8 +85,10 @@ class Watched:
     ranks: tuple[int, ...]
     logs: list[Log]
     active_at: float
+    sampled_at: float = 0.0
     cpu_at: float | None = None
     cpu: float | None = None
+    _written: int = 0
 
     @property
     def done(self) -> int:
@@ -108,6 +109,11 @@ class Watched:
         """The rank that it builds."""
         return self.ranks[min(self.done, len(self.ranks) - 1)]
 
+    def idle(self, now: float, seconds: float) -> bool:
+        """No line and no CPU time for so long. On a host too busy to look, four times as long: a sample is missing."""
+        looked = self.sampled_at - self.active_at > _LOOKED * seconds
+        return now - self.active_at > seconds * (1 if looked else _BLIND)
+
 
 @dataclass
 class Team:
@@ -115,10 +121,9 @@ class Team:
 
     job: Job
     folder: Path
-    beats: Path
+    ticks: Path
     started: float
     processes: list[Watched] = field(init=False)
-    _numbers: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.processes = []
@@ -148,54 +153,21 @@ class Team:
             if any(grew):
                 process.active_at, process.cpu_at = now, process.cpu
 
-    def read_cpu(self, now: float, session: int) -> None:
-        """Sum the CPU seconds of each process and its children, and note who has used any."""
-        seconds = self._beaten() | self._seen(session)
+    def read_cpu(self, now: float) -> None:
+        """Note which processes have used the CPU, by what is written down beside each (`command`)."""
         for process in self.processes:
-            process.cpu = seconds.get(process.number, process.cpu)
-            if process.cpu is None:
+            path = self.ticks / str(process.number)
+            try:
+                written = path.stat().st_mtime_ns
+                process.cpu = int(path.read_text()) / _TICKS
+            except (OSError, ValueError):
                 continue
+            if written != process._written:
+                process._written, process.sampled_at = written, now
             before = process.cpu if process.cpu_at is None else process.cpu_at
             if process.cpu_at is None or process.cpu - before > _BUSY * max(now - process.active_at, 0.1):
                 process.active_at, process.cpu_at = now, process.cpu
 
     def idle(self, now: float, seconds: float) -> list[Watched]:
         """Unfinished processes that have done nothing for so long."""
-        return [process for process in self.processes if not process.finished and now - process.active_at > seconds]
-
-    def _beaten(self) -> dict[int, float]:
-        """CPU seconds that processes wrote down, wherever they run."""
-        found = {}
-        for process in self.processes:
-            try:
-                found[process.number] = float((self.beats / f"process{process.number}").read_text())
-            except (OSError, ValueError):
-                continue
-        return found
-
-    def _seen(self, session: int) -> dict[int, float]:
-        """CPU seconds of the processes on this host, by the number that the launcher gave them."""
-        found: dict[int, float] = {}
-        for pid in session_members(session):
-            number = self._number(pid)
-            if number is None:
-                continue
-            try:
-                stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            found[number] = found.get(number, 0.0) + sum(map(int, stat[11:15])) / _TICKS
-        return found
-
-    def _number(self, pid: int) -> int | None:
-        """Which process of the job this is, or is a child of; None for the launcher."""
-        if pid not in self._numbers:
-            try:
-                lines = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            except OSError:
-                return None
-            words = dict(line.split(b"=", 1) for line in lines if b"=" in line)
-            written = [int(words[name]) for name in _NUMBERS if words.get(name, b"").isdigit()]
-            self._numbers[pid] = 0 if self.job.launcher == "none" else next(iter(written), -1)
-        number = self._numbers[pid]
-        return number if 0 <= number < len(self.processes) else None
+        return [process for process in self.processes if not process.finished and process.idle(now, seconds)]
