@@ -180,7 +180,8 @@ def test_questions(server: Running) -> None:
     done = trtbuild("client", "config", "ensemble", "--url", server.url)
     assert json.loads(done.stdout)["platform"] == "ensemble"
     assert trtbuild("client", "ready", "nope", "--url", server.url, "--json").returncode == 7
-    assert trtbuild("client", "live", "--url", server.url).stdout == "yes\n"
+    assert trtbuild("client", "--timeout", "5", "live", "--url", server.url).stdout == "yes\n"
+    assert trtbuild("client", "--header", "nonsense", "live", "--url", server.url).returncode == 2
 
 
 def test_what_may_be_tried_again() -> None:

@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any
 
 from trtbuild.client import calls
 from trtbuild.client.answers import Chunk, Completion, chunk_of, completed
+from trtbuild.client.base import Connections
 from trtbuild.client.build import channel, config_text, infer_request, metadata
-from trtbuild.client.failures import Failure, failure, question_failure
-from trtbuild.client.options import Endpoints, Reach
+from trtbuild.client.failures import Failed, Failure, failure, question_failure
 from trtbuild.client.patience import Patience
 from trtbuild.client.payload import Generation
 from trtbuild.errors import RequestError, ServerError, TrtbuildError
 
 
-class AsyncClient:
+class AsyncClient(Connections):
     """Servers of one repository, reached over gRPC. Use it as `async with`, or `close` it.
 
     `url`: HOST:PORT, or several that serve the same and are asked in turn. All methods raise ServerError (no server, it
     stalls, or cuts off) and RequestError (it refuses).
     """
-
-    def __init__(self, url: str | Sequence[str], *, model: str = "ensemble", reach: Reach | None = None) -> None:
-        self._endpoints = Endpoints([url] if isinstance(url, str) else list(url))
-        self._model = model
-        self._reach = reach or Reach()
-        self._channels: dict[str, tuple[Any, Any]] = {}  # url -> channel, stub
-        self._streams: dict[str, Any] = {}  # request id -> gRPC call
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -41,10 +34,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """End all streams and connections."""
-        for key in list(self._streams):
-            self.cancel(key)
-        channels, self._channels = list(self._channels.values()), {}
-        for connection, _ in channels:
+        for connection in self._take_channels():
             await connection.close()
 
     async def stream(
@@ -73,7 +63,7 @@ class AsyncClient:
                         answered = True
                         yield chunk
                 return
-            except _Failed as failed:
+            except Failed as failed:
                 attempt += 1
                 if not await self._again(url, failed.failure, attempt, answered=answered):
                     raise failed.failure.error from failed.__cause__
@@ -89,11 +79,6 @@ class AsyncClient:
         """The whole answer at once."""
         stream = self.stream(generation, model=model, request_id=request_id, deadline_s=deadline_s)
         return completed([chunk async for chunk in stream], generation.max_tokens)
-
-    def cancel(self, request_id: str) -> bool:
-        """Cancel a stream of this client; False where there is none of that id."""
-        call = self._streams.pop(request_id, None)
-        return bool(call is not None and call.cancel())
 
     async def live(self) -> bool:
         return bool(await self._ask(calls.live()))
@@ -152,12 +137,10 @@ class AsyncClient:
 
     async def _again(self, url: str, judged: Failure, attempt: int, *, answered: bool) -> bool:
         """Wait before the next attempt; False where there is none."""
-        if isinstance(judged.error, ServerError) and not answered:
-            self._endpoints.failed(url, asyncio.get_running_loop().time())
-        if answered or not judged.safe or attempt > self._reach.retry.times:
-            return False
-        await asyncio.sleep(self._reach.retry.pause_s(attempt))
-        return True
+        pause_s = self._pause_s(url, judged, attempt, asyncio.get_running_loop().time(), answered=answered)
+        if pause_s is not None:
+            await asyncio.sleep(pause_s)
+        return pause_s is not None
 
     async def _once(
         self, url: str, request: Any, key: str, deadline_s: float | None, stall_s: float | None
@@ -176,34 +159,28 @@ class AsyncClient:
             while not final:
                 response = await call.read()
                 if response is EOF:
-                    raise _Failed(failure("CANCELLED", "it ended without the final response", url, answered=True))
+                    raise Failed(failure("CANCELLED", "it ended without the final response", url, answered=True))
                 watch.seen()
                 if response.error_message:
-                    raise _Failed(failure("", response.error_message, url, answered=answered))
+                    raise Failed(failure("", response.error_message, url, answered=answered))
                 answered = True
                 chunk = chunk_of(InferResult(response.infer_response))
                 final = chunk.final
                 yield chunk
         except AioRpcError as error:
             judged = failure(error.code().name, error.details() or "", url, answered=answered)
-            raise _Failed(judged) from error
+            raise Failed(judged) from error
         except asyncio.CancelledError:
             if watch.reason is not None:
-                raise _Failed(Failure(watch.reason)) from None
+                raise Failed(Failure(watch.reason)) from None
             if key in self._streams:
                 raise  # the task was cancelled, not the request
-            raise _Failed(Failure(RequestError(f"the request {key} was cancelled"))) from None
+            raise Failed(Failure(RequestError(f"the request {key} was cancelled"))) from None
         finally:
             watch.stop()
             self._streams.pop(key, None)
             if not final:
                 call.cancel()
-
-
-class _Failed(Exception):
-    def __init__(self, judged: Failure) -> None:
-        super().__init__(judged.error.message)
-        self.failure = judged
 
 
 class _Watch:

@@ -22,6 +22,14 @@ class Failure:
     safe: bool = False
 
 
+class Failed(Exception):
+    """An attempt at a generation failed as `failure` says; whoever made it decides on another one."""
+
+    def __init__(self, judged: Failure) -> None:
+        super().__init__(judged.error.message)
+        self.failure = judged
+
+
 def failure(status: str, text: str, url: str, *, answered: bool) -> Failure:
     """Judge a failure; `status`: gRPC's name such as UNAVAILABLE, or empty; `answered`: a response came before."""
     said = first_line(text)

@@ -12,15 +12,16 @@ from typing import Any
 
 from trtbuild.client import calls
 from trtbuild.client.answers import Chunk, Completion, chunk_of, completed
+from trtbuild.client.base import Connections
 from trtbuild.client.build import channel, config_text, infer_request, metadata
-from trtbuild.client.failures import Failure, failure, question_failure
-from trtbuild.client.options import Endpoints, Reach
+from trtbuild.client.failures import Failed, Failure, failure, question_failure
+from trtbuild.client.options import Reach
 from trtbuild.client.patience import Patience
 from trtbuild.client.payload import Generation
 from trtbuild.errors import RequestError, ServerError, TrtbuildError
 
 
-class Client:
+class Client(Connections):
     """Servers of one repository, reached over gRPC. Use it as `with`, or `close` it. Threads may share it.
 
     `url`: HOST:PORT, or several that serve the same and are asked in turn. All methods raise ServerError (no server, it
@@ -28,12 +29,8 @@ class Client:
     """
 
     def __init__(self, url: str | Sequence[str], *, model: str = "ensemble", reach: Reach | None = None) -> None:
-        self._endpoints = Endpoints([url] if isinstance(url, str) else list(url))
-        self._model = model
-        self._reach = reach or Reach()
+        super().__init__(url, model=model, reach=reach)
         self._lock = threading.Lock()
-        self._channels: dict[str, tuple[Any, Any]] = {}  # url -> channel, stub
-        self._streams: dict[str, Any] = {}  # request id -> gRPC call
 
     def __enter__(self) -> Client:
         return self
@@ -43,11 +40,9 @@ class Client:
 
     def close(self) -> None:
         """End all streams and connections."""
-        for key in list(self._streams):
-            self.cancel(key)
         with self._lock:
-            channels, self._channels = list(self._channels.values()), {}
-        for connection, _ in channels:
+            connections = self._take_channels()
+        for connection in connections:
             connection.close()
 
     def stream(
@@ -76,7 +71,7 @@ class Client:
                         answered = True
                         yield chunk
                 return
-            except _Failed as failed:
+            except Failed as failed:
                 attempt += 1
                 if not self._again(url, failed.failure, attempt, answered=answered):
                     raise failed.failure.error from failed.__cause__
@@ -92,11 +87,6 @@ class Client:
         """The whole answer at once."""
         stream = self.stream(generation, model=model, request_id=request_id, deadline_s=deadline_s)
         return completed(stream, generation.max_tokens)
-
-    def cancel(self, request_id: str) -> bool:
-        """Cancel a stream of this client; False where there is none of that id."""
-        call = self._streams.pop(request_id, None)
-        return bool(call is not None and call.cancel())
 
     def live(self) -> bool:
         return bool(self._ask(calls.live()))
@@ -156,12 +146,10 @@ class Client:
 
     def _again(self, url: str, judged: Failure, attempt: int, *, answered: bool) -> bool:
         """Wait before the next attempt; False where there is none."""
-        if isinstance(judged.error, ServerError) and not answered:
-            self._endpoints.failed(url, time.monotonic())
-        if answered or not judged.safe or attempt > self._reach.retry.times:
-            return False
-        time.sleep(self._reach.retry.pause_s(attempt))
-        return True
+        pause_s = self._pause_s(url, judged, attempt, time.monotonic(), answered=answered)
+        if pause_s is not None:
+            time.sleep(pause_s)
+        return pause_s is not None
 
     def _once(
         self, url: str, request: Any, key: str, deadline_s: float | None, stall_s: float | None
@@ -179,31 +167,25 @@ class Client:
             for response in call:
                 patience.seen(time.monotonic())
                 if response.error_message:
-                    raise _Failed(failure("", response.error_message, url, answered=answered))
+                    raise Failed(failure("", response.error_message, url, answered=answered))
                 answered = True
                 chunk = chunk_of(InferResult(response.infer_response))
                 final = chunk.final
                 yield chunk
                 if final:
                     return
-            raise _Failed(failure("CANCELLED", "it ended without the final response", url, answered=True))
+            raise Failed(failure("CANCELLED", "it ended without the final response", url, answered=True))
         except grpc.RpcError as error:
             if watch.reason is not None:
-                raise _Failed(Failure(watch.reason)) from None
+                raise Failed(Failure(watch.reason)) from None
             if key not in self._streams:
-                raise _Failed(Failure(RequestError(f"the request {key} was cancelled"))) from None
-            raise _Failed(failure(call.code().name, call.details() or "", url, answered=answered)) from error
+                raise Failed(Failure(RequestError(f"the request {key} was cancelled"))) from None
+            raise Failed(failure(call.code().name, call.details() or "", url, answered=answered)) from error
         finally:
             watch.stop()
             self._streams.pop(key, None)
             if not final:
                 call.cancel()
-
-
-class _Failed(Exception):
-    def __init__(self, judged: Failure) -> None:
-        super().__init__(judged.error.message)
-        self.failure = judged
 
 
 class _Watch:

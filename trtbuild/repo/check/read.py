@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,15 +88,6 @@ def _left_over(where: str, config: Any) -> list[Finding]:
             said = f"parameter {key} is {value.string_value}"
             findings.append(found("model-placeholder", where, "a value, or no such key", said))
     return findings
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where there is none."""
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return loaded if isinstance(loaded, dict) else {}
 
 
 def read_yaml(path: Path) -> dict[str, Any] | None:
