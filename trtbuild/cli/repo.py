@@ -40,6 +40,10 @@ def command(
         bool, typer.Option(help="Let the tokenizer add BOS and the like to every prompt.")
     ] = True,
     skip_special_tokens: Annotated[bool, typer.Option(help="Leave special tokens out of the text.")] = True,
+    decoupled: Annotated[
+        bool,
+        typer.Option(help="Stream answers. Without it: one answer a request, also over unary calls (HTTP /infer)."),
+    ] = True,
     parameter: Annotated[
         list[str] | None,
         typer.Option("--parameter", metavar="KEY=VALUE", help="Any other parameter of the tensorrt_llm model."),
@@ -55,6 +59,7 @@ def command(
         preprocessing_instances=preprocessing_instances,
         add_special_tokens=add_special_tokens,
         skip_special_tokens=skip_special_tokens,
+        decoupled=decoupled,
         max_tokens_in_paged_kv_cache=max_tokens_in_kv,
         kv_cache_free_gpu_mem_fraction=kv_mem_fraction,
         parameters=_pairs(parameter or []),

@@ -57,7 +57,10 @@ def check_options(options: RepositoryOptions, engine: EngineFacts, tokenizer_voc
             engine.logits_dtype not in _LOGITS,
             f"the backend returns logits as float32 or float16, not {engine.logits_dtype}",
         ),
-        (engine.target == "cpu" and not options.decoupled, "the cpu target answers in decoupled mode only"),
+        (
+            batch is not None and batch > 1 and not options.decoupled,
+            f"max batch size {batch} wants decoupled; a model that is not takes one prompt a request",
+        ),
     )
     given = {
         "batch_scheduler_policy": options.batch_scheduler_policy,
@@ -72,7 +75,7 @@ def check_options(options: RepositoryOptions, engine: EngineFacts, tokenizer_voc
 
 def template_values(options: RepositoryOptions, engine: EngineFacts, tokenizer_dir: str) -> dict[str, Any]:
     """The variables of the templates; `tokenizer_dir` as pre- and postprocessing shall find it."""
-    batch = options.triton_max_batch_size or engine.max_batch_size
+    batch = options.triton_max_batch_size or (engine.max_batch_size if options.decoupled else 1)
     parameters = _parameters(options, engine, tokenizer_dir)
     return {
         "target": engine.target,

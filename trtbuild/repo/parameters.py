@@ -133,8 +133,10 @@ PARAMETERS = _rows(
     _P("guided_decoding_backend", "text", "grammar of answers; empty is off", required=True, choices=("", "xgrammar")),
     _P("xgrammar_tokenizer_info_path", "path", "vocabulary for xgrammar", required=True),
     _P("enable_trt_overlap", "switch", "ignored since 0.16", "ignored", choices=FALSE),
+    _P("out_of_vocabulary_ids", "text", "cpu target only: `wrap` takes them modulo the vocabulary (load generators)",
+       "refuse", choices=("refuse", "wrap")),
 )  # fmt: skip
-"""In the order of upstream's template."""
+"""In the order of upstream's template; the last one is ours."""
 
 RETIRED = {"worker_path": "executor_worker_path"}
 """Former name -> the one that replaced it."""

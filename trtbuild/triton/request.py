@@ -7,7 +7,7 @@ Arrays come as the Python backend gives them: scalars (`dims [1]`, reshaped to [
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trtbuild.errors import RequestError
@@ -42,26 +42,39 @@ _NOT_ON_CPU = {
     "guided_decoding_guide_type": "guided decoding",
     "guided_decoding_guide": "guided decoding",
 }
-_UNSUPPORTED_FLAGS = ("return_context_logits", "return_generation_logits")
+_UNSUPPORTED_FLAGS = {
+    "return_context_logits": "return logits",
+    "return_generation_logits": "return logits",
+    "return_perf_metrics": "measure single requests",
+}
 _RANDOM = ("temperature", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of the engine, from its build_config."""
+    """Limits of the engine, from its build_config, and of the model as it is served.
+
+    `decoupled` False: one response a request, as Triton's unary calls want it. `wrap_ids` is the vocabulary size where
+    ids outside of it are to be taken modulo that size (load generators send random numbers), 0 where they are refused.
+    """
 
     max_input_len: int
     max_seq_len: int
+    max_batch_size: int = 64
+    decoupled: bool = True
+    wrap_ids: int = 0
 
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt of a Triton request, ready for the runtime but for its id."""
+    """One sequence to generate, ready for the runtime but for its id: number `number` of prompt `batch`."""
 
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
     end_id: int
     sampling: SamplingParams
+    batch: int = 0
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,8 @@ class Parsed:
     return_log_probs: bool = False
     return_num_input_tokens: bool = False
     return_num_output_tokens: bool = False
+    name_batch: bool = False
+    name_sequence: bool = False
     stop: bool = field(default=False)
 
 
@@ -89,10 +104,14 @@ def parse_tensors(tensors: Mapping[str, Any], limits: Limits, *, exclude_input_d
     if "input_ids" not in tensors:
         raise RequestError("input_ids is missing")
     batch = len(tensors["input_ids"])
-    rows = tuple(_row(_of_row(tensors, index, batch), limits, batch) for index in range(batch))
+    rows = tuple(row for index in range(batch) for row in _rows(_of_row(tensors, index, batch), limits, index, batch))
+    streaming = _flag(tensors, "streaming")
+    _check_one_response(limits, streaming, batch, len(rows))
     return Parsed(
         rows=rows,
-        streaming=_flag(tensors, "streaming"),
+        streaming=streaming,
+        name_batch=batch > 1,
+        name_sequence=len(rows) > batch,
         exclude_input=_flag(tensors, "exclude_input_in_output", exclude_input_default),
         return_log_probs=_flag(tensors, "return_log_probs"),
         return_num_input_tokens=_flag(tensors, "return_num_input_tokens"),
@@ -104,14 +123,28 @@ def _refuse_unsupported(tensors: Mapping[str, Any]) -> None:
     for name, what in _NOT_ON_CPU.items():
         if name in tensors and tensors[name].size:
             raise RequestError(f"{name}: the cpu runtime does not do {what}")
-    for name in _UNSUPPORTED_FLAGS:
+    for name, what in _UNSUPPORTED_FLAGS.items():
         if _flag(tensors, name):
-            raise RequestError(f"{name}: the cpu runtime does not return logits")
-    for name, what in (("beam_width", "beam search"), ("num_return_sequences", "several sequences for a prompt")):
-        if name in tensors and tensors[name].size and int(tensors[name].max()) > 1:
-            raise RequestError(
-                f"{name} {int(tensors[name].max())}: the engine was built for 1 ({what} is not supported)"
-            )
+            raise RequestError(f"{name}: the cpu runtime does not {what}")
+    beams = int(tensors["beam_width"].max()) if "beam_width" in tensors and tensors["beam_width"].size else 1
+    if beams > 1:
+        raise RequestError(
+            f"beam_width {beams}: the cpu runtime does no beam search, its max_beam_width is 1; leave it out, or send"
+            f" num_return_sequences {beams} with top_k or top_p for as many samples"
+        )
+
+
+def _check_one_response(limits: Limits, streaming: bool, batch: int, sequences: int) -> None:
+    """What a model that is not decoupled cannot answer; the sentences begin as upstream's do."""
+    if limits.decoupled:
+        return
+    remedy = "make the repository with --decoupled"
+    if streaming:
+        raise RequestError(f"Streaming is only supported if model is deployed using decoupled mode: {remedy}")
+    if batch > 1:
+        raise RequestError(f"Batch size {batch} > 1 requires the decoupled transaction policy: {remedy}")
+    if sequences > 1:
+        raise RequestError(f"num_return_sequences {sequences} > 1 requires the decoupled transaction policy: {remedy}")
 
 
 def _of_row(tensors: Mapping[str, Any], index: int, batch: int) -> dict[str, Any]:
@@ -126,6 +159,21 @@ def _of_row(tensors: Mapping[str, Any], index: int, batch: int) -> dict[str, Any
     return row
 
 
+def _rows(tensors: dict[str, Any], limits: Limits, index: int, batch: int) -> list[Row]:
+    """The sequences of prompt `index`; every one after the first draws from the next seed, as upstream's do."""
+    row = _row(tensors, limits, batch)
+    count = _number(tensors, "num_return_sequences", 1)
+    if not 1 <= count <= limits.max_batch_size:
+        raise RequestError(
+            f"num_return_sequences {count} must be within 1..{limits.max_batch_size}, the engine's max_batch_size"
+        )
+    seeds = range(row.sampling.seed, row.sampling.seed + count)
+    return [
+        replace(row, batch=index, number=number, sampling=replace(row.sampling, seed=seed % 2**64))
+        for number, seed in enumerate(seeds)
+    ]
+
+
 def _row(tensors: dict[str, Any], limits: Limits, batch: int) -> Row:
     prompt = [int(i) for i in tensors["input_ids"].reshape(-1)] if "input_ids" in tensors else []
     length = _number(tensors, "input_lengths", len(prompt))
@@ -133,6 +181,8 @@ def _row(tensors: dict[str, Any], limits: Limits, batch: int) -> Row:
         if not 0 <= length <= len(prompt):
             raise RequestError(f"input_lengths {length} is not within input_ids' {len(prompt)}")
         prompt = prompt[:length]
+    if limits.wrap_ids:
+        prompt = [token % limits.wrap_ids for token in prompt]
     if not prompt:
         raise RequestError("the prompt is empty: there is no token to start from")
     wanted = _number(tensors, "request_output_len", 0)

@@ -21,15 +21,14 @@ from trtbuild.triton.streams import Stream
 class Serving:
     """One engine under Triton. `execute` is called by the Python backend, everything else by own threads."""
 
-    def __init__(self, pb: Any, parameters: Mapping[str, str], repository: Path) -> None:
+    def __init__(self, pb: Any, parameters: Mapping[str, str], repository: Path, *, decoupled: bool = True) -> None:
         self._pb = pb
         self._streams: dict[str, list[Stream]] = {}  # Triton's request id -> its streams
         self._by_id: dict[int, tuple[Stream, str]] = {}  # STREAM_ID -> stream and runtime id
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         engine = Path(parameters["gpt_model_path"])
-        build = json.loads((engine / "config.json").read_text())["build_config"]
-        self._limits = Limits(int(build["max_input_len"]), int(build["max_seq_len"]))
+        self._limits = _limits(engine, decoupled, parameters.get("out_of_vocabulary_ids") == "wrap")
         self._exclude_input = parameters.get("exclude_input_in_output", "").lower() in ("true", "1")
         self._period = float(parameters.get("cancellation_check_period_ms") or 100) / 1000
         run_dir = os.environ.get(RUN_DIR_ENV)
@@ -73,7 +72,13 @@ class Serving:
         self._group.close()
 
     def _start(self, request_id: str, parsed: Parsed, sender: Any) -> None:
-        stream = Stream(self._pb, parsed, sender, lambda ended: self._forget(request_id, ended))
+        stream = Stream(
+            self._pb,
+            parsed,
+            sender,
+            lambda ended: self._forget(request_id, ended),
+            decoupled=self._limits.decoupled,
+        )
         with self._lock:
             self._streams.setdefault(request_id, []).append(stream)
             for state in stream.rows:
@@ -98,7 +103,11 @@ class Serving:
             streams = list(self._streams.get(request_id, ()))
         for stream in streams:
             self._cancel(stream)
-        sender.send(flags=self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        final = self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        if self._limits.decoupled:
+            sender.send(flags=final)
+        else:
+            sender.send(self._pb.InferenceResponse(output_tensors=[]), flags=final)
 
     def _refuse(self, sender: Any, message: str) -> None:
         error = self._pb.TritonError(message, self._pb.TritonError.INVALID_ARG)
@@ -140,6 +149,18 @@ class Serving:
         path = self._run_dir / FAILURE_FILE
         path.with_suffix(".tmp").write_text(json.dumps(document))
         path.with_suffix(".tmp").rename(path)
+
+
+def _limits(engine: Path, decoupled: bool, wrap: bool) -> Limits:
+    config = json.loads((engine / "config.json").read_text())
+    build = config["build_config"]
+    return Limits(
+        int(build["max_input_len"]),
+        int(build["max_seq_len"]),
+        int(build["max_batch_size"]),
+        decoupled,
+        int(config["pretrained_config"]["vocab_size"]) if wrap else 0,
+    )
 
 
 def _callback(stream: Stream, state: Any) -> Callable[[Output], None]:

@@ -1,4 +1,4 @@
-"""One Triton request in flight: outputs of the runtime -> decoupled responses of `tensorrt_llm`.
+"""One Triton request in flight: outputs of the runtime -> responses of `tensorrt_llm`, one where it is not decoupled.
 
 The response sender must not be touched after its FINAL flag: asking a finished one `is_cancelled` crashes the server.
 Every use of it is therefore inside the stream's lock and behind `_open`.
@@ -16,17 +16,20 @@ from trtbuild.triton.request import Parsed, Row
 
 
 class Stream:
-    """The answers of one request; a batch of N rows is N requests of the runtime."""
+    """The answers of one request; N prompts with M sequences each are N x M requests of the runtime."""
 
-    def __init__(self, pb: Any, parsed: Parsed, sender: Any, on_end: Callable[[Stream], None]) -> None:
+    def __init__(
+        self, pb: Any, parsed: Parsed, sender: Any, on_end: Callable[[Stream], None], *, decoupled: bool = True
+    ) -> None:
         self._pb = pb
+        self._decoupled = decoupled
         self._parsed = parsed
         self._sender = sender
         self._on_end = on_end
         self._lock = threading.Lock()
         self._open = True
         self._client_gone = False
-        self.rows = [_RowState(index, row) for index, row in enumerate(parsed.rows)]
+        self.rows = [_RowState(row) for row in parsed.rows]
         self._left = len(self.rows)
 
     def requests(self) -> list[Request]:
@@ -88,8 +91,11 @@ class Stream:
     def _finish(self, response: Any) -> None:
         self._open = False
         flags = self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-        if response is None:
+        if response is None and self._decoupled:
             self._sender.send(flags=flags)
+        elif response is None:  # Triton wants exactly one response, even if nobody reads it
+            gone = self._pb.TritonError("the request was cancelled", self._pb.TritonError.CANCELLED)
+            self._sender.send(self._pb.InferenceResponse(output_tensors=[], error=gone), flags=flags)
         else:
             self._sender.send(response, flags=flags)
 
@@ -108,8 +114,10 @@ class Stream:
         if parsed.return_log_probs:
             values["cum_log_probs"] = np.array([[state.cum_log_prob]], dtype=np.float32)
             values["output_log_probs"] = np.array(state.log_probs, dtype=np.float32).reshape(1, 1, -1)
-        if len(self.rows) > 1:
-            values["batch_index"] = np.array([[state.index]], dtype=np.int32)
+        if parsed.name_batch:
+            values["batch_index"] = np.array([[state.row.batch]], dtype=np.int32)
+        if parsed.name_sequence:
+            values["sequence_index"] = np.array([[state.row.number]], dtype=np.int32)
         if parsed.return_num_input_tokens:
             values["num_input_tokens"] = np.array([[len(state.row.prompt_ids)]], dtype=np.int32)
         if parsed.return_num_output_tokens:
@@ -118,10 +126,9 @@ class Stream:
 
 
 class _RowState:
-    """Tokens of one row that were generated and not sent yet."""
+    """Tokens of one sequence that were generated and not sent yet."""
 
-    def __init__(self, index: int, row: Row) -> None:
-        self.index = index
+    def __init__(self, row: Row) -> None:
         self.row = row
         self.stream_id = secrets.randbits(63)
         self.runtime_id = f"{self.stream_id:016x}"

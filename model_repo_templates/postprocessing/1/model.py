@@ -21,6 +21,7 @@ class TritonPythonModel:
         skip = parse_switch(parameters.get("skip_special_tokens"), True)
         self.pieces = Pieces(tokenizer, skip_special_tokens=skip)
         self.unended = Pieces(tokenizer, skip_special_tokens=skip, eager=True)
+        self.named = parse_switch(parameters.get("stream_ids"), False)
         self.hangups = HangupSender(repository)
 
     def execute(self, requests):
@@ -48,6 +49,6 @@ class TritonPythonModel:
             return self.pieces.next(stream, ids, final=bool(tensors["IS_FINAL"].reshape(-1)[0])).encode()
         # TensorRT-LLM's C++ backend names no stream and no end: the request id stands in for both, so clients must
         # give every request its own id. Without an id each response is decoded alone, as upstream does.
-        if request_id and rows == 1:
+        if request_id and rows == 1 and not self.named:
             return self.unended.next(request_id, ids, final=False).encode()
         return self.unended.whole(ids).encode()

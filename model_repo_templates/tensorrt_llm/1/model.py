@@ -14,12 +14,13 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         self.inputs = [tensor["name"] for tensor in config["input"]]
-        self.serving = Serving(pb_utils, parameters, Path(args["model_repository"]).parent)
+        decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
+        self.serving = Serving(pb_utils, parameters, Path(args["model_repository"]).parent, decoupled=decoupled)
         period = float(parameters.get("stats_check_period_ms") or 100) / 1000
         self.metrics = MetricsReporter(pb_utils, args["model_name"], args["model_version"], self.serving.stats, period)
 
     def execute(self, requests):
-        """Decoupled: hands the requests over and returns; responses follow through each request's sender."""
+        """Hands the requests over and returns; responses follow through each request's sender, decoupled or not."""
         for request in requests:
             tensors = {}
             for tensor in request.inputs():
