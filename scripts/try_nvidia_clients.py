@@ -1,6 +1,7 @@
 """Run NVIDIA's own Triton clients, unmodified, against repositories of trtbuild, and print a table of what came out.
 
-    git clone https://github.com/triton-inference-server/tensorrtllm_backend && git -C tensorrtllm_backend checkout c2e65b8
+    git clone https://github.com/triton-inference-server/tensorrtllm_backend
+    git -C tensorrtllm_backend checkout c2e65b8
     pip install pandas tabulate        # two of the clients import them
     python scripts/try_nvidia_clients.py tensorrtllm_backend
 
@@ -70,12 +71,17 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run only what matches this expression")
     parser.add_argument("--verbose", action="store_true", help="show the output of every client")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers are stopped on the way out
     model = options.model or demo_model()
     with tempfile.TemporaryDirectory(prefix="nvidia-clients-") as scratch:
         folder = Path(scratch)
         reference = make_reference(model)
         trtbuild("engine", model, "-o", folder / "engine", "--dtype", "float32")
-        runs = [run for run in all_runs(folder, model, reference) if re.search(options.only, f"{Path(run.client).stem} {run.what}")]
+        runs = [
+            run
+            for run in all_runs(folder, model, reference)
+            if re.search(options.only, f"{Path(run.client).stem} {run.what}")
+        ]
         with serving(folder, model, "decoupled") as decoupled, serving(folder, model, "unary") as unary:
             servers = {"decoupled": decoupled, "unary": unary}
             failed = [run for run in runs if not show(options, run, servers[run.server])]
@@ -205,7 +211,7 @@ def text_runs(reference: Reference) -> Iterator[Run]:
 
 
 def tool_runs(files: dict[str, str], model: Path) -> Iterator[Run]:
-    """end_to_end_test.py (unary: it compares the three models called by hand with the ensemble), benchmark_core_model.py."""
+    """end_to_end_test.py (it compares the three models called by hand with the ensemble), benchmark_core_model.py."""
     test, bench = (f"tools/inflight_batcher_llm/{name}.py" for name in ("end_to_end_test", "benchmark_core_model"))
     for protocol in ("http", "grpc"):
         data = ("-i", protocol, "--max-input-len", "200", "--dataset", files["dataset"])

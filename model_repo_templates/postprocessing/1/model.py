@@ -41,8 +41,8 @@ class TritonPythonModel:
         texts = []
         for ids, length in zip(rows.reshape(lengths.size, rows.shape[-1]), lengths.reshape(-1), strict=True):
             texts.append(self.text(ids[: int(length)].tolist(), stream, tensors, request.request_id(), lengths.size))
-        output = np.array(texts, dtype=object).reshape(lengths.shape)
-        return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", output)])
+        # One row of texts, without the batch dimension, as upstream's: its clients read OUTPUT[0].
+        return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.array(texts, dtype=object))])
 
     def text(self, ids, stream, tensors, request_id, rows):
         if stream is not None:
