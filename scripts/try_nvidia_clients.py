@@ -254,7 +254,7 @@ def show(options: argparse.Namespace, run: Run, served: Served) -> bool:
     try:
         done = subprocess.run(
             [sys.executable, str(script), "--url", url, *run.arguments],
-            capture_output=True, text=True, timeout=180, cwd=script.parent, env=environment,
+            capture_output=True, text=True, timeout=900, cwd=script.parent, env=environment,
         )  # fmt: skip
         code, output = done.returncode, done.stdout + done.stderr
     except subprocess.TimeoutExpired as error:

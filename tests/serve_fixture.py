@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -41,14 +40,14 @@ def build_engine(folder: Path, tp: int, pp: int) -> Path:
     return make_engine(str(model), folder / "engine", options, BuildOptions(max_batch_size=32))
 
 
-def build_repository(folder: Path, tp: int = 1, pp: int = 1, **options: Any) -> Path:
-    """`options` of RepositoryOptions."""
+def build_repository(folder: Path, tp: int = 1, pp: int = 1) -> Path:
     from trtbuild.repo.options import RepositoryOptions
     from trtbuild.repo.write import write_repository
 
     engine = build_engine(folder, tp, pp)
-    chosen = RepositoryOptions(**{"max_tokens_in_paged_kv_cache": 16 * LONGEST, **options})
-    write_repository(engine, folder / "repo", demo_tokenizer(), chosen)
+    write_repository(
+        engine, folder / "repo", demo_tokenizer(), RepositoryOptions(max_tokens_in_paged_kv_cache=16 * LONGEST)
+    )
     return folder / "repo"
 
 
@@ -152,3 +151,11 @@ def running(repository: Path, log_dir: Path) -> Iterator[Running]:
             process.kill()
             process.communicate()
         assert server.wait_gone() == []
+
+
+@pytest.fixture(scope="session")
+def tiny_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One server for the tests that leave it as they find it; its engine lies beside the repository."""
+    folder = tmp_path_factory.mktemp("served")
+    with running(build_repository(folder), folder / "logs") as started:
+        yield started

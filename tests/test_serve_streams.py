@@ -9,13 +9,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.serve_fixture import LONGEST, Running, build_repository, demo_tokenizer, running
+from tests.serve_fixture import LONGEST, Running, demo_tokenizer
 from tests.tiny import ROOT
 from trtbuild.client import Generation, generate_stream
 from trtbuild.errors import RequestError, ServerError
@@ -24,11 +23,9 @@ from trtbuild.runtime.request import Output, Request
 PROMPTS = [f"Number {i}: " + "the quick brown fox " * (i % 5) + "👍 你好"[: i % 4] for i in range(16)]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    folder = tmp_path_factory.mktemp("serve")
-    with running(build_repository(folder), folder / "logs") as started:
-        yield started
+@pytest.fixture
+def server(tiny_server: Running) -> Running:
+    return tiny_server
 
 
 def alone(repository: Path, prompts: list[str], count: int) -> list[str]:

@@ -11,38 +11,32 @@ import queue
 import threading
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.serve_fixture import LONGEST, VOCAB, Running, build_repository, demo_tokenizer, running
+from tests.serve_fixture import LONGEST, VOCAB, Running, demo_tokenizer, running
 
 IDS = np.array([[5, 6, 7, 8]], dtype=np.int32)
 PROMPTS = ["The quick brown", "👍 你好", "a b c"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("upstream")
+@pytest.fixture
+def decoupled(tiny_server: Running) -> Running:
+    return tiny_server
 
 
 @pytest.fixture(scope="module")
-def decoupled(folder: Path) -> Iterator[Running]:
-    with running(build_repository(folder), folder / "logs") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def unary(folder: Path, decoupled: Running) -> Iterator[Running]:
+def unary(tmp_path_factory: pytest.TempPathFactory, tiny_server: Running) -> Iterator[Running]:
     from trtbuild.repo.options import RepositoryOptions
     from trtbuild.repo.write import write_repository
 
+    folder = tmp_path_factory.mktemp("unary")
     wrap = {"out_of_vocabulary_ids": "wrap"}
     options = RepositoryOptions(max_tokens_in_paged_kv_cache=16 * LONGEST, decoupled=False, parameters=wrap)
-    write_repository(folder / "engine", folder / "unary", demo_tokenizer(), options)
-    with running(folder / "unary", folder / "unary-logs") as server:
+    write_repository(tiny_server.repository.parent / "engine", folder / "repo", demo_tokenizer(), options)
+    with running(folder / "repo", folder / "logs") as server:
         yield server
 
 
