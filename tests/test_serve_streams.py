@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -106,6 +109,56 @@ def test_a_client_of_the_ensemble_that_leaves_frees_its_blocks(server: Running) 
     chunks.close()  # type: ignore[attr-defined]
     assert server.wait_for_gauge("used", 0) == 0
     assert server.gauge("iteration_counter") - before < LONGEST - 100, "it was generated to the end"
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_connection_that_is_reset_frees_its_blocks(server: Running, protocol: str) -> None:
+    """No good-bye, as when a cable is pulled: over HTTP a bare socket, over gRPC a relay in between."""
+    before = server.gauge("iteration_counter")
+    if protocol == "http":
+        stream = socket.create_connection(("127.0.0.1", server.http))
+        body = json.dumps({"text_input": "x", "max_tokens": LONGEST, "stream": True, "end_id": -1}).encode()
+        head = f"POST /v2/models/ensemble/generate_stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        stream.sendall(head.encode() + body)
+        assert stream.recv(4096)
+        reset(stream)
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            chunks = generate_stream(
+                f"127.0.0.1:{listener.getsockname()[1]}", Generation("x", max_tokens=LONGEST, end_id=-1)
+            )
+            ends: list[socket.socket] = []
+            threading.Thread(target=relay, args=(listener, server.grpc, ends), daemon=True).start()
+            next(chunks)
+            for end in ends:
+                reset(end)
+            with pytest.raises(ServerError):
+                list(chunks)
+    time.sleep(0.3)  # two refreshes of the metrics
+    assert server.wait_for_gauge("used", 0) == 0
+    assert server.gauge("iteration_counter") - before < LONGEST - 100, "it was generated to the end"
+
+
+def reset(end: socket.socket) -> None:
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    end.shutdown(socket.SHUT_RD)  # wakes the thread that reads it
+    end.close()
+
+
+def relay(listener: socket.socket, port: int, ends: list[socket.socket]) -> None:
+    near, _ = listener.accept()
+    far = socket.create_connection(("127.0.0.1", port))
+    ends.extend((near, far))
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+        except OSError:
+            return
+
+    threading.Thread(target=pump, args=(far, near), daemon=True).start()
+    pump(near, far)
 
 
 def test_token_counts_are_exact_and_max_tokens_is_cut_to_the_engine(server: Running) -> None:
