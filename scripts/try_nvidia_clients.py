@@ -284,6 +284,7 @@ def make_reference(model: Path) -> Reference:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    torch.set_num_threads(1)  # on a busy host threads mostly wait for each other
     tokenizer = AutoTokenizer.from_pretrained(model)
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
