@@ -193,9 +193,9 @@ async def worker(server: Running, expected: dict[Generation, str], number: int, 
                 at += share
             try:
                 await one(kind, client, server, generation, expected[generation], rng, tally)
+                tally.ended[kind] += 1
             except (TrtbuildError, OSError, TimeoutError) as error:
                 tally.problem(f"{kind}: {type(error).__name__}: {error}")
-            tally.ended[kind] += 1
             if time.monotonic() >= until:
                 return
 
@@ -383,8 +383,7 @@ def judge(
         wrong.append(f"memory grows by {sum(growth.values()):.1f} of {whole:.0f} MB: {growth}")
     return {
         "holds": not wrong,
-        "wrong": wrong[:50],
-        "wrong_count": len(wrong),
+        "wrong": dict(Counter(wrong).most_common(50)),
         "seconds": seconds,
         "requests": dict(tally.ended),
         "tokens": tally.tokens,
