@@ -93,7 +93,7 @@ class Running:
         """Every process of this server."""
         from trtbuild.serve.processes import marked_processes
 
-        return marked_processes("TRTBUILD_RUN_DIR", str(self.log_dir.resolve()))
+        return marked_processes("TRTBUILD_LOG_DIR", str(self.log_dir.resolve()))
 
     def named(self, text: str) -> list[int]:
         """Processes of this server with `text` in their command line."""

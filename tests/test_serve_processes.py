@@ -14,7 +14,7 @@ from tests.serve_fixture import Running, build_repository, free_ports, running, 
 from tests.tiny import trtbuild
 from trtbuild.client import Generation, generate_stream
 from trtbuild.errors import ServerError, TrtbuildError
-from trtbuild.serve.ready import check_ports_free
+from trtbuild.serve.health import check_ports_free
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ _FLAGS: dict[tuple[str, str], str] = {
     ("repo", "max_tokens_in_paged_kv_cache"): "--max-tokens-in-kv",
     ("repo", "kv_cache_free_gpu_mem_fraction"): "--kv-mem-fraction",
     ("repo", "parameters"): "--parameter",
-    ("serve", "timeout_s"): "--timeout",
+    ("serve", "ready_timeout_s"): "--ready-timeout",
     ("serve", "exit_timeout_s"): "--exit-timeout",
 }
 
