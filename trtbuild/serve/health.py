@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 
 from trtbuild.errors import ServerError, TrtbuildError
-from trtbuild.serve.watch import Progress
+from trtbuild.serve.signs import stat_of
+from trtbuild.serve.watch import Progress, Vital
 
 _ASK_EVERY_S = 1.0
 _PROMPT = "1"
@@ -63,18 +64,23 @@ def read_progress(page: str) -> Progress | None:
 
 
 class Pulse:
-    """Asks the server every second on its own thread, so that one that hangs holds up nobody. `close` ends it."""
+    """Asks the server every second on its own thread, so that one that hangs holds up nobody. `close` ends it.
 
-    def __init__(self, host: str, http_port: int, metrics_port: int, *, timeout_s: float) -> None:
+    `pid` of tritonserver where it is a process of this host.
+    """
+
+    def __init__(self, host: str, http_port: int, metrics_port: int, pid: int | None, *, timeout_s: float) -> None:
         self._host, self._http, self._metrics, self._timeout_s = host, http_port, metrics_port, timeout_s
-        self._alive_at: float = time.monotonic()
+        self._pid = pid
+        self._alive_at, self._cpu_s = time.monotonic(), self._stat()[1]
         self.progress: Progress | None = None
         self._done = threading.Event()
         threading.Thread(target=self._run, daemon=True, name="pulse").start()
 
-    def silent_s(self, now: float) -> float:
-        """Since it last answered that it lives."""
-        return now - self._alive_at
+    def vital(self, now: float) -> Vital:
+        """By when it last answered that it lives; its death is for others to notice."""
+        state, cpu_s = self._stat()
+        return Vital("tritonserver", self._pid or 0, now - self._alive_at, state, cpu_s - self._cpu_s)
 
     def shift(self, seconds: float) -> None:
         self._alive_at += seconds
@@ -85,10 +91,14 @@ class Pulse:
     def _run(self) -> None:
         while not self._done.wait(_ASK_EVERY_S):
             if answer_of(self._host, self._http, "/v2/health/live", timeout_s=self._timeout_s)[0]:
-                self._alive_at = time.monotonic()
+                self._alive_at, self._cpu_s = time.monotonic(), self._stat()[1]
             status, page = answer_of(self._host, self._metrics, "/metrics", timeout_s=self._timeout_s)
             if status == 200:
                 self.progress = read_progress(page)
+
+    def _stat(self) -> tuple[str, float]:
+        stat = stat_of(self._pid) if self._pid else None
+        return ("", 0.0) if stat is None else (stat.state, stat.cpu_s)
 
 
 class FirstToken:

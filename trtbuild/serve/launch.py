@@ -60,9 +60,9 @@ class Server:
         deadline = started + self.options.ready_timeout_s
         if not wait_until(lambda: self._answers("/v2/health/ready"), self.failure, deadline):
             raise self._not_ready("its models are not ready", self.last_lines())
-        self._pulse = Pulse(
-            self._p.connect, self.options.http_port, self.options.metrics_port, timeout_s=self.options.watch_s
-        )
+        o = self.options
+        pid = None if self._p.launch.launched else self._process.pid
+        self._pulse = Pulse(self._p.connect, o.http_port, o.metrics_port, pid, timeout_s=o.watch_s)
         token = FirstToken(self._p.connect, self.options.grpc_port, max(1.0, deadline - time.monotonic()))
         if not wait_until(lambda: token.done, self.failure, deadline + 1.0):
             raise self._not_ready("no token came", self.last_lines())
@@ -133,12 +133,17 @@ class Server:
         """Everything that runs for this server here: itself, the models' processes, mpirun and the ranks."""
         return marked_processes(SERVER_ENV, self._p.mark)
 
-    def stop(self, *, grace_s: float = _END_S) -> None:
-        """End everything: the launcher gets `grace_s` to end its own, then whatever is left is killed."""
+    def stop(self, *, grace_s: float | None = None) -> None:
+        """End everything: what was started gets `grace_s` to end its own, then whatever is left is killed.
+
+        By default only a launcher gets time: it has processes on other hosts.
+        """
+        if grace_s is None:
+            grace_s = _END_S if self._p.launch.launched else 0.0
         if self._stopped:
             return
         self._stopped = True
-        if self._process.poll() is None:
+        if self._process.poll() is None and grace_s:
             self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(grace_s)
@@ -183,9 +188,7 @@ class Server:
         return answer_of(self._p.connect, self.options.http_port, path)[0] == 200
 
     def _vitals(self, now: float) -> Sequence[Vital]:
-        server = []
-        if self._pulse is not None and (silent_s := self._pulse.silent_s(now)) >= self.options.watch_s:
-            server.append(Vital("tritonserver", self._process.pid, silent_s + self.options.watch_s))
+        server = [] if self._pulse is None else [self._pulse.vital(now)]
         return [*self._beats.vitals(now), *self._states.vitals(now), *self._crew.vitals(now), *server]
 
     def _stalled(self, now: float) -> Verdict | None:
@@ -226,8 +229,9 @@ class Server:
 
     def _failed(self, verdict: Verdict) -> TrtbuildError:
         """The error of a verdict; whoever knows better how a process died is given a moment to say so."""
-        deadline = time.monotonic() + _REASON_S
-        while "is gone" in verdict.text and time.monotonic() < deadline:
+        may_tell = verdict.dead and (verdict.rank is not None or self._pulse is None)
+        deadline = time.monotonic() + (_REASON_S if may_tell else 0.0)
+        while time.monotonic() < deadline:
             if (ended := self._ended()) is not None:
                 return ended
             time.sleep(_LOOK_EVERY_S)

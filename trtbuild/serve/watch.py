@@ -22,7 +22,7 @@ _STATES = {
     "D": "it waits for a disk or a driver",
     "S": "it sleeps",
     "R": "it runs",
-    "": "nothing is known of its process",
+    "": "it does not answer",
 }
 
 
@@ -30,7 +30,8 @@ _STATES = {
 class Vital:
     """One process as it is now. `silent_s`: since its last sign of life; `cpu_s`: the CPU time it has used since.
 
-    `state`: the kernel's letter (proc(5)), GONE, or empty where it cannot be seen; `rank` None for other processes.
+    `state`: the kernel's letter (proc(5)), GONE, or empty where it cannot be seen, as on another host (`pid` 0 then);
+    `rank` None for other processes.
     """
 
     who: str
@@ -53,6 +54,7 @@ class Progress:
 class Verdict:
     text: str
     rank: int | None = None
+    dead: bool = False
 
 
 def judge(vitals: Iterable[Vital], watch_s: float) -> Verdict | None:
@@ -60,14 +62,13 @@ def judge(vitals: Iterable[Vital], watch_s: float) -> Verdict | None:
     known = list(vitals)
     for vital in known:
         if vital.state == GONE:
-            return Verdict(f"{vital.who} (process {vital.pid}) is gone", vital.rank)
+            return Verdict(f"{vital.who} (process {vital.pid}) is gone", vital.rank, dead=True)
     for vital in sorted(known, key=lambda vital: vital.state != STOPPED):
         idle = vital.cpu_s < _BUSY * vital.silent_s
         if vital.silent_s >= watch_s * (1 if idle else _BLIND):
             why = _STATES.get(vital.state, f"the kernel says {vital.state}")
-            return Verdict(
-                f"{vital.who} (process {vital.pid}) gives no sign of life for {vital.silent_s:.1f} s: {why}", vital.rank
-            )
+            who = f"{vital.who} (process {vital.pid})" if vital.pid else vital.who
+            return Verdict(f"{who} gives no sign of life for {vital.silent_s:.1f} s: {why}", vital.rank)
     return None
 
 
