@@ -59,5 +59,7 @@ def engine(folder: Path, tp: int = 2, pp: int = 1) -> Path:
 
 def repository(folder: Path, tp: int = 2, pp: int = 1, **parameters: str) -> Path:
     made = engine(folder / "engine", tp, pp)
-    write_repository(made, folder / "repo", demo_tokenizer(), RepositoryOptions(parameters=parameters))
+    write_repository(
+        made, folder / "repo", demo_tokenizer(), RepositoryOptions(preprocessing_instances=1, parameters=parameters)
+    )
     return folder / "repo"

@@ -168,7 +168,7 @@ def _srun(job: _Job, world: int, log_dir: Path) -> tuple[list[str], list[str]]:
     head = ["srun", "--mpi=pmix", "--overlap", "--kill-on-bad-exit=1", f"--ntasks={world}", "/bin/sh", "-c"]
     choice = f"""\
 if [ "$n" = 0 ]; then set -- "$@" {shlex.join(job.leader())}; else set -- "$@" {shlex.join(job.worker())}; fi
-set -- "$@" --disable-auto-complete-config "{job.last("$n")[-1]}\""""
+set -- "$@" --disable-auto-complete-config "{job.last("${n}")[-1]}\""""
     plain = f'n=$SLURM_PROCID\n{choice}\nexec "$@"'
     logged = f"{_NUMBER}\n{choice}\n{_WATCHED}"
     return [*head, logged, "rank", str(log_dir), *job.common()], [*head, plain, "rank", *job.common()]

@@ -43,8 +43,8 @@ class Repository:
     problems: tuple[str, ...] = ()
 
     def loaded(self, load: tuple[str, ...]) -> set[str]:
-        """The models that run when `load` are asked for: with the steps of ensembles; all without a choice."""
-        left, found = list(load or self.models), set[str]()
+        """The models that run when `load` are asked for: with the steps of ensembles; all without a choice of any."""
+        left, found = [name for name in load if name in self.models] or list(self.models), set[str]()
         while left:
             name = left.pop()
             if name not in found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -168,7 +169,7 @@ class Server:
     def _start(self) -> subprocess.Popen[bytes]:
         environment = self._p.environment
         guard = [sys.executable, "-m", "trtbuild.serve.processes", SERVER_ENV, self._p.mark, self._p.mark]
-        own = {key: value for key, value in environment.items() if key != SERVER_ENV}
+        own = {**os.environ, "PYTHONPATH": environment["PYTHONPATH"]}
         self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True, env=own)
         try:
             with (self.log_dir / self._p.launch.logs[0]).open("wb") as log:
