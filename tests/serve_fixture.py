@@ -51,6 +51,12 @@ def build_repository(folder: Path, tp: int = 1, pp: int = 1) -> Path:
     return folder / "repo"
 
 
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of two ranks; read only."""
+    return build_repository(tmp_path_factory.mktemp("two-ranks"), tp=1, pp=2)
+
+
 def free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
     for each in sockets:
@@ -106,6 +112,14 @@ class Running:
             if f"PMIX_RANK={number}".encode() in variables and "prterun" not in command_line(pid):
                 return pid
         raise AssertionError(f"no rank {number}")
+
+    def wait_for_line(self, words: str) -> None:
+        """Of stderr."""
+        assert self.process.stderr is not None
+        for line in iter(self.process.stderr.readline, ""):
+            if words in line:
+                return
+        raise AssertionError(f"it ended without a word of {words!r}")
 
     def wait_gone(self, timeout_s: float = 15) -> list[int]:
         """Processes that are left: of the server, or with the repository in their command line."""
