@@ -169,6 +169,7 @@ PURE = [
     "lint/finding",
     "repo/parameters",
     "repo/options",
+    *(f"serve/{name}" for name in ("options", "facts", "checks", "command", "watch")),
     "repo/check/rules",
     "repo/check/engine",
     "repo/check/chain",

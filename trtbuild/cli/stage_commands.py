@@ -137,6 +137,9 @@ def _words(value: Any) -> Iterator[str]:
         yield from (f"{key}={item}" for key, item in value.items())
         return
     for item in value:
+        if isinstance(item, str):
+            yield item
+            continue
         if not isinstance(item, LayerMethod):
             raise _NoFlag(str(item))
         group = f":{item.group_size}" if item.group_size is not None else ""

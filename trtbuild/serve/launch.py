@@ -41,8 +41,9 @@ class Server:
         self.log_dir = prepared.log_dir
         for name in (FAILURE_FILE, DRAIN_FILE):
             (prepared.run_dir / name).unlink(missing_ok=True)
-        self._crew = Crew((SERVER_ENV, prepared.mark), self.options.model_control == "explicit")
-        self._beats = Beats(prepared.mark)
+        may_go = self.options.model_control == "explicit"
+        self._crew = Crew((SERVER_ENV, prepared.mark), may_go)
+        self._beats = Beats(prepared.mark, may_go=may_go)
         self._states = StateFiles(prepared.log_dir, prepared.launch.servers if prepared.launch.launched else 0)
         self._stall = Stall(self.options.stall_s)
         self._pulse: Pulse | None = None

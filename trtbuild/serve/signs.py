@@ -21,6 +21,7 @@ _STATE_EVERY_S = 1.0
 class _Sign:
     """The last sign of life of one rank."""
 
+    rank: int
     pid: int
     at: float
     cpu_s: float = 0.0
@@ -55,38 +56,47 @@ def stat_of(pid: int) -> Stat | None:
 
 
 class Beats:
-    """Heartbeats of cpu ranks (`runtime/heartbeat.py`). A thread takes them in until `close`."""
+    """Heartbeats of cpu ranks (`runtime/heartbeat.py`). A thread takes them in until `close`.
 
-    def __init__(self, name: str) -> None:
+    Ranks are known by their process, as several engines have ranks of the same number. With `may_go` they may end, as
+    they do when a model is unloaded; one that fails is then reported by its model.
+    """
+
+    def __init__(self, name: str, *, may_go: bool = False) -> None:
         self._signs: dict[int, _Sign] = {}
+        self._may_go = may_go
         self._lock = threading.Lock()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._socket.bind("\0" + name)
         threading.Thread(target=self._run, daemon=True, name="beats").start()
 
     def vitals(self, now: float) -> list[Vital]:
-        with self._lock:
-            signs = dict(self._signs)
         found = []
-        for rank, sign in sorted(signs.items()):
+        for sign in self._known():
             stat = stat_of(sign.pid)
+            if stat is None and self._may_go:
+                with self._lock:
+                    self._signs.pop(sign.pid, None)
+                continue
             state, cpu_s = (GONE, 0.0) if stat is None else (stat.state, stat.cpu_s - sign.cpu_s)
-            found.append(Vital(f"rank {rank}", sign.pid, now - sign.at, state, cpu_s, rank))
+            found.append(Vital(f"rank {sign.rank}", sign.pid, now - sign.at, state, cpu_s, sign.rank))
         return found
 
     def progress(self) -> Progress | None:
-        """Open requests of rank 0, and the work of all."""
-        with self._lock:
-            leader = self._signs.get(0)
-            if leader is None:
-                return None
-            return Progress(leader.open_requests, sum(sign.work for sign in self._signs.values()))
+        """Open requests of every rank 0, and the work of all."""
+        signs = self._known()
+        if not signs:
+            return None
+        return Progress(sum(sign.open_requests for sign in signs), sum(sign.work for sign in signs))
 
     def cpu_s(self) -> float:
         """CPU seconds of all ranks so far."""
+        stats = [stat_of(sign.pid) for sign in self._known()]
+        return sum(stat.cpu_s for stat in stats if stat is not None)
+
+    def _known(self) -> list[_Sign]:
         with self._lock:
-            pids = [sign.pid for sign in self._signs.values()]
-        return sum(stat.cpu_s for stat in map(stat_of, pids) if stat is not None)
+            return sorted(self._signs.values(), key=lambda sign: (sign.rank, sign.pid))
 
     def shift(self, seconds: float) -> None:
         with self._lock:
@@ -112,8 +122,7 @@ class Beats:
             stat = stat_of(pid)
             if stat is not None:
                 with self._lock:
-                    sign = _Sign(pid, time.monotonic(), stat.cpu_s, "", work, open_requests)
-                    self._signs[rank] = sign
+                    self._signs[pid] = _Sign(rank, pid, time.monotonic(), stat.cpu_s, "", work, open_requests)
 
 
 class StateFiles:
@@ -136,7 +145,7 @@ class StateFiles:
             sign = self._signs.get(rank)
             if said and (sign is None or said != sign.said):
                 at = sign.at if sign is not None and stat.state == STOPPED else now
-                sign = self._signs[rank] = _Sign(int(pid), at, state=stat.state, said=said)
+                sign = self._signs[rank] = _Sign(rank, int(pid), at, state=stat.state, said=said)
             if sign is not None:
                 found.append(Vital(f"rank {rank}", sign.pid, now - sign.at, sign.state, 0.0, rank))
         return found
