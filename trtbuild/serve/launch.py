@@ -41,9 +41,9 @@ class Server:
         self.log_dir = prepared.log_dir
         for name in (FAILURE_FILE, DRAIN_FILE):
             (prepared.run_dir / name).unlink(missing_ok=True)
-        may_go = self.options.model_control == "explicit"
-        self._crew = Crew((SERVER_ENV, prepared.mark), may_go)
-        self._beats = Beats(prepared.mark, may_go=may_go)
+        self._may_go = self.options.model_control == "explicit"  # models, with their processes
+        self._crew = Crew((SERVER_ENV, prepared.mark))
+        self._beats = Beats(prepared.mark, may_go=self._may_go)
         self._states = StateFiles(prepared.log_dir, prepared.launch.servers if prepared.launch.launched else 0)
         self._stall = Stall(self.options.stall_s)
         self._pulse: Pulse | None = None
@@ -70,6 +70,7 @@ class Server:
             raise self._not_ready("no token came", self.last_lines())
         if token.error is not None:
             raise self.failure() or self._not_ready(f"a token was asked for: {token.error.message}", self.last_lines())
+        self._crew.complete = not self._may_go
         if token.models:
             self.first_token_s = time.monotonic() - started
 

@@ -159,11 +159,11 @@ class StateFiles:
 class Crew:
     """Every process of a server on this host: which are stopped, and which models have lost theirs.
 
-    `models_may_go`: with explicit model control a process ends when its model is unloaded.
+    `complete`: all models are loaded, so that none may go any more; while it starts, Triton has processes that do.
     """
 
     mark: tuple[str, str]
-    models_may_go: bool = False
+    complete: bool = False
     _names: dict[int, tuple[str, int]] = field(default_factory=dict)
     _stopped: dict[int, float] = field(default_factory=dict)
     _looked: float = 0.0
@@ -173,7 +173,7 @@ class Crew:
             self._looked = now
             for pid in marked_processes(*self.mark):
                 stat = stat_of(pid)
-                if stat is not None and self._names.get(pid, ("", 0))[1] != stat.started:
+                if stat is not None:  # a name may change: a process starts as a copy of another
                     self._names[pid] = _name(pid), stat.started
         return list(self._look(now))
 
@@ -186,7 +186,7 @@ class Crew:
             if stat is None or stat.started != started:
                 del self._names[pid]
                 self._stopped.pop(pid, None)
-                if name.startswith(_OF_MODEL) and not self.models_may_go:
+                if self.complete and name.startswith(_OF_MODEL):
                     yield Vital(name, pid, 0.0, GONE)
             elif stat.state == STOPPED:
                 yield Vital(name, pid, now - self._stopped.setdefault(pid, now), STOPPED)
