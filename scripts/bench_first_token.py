@@ -32,8 +32,9 @@ from trtbuild.runtime.generator import Generator
 from trtbuild.runtime.group import RankGroup
 from trtbuild.runtime.info import RuntimeOptions
 from trtbuild.runtime.request import Output, Request
-from trtbuild.serve.command import ServeOptions
 from trtbuild.serve.launch import Server
+from trtbuild.serve.options import ServeOptions
+from trtbuild.serve.prepare import prepare
 from trtbuild.spec import ConvertOptions
 
 KV_TOKENS = 8192
@@ -65,7 +66,10 @@ def measure(model: Path, engine: Path, repository: Path, runs: int) -> dict[str,
     generator = Generator(engine, RuntimeOptions(max_tokens_in_paged_kv_cache=KV_TOKENS))
     names = ("in process", "behind its socket", "through Triton", "through Triton, connection kept")
     samples: dict[str, list[float]] = {name: [] for name in names}
-    with RankGroup(engine, max_tokens_in_paged_kv_cache=KV_TOKENS) as group, Server(repository, ports) as server:
+    with (
+        RankGroup(engine, max_tokens_in_paged_kv_cache=KV_TOKENS) as group,
+        Server(prepare(repository, ports)) as server,
+    ):
         server.wait_ready()
         kept = KeptStream(ports.ports["grpc"])
         for turn in range(runs + 2):

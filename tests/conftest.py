@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.engines import demo_model, engines  # noqa: F401 - fixtures
 from tests.native_paths import library  # noqa: F401 - a fixture
-from tests.serve_fixture import tiny_server  # noqa: F401 - a fixture
+from tests.serve_fixture import tiny_server, two_ranks  # noqa: F401 - fixtures
 from tests.tiny import ROOT, make_llama
 from tests.trt import checkpoint_copy, stand_in, trt_checkpoint  # noqa: F401 - fixtures
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,12 @@ def build_repository(folder: Path, tp: int = 1, pp: int = 1, **options: Any) -> 
     chosen = RepositoryOptions(max_tokens_in_paged_kv_cache=16 * LONGEST, **options)
     write_repository(engine, folder / "repo", demo_tokenizer(), chosen)
     return folder / "repo"
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of two ranks; read only."""
+    return build_repository(tmp_path_factory.mktemp("two-ranks"), tp=1, pp=2)
 
 
 def free_ports(count: int) -> list[int]:
@@ -93,11 +99,27 @@ class Running:
         """Every process of this server."""
         from trtbuild.serve.processes import marked_processes
 
-        return marked_processes("TRTBUILD_RUN_DIR", str(self.log_dir.resolve()))
+        return marked_processes("TRTBUILD_LOG_DIR", str(self.log_dir.resolve()))
 
     def named(self, text: str) -> list[int]:
         """Processes of this server with `text` in their command line."""
         return [pid for pid in self.marked() if text in command_line(pid)]
+
+    def rank(self, number: int) -> int:
+        """The process of a rank of the cpu engine."""
+        for pid in self.named("trtbuild.runtime.rank"):
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if f"PMIX_RANK={number}".encode() in variables and "prterun" not in command_line(pid):
+                return pid
+        raise AssertionError(f"no rank {number}")
+
+    def wait_for_line(self, words: str) -> None:
+        """Of stderr."""
+        assert self.process.stderr is not None
+        for line in iter(self.process.stderr.readline, ""):
+            if words in line:
+                return
+        raise AssertionError(f"it ended without a word of {words!r}")
 
     def wait_gone(self, timeout_s: float = 15) -> list[int]:
         """Processes that are left: of the server, or with the repository in their command line."""
@@ -120,12 +142,23 @@ def with_command(text: str) -> list[int]:
 
 
 @contextmanager
-def running(repository: Path, log_dir: Path) -> Iterator[Running]:
+def running(
+    repository: Path, log_dir: Path, *arguments: object, env: Mapping[str, str] | None = None
+) -> Iterator[Running]:
     """`trtbuild serve` in a process of its own, as a user starts it."""
     http, grpc, metrics = free_ports(3)
     ports = ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics]
-    command = [sys.executable, "-c", "from trtbuild.cli.app import main; main()", "serve", repository, *ports]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [
+        sys.executable,
+        "-c",
+        "from trtbuild.cli.app import main; main()",
+        "serve",
+        repository,
+        *ports,
+        *arguments,
+    ]
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, **(env or {})}
     process = subprocess.Popen(
         [*map(str, command), "--log-dir", str(log_dir)],
         stdout=subprocess.PIPE,
@@ -144,7 +177,7 @@ def running(repository: Path, log_dir: Path) -> Iterator[Running]:
     finally:
         for pid in server.named(""):
             os.kill(pid, signal.SIGCONT)  # a stopped process would not hear the SIGTERM
-        process.terminate()
+        process.send_signal(signal.SIGINT)
         try:
             process.communicate(timeout=40)
         except subprocess.TimeoutExpired:

@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "text": BASE,
     "triton": BASE | {"runtime", "text"},
     "repo": BASE | {"text"},
-    "serve": BASE,
+    "serve": BASE | {"client"},
     "client": BASE,
     "openai": BASE | {"client", "text"},
     # It looks for the same programs as the stages that use them.
@@ -169,6 +169,7 @@ PURE = [
     "lint/finding",
     "repo/parameters",
     "repo/options",
+    *(f"serve/{name}" for name in ("options", "facts", "checks", "command", "watch")),
     "repo/check/rules",
     "repo/check/engine",
     "repo/check/chain",

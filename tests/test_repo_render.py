@@ -16,7 +16,6 @@ from trtbuild.repo.options import RepositoryOptions, check_options, template_val
 from trtbuild.repo.parameters import PARAMETERS
 from trtbuild.repo.render import MODELS, models_of, pbtxt_string, render_configs
 from trtbuild.repo.write import write_repository
-from trtbuild.serve.command import ServeOptions, TritonInstall, mpirun_argv, server_argv, telling_lines
 from trtbuild.triton.bls import PASSED_ON
 from trtbuild.triton.chain import FROM_PROMPTS, TO_ENGINE, TO_PROMPTS
 
@@ -199,33 +198,6 @@ def test_no_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="does not exist"):
         write_repository(engine(tmp_path / "e"), tmp_path / "r", tmp_path / "none", RepositoryOptions())
     assert not (tmp_path / "r").exists()
-
-
-def test_upstreams_launch_line() -> None:
-    options = ServeOptions(http_port=1, grpc_port=2, metrics_port=3, exit_timeout_s=30)
-    argv = mpirun_argv("/opt/tritonserver/bin/tritonserver", Path("/r"), 2, options, as_root=True)
-    assert " ".join(argv) == (
-        "mpirun --allow-run-as-root"
-        " -n 1 /opt/tritonserver/bin/tritonserver --model-repository=/r --exit-timeout-secs=30"
-        " --http-address=127.0.0.1 --grpc-address=127.0.0.1 --metrics-address=127.0.0.1"
-        " --grpc-port=2 --http-port=1 --metrics-port=3"
-        " --disable-auto-complete-config --backend-config=python,shm-region-prefix-name=prefix0_ :"
-        " -n 1 /opt/tritonserver/bin/tritonserver --model-repository=/r --exit-timeout-secs=30"
-        " --model-control-mode=explicit --load-model=tensorrt_llm"
-        " --grpc-port=2 --http-port=1 --metrics-port=3"
-        " --disable-auto-complete-config --backend-config=python,shm-region-prefix-name=prefix1_ :"
-    )
-
-
-def test_the_cpu_command_listens_on_loopback() -> None:
-    argv = server_argv(TritonInstall(Path("/t"), Path("/b")), Path("/r"), ServeOptions(), "p_")
-    assert [a for a in argv if "address" in a] == [f"--{k}-address=127.0.0.1" for k in ("http", "grpc", "metrics")]
-    assert "--backend-directory=/b" in argv
-
-
-def test_log_tails_leave_out_tables_and_noise() -> None:
-    log = "I1122 15:0 1 x] hello\n| table |\n+---+\nE1122 15:0 1 m.cc:1] boom\nerror: creating server\nDCGM unable\n"
-    assert telling_lines(log) == ["E1122 15:0 1 m.cc:1] boom", "error: creating server"]
 
 
 def test_the_client_needs_no_torch() -> None:

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve_fixture import Running, build_repository, free_ports, running, with_command
+from tests.serve_fixture import Running, free_ports, running, with_command
 from tests.tiny import trtbuild
 from trtbuild.client import Generation, generate_stream
 from trtbuild.errors import ServerError, TrtbuildError
-from trtbuild.serve.ready import check_ports_free
+from trtbuild.serve.health import check_ports_free
 
 
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_repository(tmp_path_factory.mktemp("serve2"), tp=1, pp=2)
+@pytest.fixture
+def repository(two_ranks: Path) -> Path:
+    return two_ranks
 
 
 def ended(server: Running) -> tuple[int, str]:
@@ -79,7 +79,11 @@ def test_sigterm_and_a_stalling_server(repository: Path, tmp_path: Path) -> None
         with pytest.raises(ServerError, match="does not answer"):
             list(generate_stream(server.url, Generation("x"), connect_timeout_s=0.5))
         os.kill(triton, signal.SIGCONT)
-        server.process.send_signal(signal.SIGTERM)
+        endless = generate_stream(server.url, Generation("x", max_tokens=900, end_id=-1))
+        next(endless)
+        server.process.send_signal(signal.SIGTERM)  # waits for the answer
+        server.wait_for_line("no new requests")
+        server.process.send_signal(signal.SIGTERM)  # does not
         assert ended(server)[0] == 143
         assert server.wait_gone() == []
 

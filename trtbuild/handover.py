@@ -1,7 +1,45 @@
-"""What `trtbuild serve` and the models inside its server agree on: where a failed engine leaves its reason."""
+"""What `trtbuild serve` and the processes of its server agree on: failures, signs of life, and the end."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
 
 RUN_DIR_ENV = "TRTBUILD_RUN_DIR"
-"""Names the directory of logs and of FAILURE_FILE to the models."""
+"""Names the directory of FAILURE_FILE and DRAIN_FILE to the models."""
+
+LOG_DIR_ENV = "TRTBUILD_LOG_DIR"
+"""Names the directory of logs to the models."""
 
 FAILURE_FILE = "failure.json"
 """{"message", "hint"} of the error that ended the engine; its appearance ends the server."""
+
+DRAIN_FILE = "draining"
+"""While it is there, no model takes a new request."""
+
+DRAINING = "the server is draining and takes no new requests"
+
+BEAT_ENV = "TRTBUILD_BEATS"
+"""Name of an abstract Unix datagram socket, which every rank sends a sign of life to: "RANK PID WORK OPEN".
+
+WORK grows while the rank computes; OPEN is the number of requests that rank 0 has to do.
+"""
+
+BEAT_EVERY_S = 0.5
+
+
+def run_directory() -> Path | None:
+    """The run directory, inside of a server of `trtbuild serve`."""
+    return Path(os.environ[RUN_DIR_ENV]) if os.environ.get(RUN_DIR_ENV) else None
+
+
+class Gate:
+    """Whether a model takes requests: closed while the server drains."""
+
+    def __init__(self) -> None:
+        directory = run_directory()
+        self._path = str(directory / DRAIN_FILE) if directory else ""
+
+    @property
+    def closed(self) -> bool:
+        return bool(self._path) and os.path.exists(self._path)

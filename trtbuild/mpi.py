@@ -164,7 +164,8 @@ def job_failure(
     said = launcher_log.read_text(errors="replace") if launcher_log.exists() else ""
     rank, how = who_failed(said, code, world_size)
     if rank is None:
-        return ToolError(f"{what} failed with exit code {code}", log_tail=tail(launcher_log), hint=f"Logs: {directory}")
+        how = f"failed with exit code {code}" if code >= 0 else f"failed: its launcher was killed by signal {-code}"
+        return ToolError(f"{what} {how}", log_tail=tail(launcher_log), hint=f"Logs: {directory}")
     lines = tail(rank_log(directory, rank)) or tail(launcher_log)
     return ToolError(f"{what}: rank {rank} died ({how})", log_tail=lines, hint=f"Logs: {directory}")
 

@@ -36,7 +36,7 @@ _FLAGS: dict[tuple[str, str], str] = {
     ("repo", "max_tokens_in_paged_kv_cache"): "--max-tokens-in-kv",
     ("repo", "kv_cache_free_gpu_mem_fraction"): "--kv-mem-fraction",
     ("repo", "parameters"): "--parameter",
-    ("serve", "timeout_s"): "--timeout",
+    ("serve", "ready_timeout_s"): "--ready-timeout",
     ("serve", "exit_timeout_s"): "--exit-timeout",
 }
 
@@ -137,6 +137,9 @@ def _words(value: Any) -> Iterator[str]:
         yield from (f"{key}={item}" for key, item in value.items())
         return
     for item in value:
+        if isinstance(item, str):
+            yield item
+            continue
         if not isinstance(item, LayerMethod):
             raise _NoFlag(str(item))
         group = f":{item.group_size}" if item.group_size is not None else ""

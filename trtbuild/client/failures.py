@@ -11,6 +11,7 @@ from trtbuild.errors import RequestError, ServerError, TrtbuildError
 LOST = ("UNAVAILABLE", "CANCELLED", "ABORTED", "DATA_LOSS")
 """gRPC's own statuses for a connection that broke; what the server refuses comes as a message without a status."""
 _NOT_SENT = ("failed to connect", "connection refused", "name resolution", "dns resolution", "no route to host")
+_DRAINING = "takes no new requests"
 _FULL = ("maximum queue size", "exceeds maximum queue")
 
 
@@ -50,6 +51,9 @@ def failure(status: str, text: str, url: str, *, answered: bool) -> Failure:
         return Failure(
             ServerError(f"the server at {url} has no such model ready: {said}", hint="See its log, and --model.")
         )
+    if _DRAINING in said:
+        hint = "It was asked to end; ask another one, or wait for the next."
+        return Failure(ServerError(f"the server at {url} is ending: {said}", hint=hint), not answered)
     if any(words in said.lower() for words in _FULL):
         return Failure(ServerError(f"the server at {url} is full: {said}", hint="Try again later."), not answered)
     return Failure(RequestError(f"the server refused the request: {said}"))

@@ -21,7 +21,7 @@ from trtbuild.recipe.binding import Binder, Words, plain
 from trtbuild.recipe.document import Dumper, Node, read_document, with_value
 from trtbuild.repo.options import RepositoryOptions
 from trtbuild.repo.parameters import PARAMETERS
-from trtbuild.serve.command import ServeOptions
+from trtbuild.serve.options import ServeOptions
 from trtbuild.sizing.gpus import find_gpu
 from trtbuild.spec import (
     AUTO,

@@ -61,6 +61,7 @@ class RankModel:
         self, info: EngineInfo, comm: Comm, *, max_batch_size: int, kv_blocks: int, executor: str = ""
     ) -> None:
         self.info, self.comm = info, comm
+        self.work = 0  # parts of steps that were begun
         self.program = build_program(info.pretrained, comm.mapping)
         self.max_seq_len: int = info.build["max_seq_len"]
         self.max_num_tokens: int = info.build["max_num_tokens"]
@@ -96,6 +97,7 @@ class RankModel:
     def run(self, parts: Sequence[tuple[Op, ...]], batch: Batch) -> None:
         """Run `segments` of operations; they must live as long as this model does."""
         for ops in parts:
+            self.work += 1
             if ops[0].kind < Kind.ALL_REDUCE:
                 self.executor.run(ops, batch)
             else:

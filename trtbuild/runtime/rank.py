@@ -22,6 +22,7 @@ from trtbuild import mpi
 from trtbuild.errors import RequestError
 from trtbuild.mapping import Mapping
 from trtbuild.runtime.generator import Generator, follow, load_rank
+from trtbuild.runtime.heartbeat import Heartbeat
 from trtbuild.runtime.info import RuntimeOptions, default_threads, read_engine
 from trtbuild.runtime.request import Output, Request
 
@@ -118,15 +119,18 @@ def main(job_path: Path) -> None:
         rank = world.Get_rank()
     mpi.redirect_output(mpi.rank_log(Path(job["run_dir"]), rank))
     print(f"rank {rank} of {info.mapping().world_size}, pid {os.getpid()}: engine {info.directory}", flush=True)
+    heartbeat = Heartbeat(rank)
 
     def run() -> None:
         if rank:
             model, _limits = load_rank(info, rank, options, world)
+            heartbeat.work = lambda: model.work
             assert world is not None
             world.Barrier()
             follow(model)
         else:
             generator = Generator(info.directory, options, world)
+            heartbeat.work, heartbeat.requests = lambda: generator.model.work, lambda: generator.open_requests
             if world is not None:
                 world.Barrier()
             with socket.socket(socket.AF_UNIX) as connection:

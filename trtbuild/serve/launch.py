@@ -1,125 +1,164 @@
-"""Starts a server, watches it and the ranks behind it, and ends the whole tree."""
+"""Starts a server once, watches it and the ranks behind it, and ends the whole tree."""
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
 
-from trtbuild.errors import EngineError, ToolError
-from trtbuild.handover import FAILURE_FILE
-from trtbuild.manifest import read_manifest
-from trtbuild.mpi import find_mpirun
-from trtbuild.serve.command import (
-    SERVER_ENV,
-    ServeOptions,
-    mpirun_argv,
-    server_argv,
-    server_environment,
-    telling_lines,
-)
-from trtbuild.serve.install import find_triton
+from trtbuild.errors import OutputError, ToolError, TrtbuildError
+from trtbuild.handover import DRAIN_FILE, FAILURE_FILE
+from trtbuild.mpi import rank_log, who_failed
+from trtbuild.serve.command import LAUNCHER_LOG, SERVER_ENV, SERVER_LOG
+from trtbuild.serve.health import FirstToken, Pulse, answer_of, read_progress, wait_until
+from trtbuild.serve.logs import last_lines, space_problem
+from trtbuild.serve.prepare import Prepared
 from trtbuild.serve.processes import die_with_parent, end_marked, marked_processes, remove_shared_memory
-from trtbuild.serve.ready import check_ports_free, is_ready, read_failure, wait_ready
-from trtbuild.staging import write_error
+from trtbuild.serve.signs import Beats, Crew, StateFiles
+from trtbuild.serve.watch import Stall, Verdict, Vital, judge
 
-SERVER_LOG = "tritonserver.log"
+_LOOK_EVERY_S = 0.1
+_SPACE_EVERY_S = 1.0
+_LATE_S = 1.0
+"""Longer between two looks: this process itself was stopped or starved, and what it has not seen counts for nothing."""
+_REASON_S = 2.0
+"""How long a dead rank's own launcher may take to say how it died."""
+_QUIET_S = 0.5
+"""The engine's counters follow its requests within 0.1 s."""
+_END_S = 2.0
 
 
 class Server:
-    """A supervised tritonserver. As a context manager it leaves no process behind.
+    """One attempt at a supervised server. As a context manager it leaves no process behind."""
 
-    Its own run directory holds the log of the server and of each rank; `log_dir` keeps them after the end.
-    """
-
-    def __init__(self, repository: Path, options: ServeOptions, *, log_dir: Path | None = None) -> None:
-        source = _check_repository(repository)
-        check_ports_free(options.host, options.ports)
-        self.options = options
-        self._run_dir = Path(tempfile.mkdtemp(prefix="trtbuild-serve-"))
-        self.log_dir = (log_dir or self._run_dir).resolve()
-        try:
-            self.log_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            shutil.rmtree(self._run_dir, ignore_errors=True)
-            raise write_error(self.log_dir, error) from error
-        self._mark = str(self._run_dir)
-        self._shm_prefix = f"{self._run_dir.name}_"
-        (self.log_dir / FAILURE_FILE).unlink(missing_ok=True)
-        with ExitStack() as unfinished:
-            unfinished.callback(shutil.rmtree, self._run_dir, ignore_errors=True)
-            self._process = self._start(repository.resolve(), source["target"], int(source["world_size"]))
-            unfinished.pop_all()
+    def __init__(self, prepared: Prepared) -> None:
+        self._p, self.options = prepared, prepared.options
+        self.log_dir = prepared.log_dir
+        for name in (FAILURE_FILE, DRAIN_FILE):
+            (prepared.run_dir / name).unlink(missing_ok=True)
+        self._may_go = self.options.model_control == "explicit"  # models, with their processes
+        self._crew = Crew((SERVER_ENV, prepared.mark))
+        self._beats = Beats(prepared.mark, may_go=self._may_go)
+        self._states = StateFiles(prepared.log_dir, prepared.launch.servers if prepared.launch.launched else 0)
+        self._stall = Stall(self.options.stall_s)
+        self._pulse: Pulse | None = None
+        self._looked = self._space_looked = time.monotonic()
+        self._stopped = False
+        self._process = self._start()
+        self.first_token_s: float | None = None
 
     def wait_ready(self) -> None:
-        """Block until every model is ready.
+        """Block until every model is ready and one real token was generated.
 
         Raises:
-            ToolError: the server or a rank died, or it took too long.
+            ToolError: the server or a rank died, or it took too long. OutputError: the logs cannot be written.
         """
-        host = "127.0.0.1" if self.options.host in ("0.0.0.0", "::") else self.options.host
-        wait_ready(lambda: is_ready(host, self.options.http_port), self.failure, self.options.timeout_s)
+        started = time.monotonic()
+        deadline = started + self.options.ready_timeout_s
+        if not wait_until(lambda: self._answers("/v2/health/ready"), self.failure, deadline):
+            raise self._not_ready("its models are not ready", self.last_lines())
+        o = self.options
+        pid = None if self._p.launch.launched else self._process.pid
+        self._pulse = Pulse(self._p.connect, o.http_port, o.metrics_port, pid, timeout_s=o.watch_s)
+        token = FirstToken(self._p.connect, self.options.grpc_port, max(1.0, deadline - time.monotonic()))
+        if not wait_until(lambda: token.done, self.failure, deadline + 1.0):
+            raise self._not_ready("no token came", self.last_lines())
+        if token.error is not None:
+            raise self.failure() or self._not_ready(f"a token was asked for: {token.error.message}", self.last_lines())
+        self._crew.complete = not self._may_go
+        if token.models:
+            self.first_token_s = time.monotonic() - started
 
     def supervise(self, stop: Callable[[], bool] = lambda: False) -> None:
-        """Block until `stop` says so; a signal ends it by an exception.
+        """Block until `stop` says so.
 
         Raises:
-            ToolError: the server or a rank died.
+            ToolError: the server or a rank died or hangs. OutputError: the logs cannot be written.
         """
         while not stop():
             failure = self.failure()
             if failure is not None:
                 raise failure
-            time.sleep(0.1)
+            time.sleep(_LOOK_EVERY_S)
 
-    def failure(self) -> ToolError | None:
+    def drain(self) -> int:
+        """Let no request in, wait for those that are open, and return how many are left after `drain_s`.
+
+        Raises:
+            ToolError: the server or a rank died meanwhile.
+        """
+        (self._p.run_dir / DRAIN_FILE).touch()
+        deadline = time.monotonic() + self.options.drain_s
+        quiet_since: float | None = None
+        left = 0
+        while time.monotonic() < deadline:
+            failure = self.failure()
+            if failure is not None:
+                raise failure
+            now = time.monotonic()
+            _, page = answer_of(self._p.connect, self.options.metrics_port, "/metrics", timeout_s=self.options.watch_s)
+            progress = read_progress(page)
+            left = progress.open_requests if progress is not None else 0
+            quiet_since = None if left else quiet_since or now
+            if quiet_since is not None and now - quiet_since >= _QUIET_S:
+                return 0
+            time.sleep(_LOOK_EVERY_S)
+        return left
+
+    def failure(self) -> TrtbuildError | None:
         """Why the server cannot go on, or None."""
-        reason = read_failure(self.log_dir)
-        if reason is not None:
-            return ToolError(f"the engine behind tritonserver failed: {reason}", hint=f"Logs: {self.log_dir}")
-        code = self._process.poll()
-        if code is None:
-            return None
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return ToolError(f"tritonserver {how}", log_tail=self.last_lines(), hint=f"Logs: {self.log_dir}")
+        now = time.monotonic()
+        late = now - self._looked
+        self._looked = now
+        if late > _LATE_S:
+            self._shift(late)
+        if now - self._space_looked >= _SPACE_EVERY_S:
+            self._space_looked = now
+            if full := space_problem(self.log_dir):
+                return full
+        ended = self._ended()
+        if ended is not None:
+            return ended
+        verdict = judge(self._vitals(now), self.options.watch_s) or self._stalled(now)
+        return self._failed(verdict) if verdict is not None else None
 
-    def last_lines(self) -> list[str]:
-        """The end of the server's log, without its tables."""
-        try:
-            return telling_lines((self.log_dir / SERVER_LOG).read_text(errors="replace"))
-        except OSError:
-            return []
+    def last_lines(self, rank: int | None = None) -> list[str]:
+        """The end of the log that says most."""
+        own = [rank_log(self.log_dir, rank).name] if rank is not None else []
+        return last_lines(self.log_dir, [*own, SERVER_LOG, "rank0.log", LAUNCHER_LOG])
 
     def processes(self) -> list[int]:
-        """Everything that runs for this server: itself, the models' processes, mpirun and the ranks."""
-        return marked_processes(SERVER_ENV, self._mark)
+        """Everything that runs for this server here: itself, the models' processes, mpirun and the ranks."""
+        return marked_processes(SERVER_ENV, self._p.mark)
 
-    def stop(self) -> None:
-        """Let open requests end (up to the exit timeout), then end whatever is left."""
-        if self._process.poll() is None and read_failure(self.log_dir) is None:
+    def stop(self, *, grace_s: float | None = None) -> None:
+        """End everything: what was started gets `grace_s` to end its own, then whatever is left is killed.
+
+        By default only a launcher gets time: it has processes on other hosts.
+        """
+        if grace_s is None:
+            grace_s = _END_S if self._p.launch.launched else 0.0
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._process.poll() is None and grace_s:
             self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(self.options.exit_timeout_s + 5)
-        end_marked(SERVER_ENV, self._mark, grace_s=1.0)
+                self._process.wait(grace_s)
+        end_marked(SERVER_ENV, self._p.mark, grace_s=0.5)
         self._process.wait()
-        remove_shared_memory(self._shm_prefix)
+        remove_shared_memory(self._p.mark)
+        if self._pulse is not None:
+            self._pulse.close()
+        self._beats.close()
         if self._guard.stdin:
             self._guard.stdin.close()
         self._guard.wait()
-        if self.log_dir != self._run_dir:
-            shutil.rmtree(self._run_dir, ignore_errors=True)
-
-    def discard_logs(self) -> None:
-        """After an end without failure nobody asks for the logs of a temporary directory."""
-        if self.log_dir == self._run_dir:
-            shutil.rmtree(self._run_dir, ignore_errors=True)
 
     def __enter__(self) -> Server:
         return self
@@ -128,54 +167,83 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        if not isinstance(error, ToolError):
-            self.discard_logs()
 
-    def _start(self, repository: Path, target: str, world_size: int) -> subprocess.Popen[bytes]:
-        install = find_triton(self._run_dir)
-        if target == "cpu":
-            argv = server_argv(install, repository, self.options, self._shm_prefix)
-        else:
-            find_mpirun()  # a clear error before anything starts
-            argv = mpirun_argv(str(install.binary), repository, world_size, self.options, as_root=os.geteuid() == 0)
-        package_parent = Path(__file__).resolve().parents[2]
-        python_bin = Path(sys.prefix) / "bin"
-        environment = server_environment(os.environ, install, self._mark, self.log_dir, python_bin, (package_parent,))
-        guard = [sys.executable, "-m", "trtbuild.serve.processes", SERVER_ENV, self._mark, self._shm_prefix]
-        self._guard = subprocess.Popen(
-            guard,
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": environment["PYTHONPATH"]},
+    def _start(self) -> subprocess.Popen[bytes]:
+        environment = self._p.environment
+        guard = [sys.executable, "-m", "trtbuild.serve.processes", SERVER_ENV, self._p.mark, self._p.mark]
+        own = {**os.environ, "PYTHONPATH": environment["PYTHONPATH"]}
+        self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True, env=own)
+        try:
+            with (self.log_dir / self._p.launch.logs[0]).open("wb") as log:
+                return subprocess.Popen(
+                    self._p.launch.argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    start_new_session=True,
+                    preexec_fn=die_with_parent,
+                )
+        except OSError as error:
+            raise OutputError(f"cannot start the server: {error}", hint=f"Logs: {self.log_dir}") from error
+
+    def _answers(self, path: str) -> bool:
+        return answer_of(self._p.connect, self.options.http_port, path)[0] == 200
+
+    def _vitals(self, now: float) -> Sequence[Vital]:
+        server = [] if self._pulse is None else [self._pulse.vital(now)]
+        return [*self._beats.vitals(now), *self._states.vitals(now), *self._crew.vitals(now), *server]
+
+    def _stalled(self, now: float) -> Verdict | None:
+        if self._pulse is None:
+            return None
+        progress = self._beats.progress()
+        if progress is not None:
+            return self._stall.seen(now, progress, self._beats.cpu_s())
+        return self._stall.seen(now, self._pulse.progress)
+
+    def _shift(self, seconds: float) -> None:
+        for watched in (self._beats, self._states, self._crew, self._stall, self._pulse):
+            if watched is not None:
+                watched.shift(seconds)
+
+    def _ended(self) -> ToolError | None:
+        """The engine said why it failed, or the process that was started is gone."""
+        hint = f"Logs: {self.log_dir}"
+        try:
+            document = json.loads((self._p.run_dir / FAILURE_FILE).read_text())
+            reason = str(document.get("message", "no reason given"))
+            return ToolError(f"the engine behind tritonserver failed: {reason}", hint=hint)
+        except (OSError, ValueError):
+            pass
+        code = self._process.poll()
+        if code is None:
+            return None
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        if not self._p.launch.launched:
+            return ToolError(f"tritonserver {how}", log_tail=self.last_lines(), hint=hint)
+        try:
+            said = (self.log_dir / LAUNCHER_LOG).read_text(errors="replace")
+        except OSError:
+            said = ""
+        rank, why = who_failed(said, code, max(2, self._p.launch.servers))
+        who = f"rank {rank} died ({why})" if rank is not None else f"the launcher of the ranks {how}"
+        return ToolError(who, log_tail=self.last_lines(rank), hint=hint)
+
+    def _failed(self, verdict: Verdict) -> TrtbuildError:
+        """The error of a verdict; whoever knows better how a process died is given a moment to say so."""
+        may_tell = verdict.dead and (verdict.rank is not None or self._pulse is None)
+        deadline = time.monotonic() + (_REASON_S if may_tell else 0.0)
+        while time.monotonic() < deadline:
+            if (ended := self._ended()) is not None:
+                return ended
+            time.sleep(_LOOK_EVERY_S)
+        return ToolError(verdict.text, log_tail=self.last_lines(verdict.rank), hint=f"Logs: {self.log_dir}")
+
+    def _not_ready(self, why: str, lines: list[str]) -> ToolError:
+        seconds = self.options.ready_timeout_s
+        return ToolError(
+            f"tritonserver was not ready within {seconds:g} s: {why}",
+            log_tail=lines,
+            hint=f"Give it more with --ready-timeout. Logs: {self.log_dir}",
         )
-        with (self.log_dir / SERVER_LOG).open("wb") as log:
-            return subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
-
-
-def _check_repository(repository: Path) -> dict[str, str]:
-    """The source of a repository's manifest.
-
-    Raises:
-        EngineError: the folder was not made by `trtbuild repo`, or its engine is gone.
-    """
-    manifest = read_manifest(repository)
-    source = manifest.get("source", {})
-    if manifest.get("kind") != "repository" or not {"engine", "target", "world_size"} <= source.keys():
-        raise EngineError(
-            f"{repository} is not a repository of `trtbuild repo`",
-            hint="Make one: trtbuild repo ENGINE -o DIR --tokenizer DIR",
-        )
-    if not (Path(source["engine"]) / "config.json").is_file():
-        raise EngineError(
-            f"the engine of {repository} is gone: {source['engine']}",
-            hint="Build it again, or make the repository anew.",
-        )
-    return {key: str(value) for key, value in source.items()}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trtbuild.errors import ToolError, TrtbuildError
-from trtbuild.handover import FAILURE_FILE, RUN_DIR_ENV
+from trtbuild.handover import DRAINING, FAILURE_FILE, LOG_DIR_ENV, Gate, run_directory
 from trtbuild.runtime.group import RankGroup
 from trtbuild.runtime.request import Output
 from trtbuild.triton.hangup import HangupListener
@@ -31,14 +31,14 @@ class Serving:
         self._limits = _limits(engine, decoupled, parameters.get("out_of_vocabulary_ids") == "wrap")
         self._exclude_input = parameters.get("exclude_input_in_output", "").lower() in ("true", "1")
         self._period = float(parameters.get("cancellation_check_period_ms") or 100) / 1000
-        run_dir = os.environ.get(RUN_DIR_ENV)
-        self._run_dir = Path(run_dir) if run_dir else None
+        self._run_dir, logs = run_directory(), os.environ.get(LOG_DIR_ENV)
+        self._gate = Gate()
         tokens = parameters.get("max_tokens_in_paged_kv_cache")
         try:
             self._group = RankGroup(
                 engine,
                 max_tokens_in_paged_kv_cache=int(tokens) if tokens else None,
-                run_dir=self._run_dir,
+                run_dir=Path(logs) if logs else None,
                 on_failure=self._on_failure,
             )
         except ToolError as error:
@@ -60,6 +60,8 @@ class Serving:
             return
         if parsed.stop:
             self._stop(request_id, sender)
+        elif self._gate.closed:
+            self._refuse(sender, DRAINING, self._pb.TritonError.UNAVAILABLE)
         else:
             self._start(request_id, parsed, sender)
 
@@ -109,8 +111,8 @@ class Serving:
         else:
             sender.send(self._pb.InferenceResponse(output_tensors=[]), flags=final)
 
-    def _refuse(self, sender: Any, message: str) -> None:
-        error = self._pb.TritonError(message, self._pb.TritonError.INVALID_ARG)
+    def _refuse(self, sender: Any, message: str, code: Any = None) -> None:
+        error = self._pb.TritonError(message, self._pb.TritonError.INVALID_ARG if code is None else code)
         response = self._pb.InferenceResponse(output_tensors=[], error=error)
         sender.send(response, flags=self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 

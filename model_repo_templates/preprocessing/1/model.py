@@ -6,6 +6,7 @@ from pathlib import Path
 import triton_python_backend_utils as pb_utils
 
 from trtbuild.errors import TrtbuildError
+from trtbuild.handover import DRAINING, Gate
 from trtbuild.text.tokenizer import load_tokenizer
 from trtbuild.triton.prompts import Prompts, parse_switch
 
@@ -16,6 +17,7 @@ class TritonPythonModel:
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         # A relative tokenizer_dir is meant from the repository, so that the repository can be moved.
         folder = Path(args["model_repository"]).parent / parameters["tokenizer_dir"]
+        self.gate = Gate()
         self.prompts = Prompts(
             load_tokenizer(folder),
             add_special_tokens=parse_switch(parameters.get("add_special_tokens"), True),
@@ -26,6 +28,9 @@ class TritonPythonModel:
         return [self.answer(request) for request in requests]
 
     def answer(self, request):
+        if self.gate.closed:  # the C++ backend behind it would take the request
+            refused = pb_utils.TritonError(DRAINING, pb_utils.TritonError.UNAVAILABLE)
+            return pb_utils.InferenceResponse(output_tensors=[], error=refused)
         try:
             # A request parameter overrides the model's: prompts out of a chat template bring their special tokens.
             special = json.loads(request.parameters() or "{}").get("add_special_tokens")

@@ -1,0 +1,158 @@
+"""EDGE: what a running tritonserver answers: alive, ready, its counters, and one real token."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from trtbuild.errors import ServerError, TrtbuildError
+from trtbuild.serve.signs import stat_of
+from trtbuild.serve.watch import Progress, Vital
+
+_ASK_EVERY_S = 1.0
+_PROMPT = "1"
+_GAUGE = re.compile(
+    r'^nv_trt_llm_(request|general)_metrics\{[^}]*"(active|waiting|iteration_counter)"[^}]*\} (\S+)', re.M
+)
+
+
+def check_ports_free(host: str, ports: dict[str, int]) -> None:
+    """Refuse ports that something else listens on, before anything is started.
+
+    Raises:
+        ServerError: naming every taken port.
+    """
+    taken = []
+    for kind, port in ports.items():
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+                probe.listen(1)
+            except OSError as error:
+                taken.append(f"{kind} port {port} on {host}: {error.strerror}")
+    if taken:
+        raise ServerError(
+            "cannot listen: " + "; ".join(taken), hint="Choose others with --http-port, --grpc-port, --metrics-port."
+        )
+
+
+def answer_of(host: str, port: int, path: str, *, timeout_s: float = 1.0) -> tuple[int, str]:
+    """Status and text; (0, "") where nobody answers in time."""
+    connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return 0, ""
+    finally:
+        connection.close()
+
+
+def read_progress(page: str) -> Progress | None:
+    """Requests that are open and steps that were done, from Triton's metrics; None where the engine tells nothing."""
+    values = [(name, float(value)) for _, name, value in _GAUGE.findall(page)]
+    if not values:
+        return None
+    steps = sum(value for name, value in values if name == "iteration_counter")
+    return Progress(int(sum(value for name, value in values if name != "iteration_counter")), int(steps))
+
+
+class Pulse:
+    """Asks the server every second on its own thread, so that one that hangs holds up nobody. `close` ends it.
+
+    `pid` of tritonserver where it is a process of this host.
+    """
+
+    def __init__(self, host: str, http_port: int, metrics_port: int, pid: int | None, *, timeout_s: float) -> None:
+        self._host, self._http, self._metrics, self._timeout_s = host, http_port, metrics_port, timeout_s
+        self._pid = pid
+        self._alive_at, self._cpu_s = time.monotonic(), self._stat()[1]
+        self.progress: Progress | None = None
+        self._done = threading.Event()
+        threading.Thread(target=self._run, daemon=True, name="pulse").start()
+
+    def vital(self, now: float) -> Vital:
+        """By when it last answered that it lives; its death is for others to notice."""
+        state, cpu_s = self._stat()
+        return Vital("tritonserver", self._pid or 0, now - self._alive_at, state, cpu_s - self._cpu_s)
+
+    def shift(self, seconds: float) -> None:
+        self._alive_at += seconds
+
+    def close(self) -> None:
+        self._done.set()
+
+    def _run(self) -> None:
+        while not self._done.wait(_ASK_EVERY_S):
+            if answer_of(self._host, self._http, "/v2/health/live", timeout_s=self._timeout_s)[0]:
+                self._alive_at, self._cpu_s = time.monotonic(), self._stat()[1]
+            status, page = answer_of(self._host, self._metrics, "/metrics", timeout_s=self._timeout_s)
+            if status == 200:
+                self.progress = read_progress(page)
+
+    def _stat(self) -> tuple[str, float]:
+        stat = stat_of(self._pid) if self._pid else None
+        return ("", 0.0) if stat is None else (stat.state, stat.cpu_s)
+
+
+class FirstToken:
+    """Generates one token with each model that takes text, on its own thread.
+
+    `done`: it came. `error`: why it did not. `models`: those that were asked; none where no model takes text.
+    """
+
+    def __init__(self, host: str, grpc_port: int, deadline_s: float) -> None:
+        self._url = f"[{host}]:{grpc_port}" if ":" in host else f"{host}:{grpc_port}"
+        self._deadline_s = deadline_s
+        self.models: tuple[str, ...] = ()
+        self.error: TrtbuildError | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True, name="first-token")
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        from trtbuild.client import Client, Generation, Reach
+
+        with Client(self._url, reach=Reach(timeout_s=self._deadline_s, stall_s=self._deadline_s)) as client:
+            try:
+                names = [str(entry["name"]) for entry in client.index() if entry.get("state") == "READY"]
+                self.models = tuple(name for name in names if _takes_text(client.metadata(name)))
+                for name in self.models:
+                    answer = client.infer(Generation(_PROMPT, max_tokens=1, end_id=-1), model=name)
+                    if answer.token_count != 1:
+                        raise ServerError(
+                            f"model {name} answered with {answer.token_count} tokens where one was asked for"
+                        )
+            except TrtbuildError as error:
+                self.error = error
+
+
+def _takes_text(metadata: dict[str, object]) -> bool:
+    inputs = metadata.get("inputs")
+    names = {entry.get("name") for entry in inputs if isinstance(entry, dict)} if isinstance(inputs, list) else set()
+    return {"text_input", "max_tokens"} <= names
+
+
+def wait_until(done: Callable[[], bool], failed: Callable[[], TrtbuildError | None], deadline: float) -> bool:
+    """True when `done`; False at the deadline, in seconds of the steady clock.
+
+    Raises:
+        TrtbuildError: the one of `failed`.
+    """
+    while not done():
+        failure = failed()
+        if failure is not None:
+            raise failure
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
