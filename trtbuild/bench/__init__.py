@@ -2,6 +2,6 @@
 
 The middle is pure: `workload` says what to ask and when, `record` is what came of one request, `metrics` makes a
 summary of records by genai-perf's names, `table` and `compare` look at summaries. The edges: `drive` keeps the load,
-`drive_triton` and `drive_openai` ask, `memory` looks at the server's processes, `plots` draws, `files` writes and reads,
-`run` goes through endpoints and levels.
+`drive_triton` and `drive_openai` ask, `memory` looks at the server's processes, `plots` draws, `files` writes and
+reads, `run` goes through endpoints and levels.
 """

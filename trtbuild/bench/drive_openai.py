@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from trtbuild.bench.asking import Asking
 from trtbuild.bench.clock import now_ns
@@ -54,9 +53,8 @@ class OpenAiDriver:
         self._endpoint, self._asking = endpoint, asking
         self._model, self._dialect = endpoint.model, Dialect()
         self._tokenizer: Any = None
-        base = endpoint.address if urlsplit(endpoint.address).path else f"{endpoint.address}/v1"
         self._client = httpx.AsyncClient(
-            base_url=base,
+            base_url=endpoint.address,
             headers={"Authorization": f"Bearer {asking.api_key}"} if asking.api_key else {},
             timeout=httpx.Timeout(None, connect=_CONNECT_S),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),

@@ -5,18 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from trtbuild.errors import BenchError
 
 TRITON, OPENAI = "triton", "openai"
 _KINDS = {"grpc": TRITON, "http": OPENAI, "https": OPENAI}
+_PORTS = {"http": 80, "https": 443}
+_URL = re.compile(
+    r"(?P<scheme>grpc|https?)://(?P<host>\[[0-9a-fA-F:.]+\]|[^\s:/?#\[\]@]+)(?::(?P<port>\d{1,5}))?"
+    r"(?P<path>/[^\s#?]*)?(?:#(?P<model>\S+))?"
+)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*")
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """`kind`: triton (gRPC) or openai. `address`: HOST:PORT for Triton, else the URL that ends in /v1.
+    """`kind`: triton (gRPC) or openai. `address`: HOST:PORT for Triton, else the URL that ends in /v1 (a path that
+    is missing is that one).
 
     `model`: its name there; empty means `ensemble` for Triton, and the first of /v1/models for OpenAI.
     """
@@ -26,18 +31,8 @@ class Endpoint:
     address: str
     model: str = ""
 
-    @property
-    def host(self) -> str:
-        return urlsplit(self._url).hostname or ""
-
-    @property
-    def port(self) -> int:
-        parts = urlsplit(self._url)
-        return parts.port or (443 if parts.scheme == "https" else 80)
-
-    @property
-    def _url(self) -> str:
-        return self.address if "://" in self.address else f"grpc://{self.address}"
+    host: str = ""
+    port: int = 0
 
 
 def endpoints(texts: Sequence[str], model: str = "") -> list[Endpoint]:
@@ -49,21 +44,26 @@ def endpoints(texts: Sequence[str], model: str = "") -> list[Endpoint]:
     found: list[Endpoint] = []
     problems: list[str] = []
     for text in texts:
-        name, url, wanted = _parts(text)
-        scheme = urlsplit(url).scheme
-        if scheme not in _KINDS or not urlsplit(url).hostname or not _port_is_good(url):
+        name, url = _parts(text)
+        parts = _URL.fullmatch(url)
+        if parts is None:
             problems.append(f"{text!r} is no endpoint: [NAME=]grpc://HOST:PORT or [NAME=]http(s)://HOST[:PORT]/v1")
             continue
-        kind = _KINDS[scheme]
-        if kind == TRITON and urlsplit(url).port is None:
+        kind, port = _KINDS[parts["scheme"]], int(parts["port"] or _PORTS.get(parts["scheme"], 0))
+        if not 0 < port < 65536:
             problems.append(f"{text!r} names no port (Triton's gRPC port is 8001 by default)")
             continue
-        address = urlsplit(url).netloc if kind == TRITON else url.rstrip("/")
-        name = name or (f"{kind} {urlsplit(url).netloc}".replace(":", "."))
+        authority = parts["host"] + (f":{parts['port']}" if parts["port"] else "")
+        address = (
+            authority
+            if kind == TRITON
+            else f"{parts['scheme']}://{authority}{(parts['path'] or '').rstrip('/') or '/v1'}"
+        )
+        name = name or f"{kind} {authority}".replace(":", ".")
         if not _NAME.fullmatch(name):
             problems.append(f"{name!r} is no name for an endpoint: letters, digits, space and . _ + -")
             continue
-        found.append(Endpoint(name, kind, address, wanted or model))
+        found.append(Endpoint(name, kind, address, parts["model"] or model, parts["host"].strip("[]"), port))
     names = [endpoint.name for endpoint in found]
     problems += [f"two endpoints are named {name!r}" for name in sorted(set(names)) if names.count(name) > 1]
     if problems:
@@ -71,16 +71,7 @@ def endpoints(texts: Sequence[str], model: str = "") -> list[Endpoint]:
     return found
 
 
-def _parts(text: str) -> tuple[str, str, str]:
-    """Name, URL, model; a `=` inside of the URL is none of a name."""
+def _parts(text: str) -> tuple[str, str]:
+    """Name and URL; a `=` inside of the URL is none of a name."""
     head, equals, tail = text.partition("=")
-    name, url = (head, tail) if equals and "://" not in head else ("", text)
-    url, _, model = url.partition("#")
-    return name.strip(), url.strip(), model.strip()
-
-
-def _port_is_good(url: str) -> bool:
-    try:
-        return urlsplit(url).port != 0
-    except ValueError:
-        return False
+    return (head.strip(), tail.strip()) if equals and "://" not in head else ("", text.strip())

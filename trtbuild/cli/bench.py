@@ -53,29 +53,24 @@ def command(
 
     Several endpoints make one table: framework, tokens/s, TTFT, memory.
     """
+    if bool(compare) < bool(gate) or (compare and endpoint):
+        raise typer.BadParameter("it is with --gate, and without an endpoint", param_hint="--compare")
     if compare is not None:
-        if endpoint:
-            raise typer.BadParameter("--compare takes no endpoint", param_hint="--compare")
         _compare(*compare, gate or [], as_json)
         return
-    if gate:
-        raise typer.BadParameter("--gate is for --compare", param_hint="--gate")
     from trtbuild.bench.asking import Asking
-    from trtbuild.bench.metrics import parse_goodput
-    from trtbuild.bench.prompts import read_prompts
     from trtbuild.bench.run import Options
-    from trtbuild.bench.workload import Length
 
     options = Options(
         o.levels(concurrency, request_rate),
         requests,
         duration,
         warmup,
-        Length(input_len, input_len_stddev),
-        Length(output_len, output_len_stddev),
-        read_prompts(prompts) if prompts else (),
+        o.length(input_len, input_len_stddev),
+        o.length(output_len, output_len_stddev),
+        o.written(prompts),
         seed,
-        parse_goodput(goodput or []),
+        o.objectives(goodput),
         Asking(ignore_eos, temperature, chat, tokenizer, os.environ.get(api_key_env, ""), timeout),
         o.ports(memory_of),
         o.urls(metrics_url),

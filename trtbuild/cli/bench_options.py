@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from trtbuild.bench.run import Options
-    from trtbuild.bench.workload import Level
+    from trtbuild.bench.workload import Length, Level, Written
 
 BenchOptions: TypeAlias = "Options"
 _LOAD, _ASKED, _SERVERS = "Load", "Requests", "Servers"
@@ -162,6 +162,24 @@ def levels(concurrency: str | None, request_rate: str | None) -> list[Level]:
     if len(set(found)) < len(found):
         raise typer.BadParameter("a level is there twice", param_hint=hint)
     return found
+
+
+def length(mean: int, stddev: float) -> Length:
+    from trtbuild.bench.workload import Length
+
+    return Length(mean, stddev)
+
+
+def written(path: Path | None) -> list[Written]:
+    from trtbuild.bench.prompts import read_prompts
+
+    return read_prompts(path) if path else []
+
+
+def objectives(texts: list[str] | None) -> dict[str, float]:
+    from trtbuild.bench.metrics import parse_goodput
+
+    return parse_goodput(texts or [])
 
 
 def ports(texts: list[str] | None) -> dict[str, list[int]]:
