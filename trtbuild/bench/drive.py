@@ -45,7 +45,7 @@ class Driver(Protocol):
 
 @dataclass(frozen=True)
 class Run:
-    """Requests of one endpoint at one level. `duration_s`: none begins after it, and till then `items` come round again."""
+    """Requests of one endpoint at one level. `duration_s`: none begins later; `items` come round again."""
 
     endpoint: str
     level: Level
