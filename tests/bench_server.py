@@ -88,7 +88,8 @@ def server(habits: Habits) -> Iterator[str]:
             self.wfile.write(b"data: [DONE]\n\n")
 
         def _event(self, document: Any) -> None:
-            self.wfile.write(b"data: " + json.dumps(document).encode() + b"\n\n")
+            kind = "chat.completion.chunk" if "chat" in self.path else "text_completion"
+            self.wfile.write(b"data: " + json.dumps({"object": kind, **document}).encode() + b"\n\n")
 
         def log_message(self, *_: Any) -> None:
             pass

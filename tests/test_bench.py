@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.bench_records import MS, record, run_of
 from tests.serve_fixture import demo_tokenizer
-from tests.tiny import trtbuild
+from tests.tiny import ROOT, trtbuild
 from trtbuild.bench import plots
 from trtbuild.bench.compare import DEFAULT_GATES, compare, parse_gates
 from trtbuild.bench.endpoint import endpoints
@@ -67,6 +67,27 @@ def test_metrics_of_requests_by_hand() -> None:
         1 / 0.25
     )  # the first has a pause of 30, the second waits 200
     assert not is_good(records[3], {})
+
+
+def test_metrics_are_aiperfs() -> None:
+    """The same requests, summarized by AIPerf and here."""
+    golden = json.loads((ROOT / "tests" / "data" / "aiperf.json").read_text())
+    begin = min(one["request_start_ns"] for one in golden["records"])
+    records = []
+    for number, one in enumerate(golden["records"]):
+        pieces = np.cumsum([one["time_to_first_token"], *one["inter_chunk_latency"]]).tolist()
+        made = record(number, (one["request_start_ns"] - begin) / MS, pieces, one["output_sequence_length"])
+        records.append(replace(made, input_tokens=one["input_sequence_length"]))
+    found = summary(records)
+    compared = 0
+    for name, wanted in golden["summary"].items():
+        # AIPerf's clock runs until the stream is closed, genai-perf's and ours until the last token.
+        exact = 1e-9 if "throughput" not in name.removesuffix("_per_user") and name != "benchmark_duration" else 2e-4
+        for stat in set(wanted) - {"unit", "count", "sum"}:
+            assert found[name][stat] == pytest.approx(wanted[stat], rel=exact, abs=1e-6), (name, stat)
+            compared += 1
+        assert found[name]["unit"] == {"request_count": "count"}.get(name, wanted["unit"])  # genai-perf's word
+    assert compared == 8 * 12 + 4
 
 
 def test_latency_counts_from_when_a_request_was_due() -> None:
@@ -296,4 +317,5 @@ def bars(run: dict[str, Any], records: list[Any]) -> None:
     for r, wait, write in zip(records, waiting, writing, strict=False):
         assert wait[:, 0].tolist() == [(r.start_ns - start) / 1e9, (r.first_ns - start) / 1e9]
         assert write[1, 0] == (r.last_ns - start) / 1e9
-    assert sum(below.patches[0].get_data().values) == sum(r.output_tokens for r in records if r.ok)
+    rates = below.patches[0].get_data()
+    assert (rates.values * np.diff(rates.edges)).sum() == pytest.approx(sum(r.output_tokens for r in records if r.ok))

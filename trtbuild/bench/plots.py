@@ -16,6 +16,10 @@ _MOST_BARS = 400
 """More requests than these are thinned out in a timeline; what is left out is said in its title."""
 
 
+_WIDTHS_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+_MOST_STRETCHES = 60
+
+
 def available() -> bool:
     return find_spec("matplotlib") is not None
 
@@ -73,8 +77,9 @@ def latency_throughput(runs: Sequence[dict[str, Any]]) -> Any:
 
 
 def timeline(run: dict[str, Any], records: Sequence[Record]) -> Any:
-    """When each request waited and wrote, and the tokens of every second below."""
+    """When each request waited and wrote, and tokens a second below."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     start = min(record.start_ns for record in records)
     shown = list(records)[:: max(1, -(-len(records) // _MOST_BARS))]
@@ -92,27 +97,31 @@ def timeline(run: dict[str, Any], records: Sequence[Record]) -> Any:
     bars(done, "start_ns", "first_ns", "tab:orange", "to the first token")
     bars(done, "first_ns", "last_ns", "tab:blue", "tokens")
     bars(failed, "start_ns", "end_ns", "tab:red", "failed")
-    seconds, tokens = tokens_by_second(records, start)
-    below.stairs(tokens, [*seconds, seconds[-1] + 1], fill=True, color="tab:blue")
+    edges, rates = token_rates(records, start)
+    below.stairs(rates, edges, fill=True, color="tab:blue")
     part = "" if len(shown) == len(records) else f" ({len(shown)} of {len(records)} requests)"
     above.set(ylabel="request", title=f"{run['endpoint']}, {level_of(run)}{part}")
-    above.legend(loc="lower right", fontsize="small")
+    above.yaxis.set_major_locator(MaxNLocator(integer=True))
+    above.legend(loc="lower left", fontsize="small")
     above.invert_yaxis()
     below.set(xlabel="seconds", ylabel="tokens/s")
     below.grid(alpha=0.3)
     return figure
 
 
-def tokens_by_second(records: Sequence[Record], start_ns: int) -> tuple[list[int], list[float]]:
-    """Seconds from `start_ns` on, and tokens that came in each; where a piece has no count, its even share."""
-    found: dict[int, float] = {}
+def token_rates(records: Sequence[Record], start_ns: int) -> tuple[list[float], list[float]]:
+    """Edges of equal stretches from `start_ns` on, in seconds, and tokens a second that came in each.
+
+    Where a piece has no count of its own it has an even share of its answer's tokens.
+    """
+    last_ns = max(record.last_ns for record in records if record.arrivals)
+    width = next((w for w in _WIDTHS_S if w * _MOST_STRETCHES >= (last_ns - start_ns) / 1e9), _WIDTHS_S[-1])
+    found = [0.0] * (int((last_ns - start_ns) / 1e9 / width) + 1)
     for record in records:
         for time, tokens in record.arrivals:
-            second = (time - start_ns) // 10**9
             share = (record.output_tokens or 0) / len(record.arrivals) if tokens is None else tokens
-            found[second] = found.get(second, 0.0) + share
-    seconds = list(range(max(found, default=0) + 1))
-    return seconds, [found.get(second, 0.0) for second in seconds]
+            found[int((time - start_ns) / 1e9 / width)] += share / width
+    return [number * width for number in range(len(found) + 1)], found
 
 
 def _level(run: dict[str, Any]) -> float:
