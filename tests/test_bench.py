@@ -87,7 +87,7 @@ def test_metrics_are_aiperfs() -> None:
             assert found[name][stat] == pytest.approx(wanted[stat], rel=exact, abs=1e-6), (name, stat)
             compared += 1
         assert found[name]["unit"] == {"request_count": "count"}.get(name, wanted["unit"])  # genai-perf's word
-    assert compared == 8 * 12 + 4
+    assert compared == 8 * 13 + 4
 
 
 def test_latency_counts_from_when_a_request_was_due() -> None:
