@@ -37,7 +37,7 @@ def request(record: Record) -> dict[str, Any]:
     assert len(pieces) == record.output_tokens, "pieces of several tokens cannot be told as text"
     return {
         "timestamp": record.start_ns,
-        "request_inputs": {"payload": json.dumps({"prompt": " ".join(["word"] * (record.input_tokens or 0))})},
+        "request_inputs": {"payload": json.dumps({"prompt": ["word"] * (record.input_tokens or 0)})},
         "response_timestamps": [time for time, _ in record.arrivals],
         "response_outputs": pieces,
     }
