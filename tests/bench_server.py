@@ -94,7 +94,13 @@ def server(habits: Habits) -> Iterator[str]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128
+
+        def handle_error(self, *_: Any) -> None:
+            """A client that gave up is what some tests are about."""
+
+    running = Server(("127.0.0.1", 0), Handler)
     running.daemon_threads = True
     thread = threading.Thread(target=running.serve_forever, args=(0.05,), daemon=True)
     thread.start()
