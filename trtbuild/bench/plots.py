@@ -65,7 +65,7 @@ def latency_throughput(runs: Sequence[dict[str, Any]]) -> Any:
                 axes.plot(x, y, style, color=color, label=f"{name}, {stat}")
             for run, at in zip(of_name, x, strict=True):
                 point = (at, run[metric]["p50"])
-                axes.annotate(f"{run['level']:g}", point, xytext=(4, 5), textcoords="offset points", color=color)
+                axes.annotate(_label(run), point, xytext=(4, 5), textcoords="offset points", color=color)
     modes = " and ".join(dict.fromkeys(run["mode"].replace("_", " ") for run in runs))
     above.set(ylabel="time to first token, ms", title=f"latency against throughput (numbers: {modes})")
     below.set(ylabel="inter-token latency, ms", xlabel="output tokens/s of all requests together")
@@ -122,6 +122,12 @@ def token_rates(records: Sequence[Record], start_ns: int) -> tuple[list[float], 
             share = (record.output_tokens or 0) / len(record.arrivals) if tokens is None else tokens
             found[int((time - start_ns) / 1e9 / width)] += share / width
     return [number * width for number in range(len(found) + 1)], found
+
+
+def _label(run: dict[str, Any]) -> str:
+    """The level; latencies beside failures are those of the requests that got through."""
+    failed = run["error_request_count"]["avg"]
+    return f"{run['level']:g}" + (f" ({failed:g} failed)" if failed else "")
 
 
 def _level(run: dict[str, Any]) -> float:
