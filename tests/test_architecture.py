@@ -57,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serve": BASE | {"client"},
     "client": BASE,
     "openai": BASE | {"client", "text"},
+    "bench": BASE | {"client", "text"},
     # It looks for the same programs as the stages that use them.
     "doctor": BASE | {"serve", "runtime"},
     "quantizing": BASE | {"plan", "fields", "quantize", "calibrate", "hub", "checkpoint"},
@@ -89,6 +90,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "text",
         "verify",
         "openai",
+        "bench",
         "sizing",
         "doctor",
         "recipe",
@@ -110,7 +112,8 @@ ONLY_IN = {
     "mpi4py": {"runtime", "engine", "checkpoint", "verify"},
     "tritonclient": {"client", "repo", "serve"},
     "jinja2": {"repo", "text", "verify"},
-    "matplotlib": {"verify"},
+    "matplotlib": {"verify", "bench"},
+    "httpx": {"bench"},
     "fastapi": {"openai"},
     "uvicorn": {"openai"},
     "pydantic": {"openai"},
@@ -131,6 +134,8 @@ HEAVY = {
     "fastapi",
     "uvicorn",
     "pydantic",
+    "httpx",
+    "matplotlib",
 }
 # These modules are the heavy code itself, loaded only by processes that compute.
 HEAVY_MODULES = {
@@ -199,6 +204,7 @@ PURE = [
     "run_plan",
     "recipe/schema",
     "verify/gates",
+    *(f"bench/{name}" for name in ("asking", "compare", "endpoint", "metrics", "record", "sse", "table", "workload")),
     "doctor/finding",
     "doctor/facts",
     "doctor/matrix",

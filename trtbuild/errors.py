@@ -13,7 +13,9 @@
     ├── HubError           6   download refused, gated, offline or not found
     ├── ServerError        7   the server is away, not ready, stalls or refuses the request
     ├── RequestError       7   a generation request that the model cannot serve
-    └── QualityError       8   verify measured less than a gate demands; carries every gate that failed
+    ├── QualityError       8   verify measured less than a gate demands; carries every gate that failed
+    ├── BenchError         3   a benchmark that cannot be run or compared; carries every problem at once
+    └── RegressionError   10   `bench --compare`: slower, or more memory, than a gate allows; carries all of them
 
 Codes 0 (done), 1 (a defect in trtbuild), 2 (wrong usage), 9 (`doctor`: not ready, which is no error), 130 (Ctrl-C) and
 143 (SIGTERM) complete the table;
@@ -35,6 +37,7 @@ EXIT_CODES: dict[int, str] = {
     7: "the server is away, not ready, stalls or refused the request",
     8: "verify: a quantized model is not as good as a gate demands, or damaged",
     9: "doctor: this machine lacks something that the target needs",
+    10: "bench --compare: the new run is worse than a gate allows",
     130: "interrupted by Ctrl-C",
     143: "terminated by SIGTERM",
 }
@@ -144,4 +147,25 @@ class QualityError(TrtbuildError):
     def __init__(self, failures: Sequence[str], *, hint: str = "") -> None:
         count = len(failures)
         head = "1 gate failed:" if count == 1 else f"{count} gates failed:"
+        super().__init__("\n".join([head, *(f"  - {failure}" for failure in failures)]), hint=hint)
+
+
+class BenchError(TrtbuildError):
+    """Why a benchmark cannot be run, or two cannot be compared: `problems` holds one sentence for each reason."""
+
+    exit_code = 3
+
+    def __init__(self, problems: Sequence[str], *, hint: str = "") -> None:
+        self.problems = tuple(problems)
+        head = "cannot benchmark:" if len(self.problems) == 1 else f"cannot benchmark, {len(self.problems)} problems:"
+        super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]), hint=hint)
+
+
+class RegressionError(TrtbuildError):
+    """All gates that a new run fails, one sentence for each."""
+
+    exit_code = 10
+
+    def __init__(self, failures: Sequence[str], *, hint: str = "") -> None:
+        head = "1 gate failed:" if len(failures) == 1 else f"{len(failures)} gates failed:"
         super().__init__("\n".join([head, *(f"  - {failure}" for failure in failures)]), hint=hint)

@@ -12,6 +12,7 @@ import typer
 
 from trtbuild import __version__
 from trtbuild.cli import (
+    bench,
     chat,
     check,
     checkpoint,
@@ -71,6 +72,7 @@ for command in (
     generate,
     chat,
     openai,
+    bench,
 ):
     app.command(name=command.NAME, rich_help_panel=command.PANEL)(command.command)
 app.add_typer(client.app, name="client", rich_help_panel="Serve")

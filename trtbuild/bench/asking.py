@@ -1,0 +1,21 @@
+"""How every endpoint is asked. PURE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Asking:
+    """`ignore_eos`: answers go on to their length. `chat`: OpenAI's chat API, else its plain one.
+
+    `tokenizer`: folder whose tokenizer counts where a server does not. `api_key`: sent to OpenAI endpoints.
+    """
+
+    ignore_eos: bool = True
+    temperature: float = 0.0
+    chat: bool = False
+    tokenizer: Path | None = None
+    api_key: str = ""
+    timeout_s: float = 300.0
