@@ -2,12 +2,14 @@
 """What quantization costs: perplexity on the bundled held-out text, relative to float32.
 
     python scripts/bench_quality.py [--model DIR | --off-grid] [--methods int8,int4_awq] [--samples 32] [--windows 16]
-        [--kv-cache int8,fp8] [--checkpoint NAME=DIR ...] [--json]
+        [--kv-cache int8,fp8] [--checkpoint NAME=DIR ...] [--search modelopt] [--per-layer] [--json]
 
 Nothing of the cpu runtime takes part: `trtbuild checkpoint` makes each checkpoint, whose linears are put into
 transformers' float32 model as they dequantize by the format (inputs rounded where the method says so). `--checkpoint`
 adds one-rank checkpoints that something else made of the same model, ModelOpt's for example (`modelopt_worker.py`).
-`--save-ids FILE` writes the calibration token ids for it, and leaves.
+`--save-ids FILE` writes the calibration token ids for it, and leaves. `--per-layer` puts in one layer at a time, and
+one module of all layers, and shows the Kullback-Leibler divergence of the logits from float32's, in thousandths of a nat
+a token: where a method loses what it loses.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +55,17 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=16, help=f"of {CONTEXT} tokens")
     parser.add_argument("--checkpoint", action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--save-ids", type=Path)
+    parser.add_argument("--search", default="fine", choices=["fine", "modelopt"])
+    parser.add_argument("--per-layer", action="store_true")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     model = arguments.model or (off_grid_model() if arguments.off_grid else demo_model())
     if arguments.save_ids:
         np.save(arguments.save_ids, calibration_ids(model, arguments.samples, arguments.length))
+        return
+    if arguments.per_layer:
+        shares = measure_layers(model, arguments)
+        print(json.dumps(shares, indent=2) if arguments.json else layer_table(shares))
         return
     figures = measure(model, arguments)
     print(json.dumps(figures, indent=2) if arguments.json else table(figures))
@@ -91,6 +100,51 @@ def measure(model: Path, arguments: argparse.Namespace) -> dict[str, float]:
     return figures
 
 
+def measure_layers(model: Path, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """KL divergence in thousandths of a nat a token, by method and what is quantized."""
+    windows = held_out(model, arguments.windows)
+    exact, changed = load(model), load(model)
+    hidden = [last_hidden(exact, window) for window in windows]
+    found: dict[str, dict[str, float]] = {}
+    places = {f"layer {i}": (lambda layer, _, i=i: layer == i) for i in range(exact.config.num_hidden_layers)}
+    places |= {f"all {name}": (lambda _, module, name=name: module == name) for name in LINEARS}
+    places["everything"] = lambda _layer, _module: True
+    for method in filter(None, arguments.methods.split(",")):
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = checkpoint(model, Path(scratch) / "out", arguments, method)
+            for place, only in places.items():
+                hooks: list[Any] = []
+                with_linears(changed, folder, only, hooks)
+                found.setdefault(method, {})[place] = 1000 * divergence(exact, changed, windows, hidden)
+                print(f"{method}, {place}: {found[method][place]:.2f}", file=sys.stderr, flush=True)
+                changed.load_state_dict(exact.state_dict())
+                for hook in hooks:
+                    hook.remove()
+    return found
+
+
+@torch.no_grad()
+def last_hidden(model: Any, window: torch.Tensor) -> torch.Tensor:
+    return model.model(window.unsqueeze(0)).last_hidden_state[0, :-1]
+
+
+@torch.no_grad()
+def divergence(exact: Any, changed: Any, windows: torch.Tensor, hidden: list[torch.Tensor]) -> float:
+    """Mean KL divergence over tokens; `hidden`: what enters the exact model's head for each window."""
+    found = []
+    for window, states in zip(windows, hidden, strict=True):
+        wanted = exact.lm_head(states).log_softmax(-1)
+        found.append((wanted.exp() * (wanted - changed.lm_head(last_hidden(changed, window)).log_softmax(-1))).sum(-1))
+    return float(torch.cat(found).double().mean())
+
+
+def layer_table(shares: dict[str, dict[str, float]]) -> str:
+    lines = ["| | " + " | ".join(shares) + " |", "|---" * (1 + len(shares)) + "|"]
+    for place in next(iter(shares.values())):
+        lines.append(f"| {place} | " + " | ".join(f"{row[place]:.2f}" for row in shares.values()) + " |")
+    return "\n".join(lines)
+
+
 def checkpoint(model: Path, out: Path, arguments: argparse.Namespace, method: str, kv_cache: str | None = None) -> Path:
     """A one-rank checkpoint of ours in float16."""
     from trtbuild.quantize.methods import METHODS as DECLARED
@@ -103,6 +157,7 @@ def checkpoint(model: Path, out: Path, arguments: argparse.Namespace, method: st
         command += ["--kv-cache", kv_cache]
     if kv_cache or DECLARED[method].needs_calibration:
         command += ["--calib-samples", str(arguments.samples), "--calib-length", str(arguments.length)]
+        command += ["--calib-search", arguments.search]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return out
 
@@ -131,8 +186,14 @@ def perplexity(model: Any, windows: torch.Tensor) -> float:
     return float(torch.cat(losses).mean().exp())
 
 
-def with_linears(model: Any, folder: Path) -> Any:
-    """The model, its linears replaced by what a checkpoint holds."""
+def with_linears(
+    model: Any,
+    folder: Path,
+    only: Callable[[int, str], bool] = lambda _layer, _module: True,
+    hooks: list[Any] | None = None,
+) -> Any:
+    """The model, its linears (`only` these: layer, module) replaced by what a checkpoint holds; takes down its hooks."""
+    hooks = [] if hooks is None else hooks
     config = json.loads((folder / "config.json").read_text())
     algo, group = config["quantization"]["quant_algo"], config["quantization"].get("group_size")
     modules: dict[tuple[int, str], Fields] = {}
@@ -140,7 +201,7 @@ def with_linears(model: Any, folder: Path) -> Any:
         if name.startswith(HEAD):
             layer, _, rest = name.removeprefix(HEAD).partition(".")
             module, _, suffix = rest.rpartition(".")
-            if module in LINEARS:
+            if module in LINEARS and only(int(layer), module):
                 modules.setdefault((int(layer), module), {})[suffix] = tensor
     for (layer, module), fields in modules.items():
         weight = dequantized(fields, algo, group)
@@ -149,7 +210,8 @@ def with_linears(model: Any, folder: Path) -> Any:
             linear = model.model.layers[layer].get_submodule(part)
             stop = start + linear.weight.shape[0]
             linear.weight = torch.nn.Parameter(weight[start:stop].clone())
-            linear.register_forward_pre_hook(lambda _module, args, f=fields, a=algo: (rounded(args[0], f, a),))
+            hook = linear.register_forward_pre_hook(lambda _module, args, f=fields, a=algo: (rounded(args[0], f, a),))
+            hooks.append(hook)
             start = stop
     return model
 

@@ -17,8 +17,13 @@ GROUPS = {
 """Module whose input is watched -> the fuse group's modules and their parts."""
 
 
-def calibrate(source: Path, ids: torch.Tensor) -> dict[int, list[tuple[LinearGroup, InputStats]]]:
-    """Layer -> its groups and their statistics; `ids` [samples, tokens], each sample a batch, float32."""
+def calibrate(
+    source: Path, ids: torch.Tensor, *, fine: bool = False
+) -> dict[int, list[tuple[LinearGroup, InputStats]]]:
+    """Layer -> its groups and their statistics; `ids` [samples, tokens], each sample a batch, float32.
+
+    `fine`: as the search of that name wants them; the sample is every token.
+    """
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
@@ -36,11 +41,16 @@ def calibrate(source: Path, ids: torch.Tensor) -> dict[int, list[tuple[LinearGro
     found: dict[int, list[tuple[LinearGroup, InputStats]]] = {}
     for (number, name), batches in seen.items():
         tokens = torch.cat(batches)
+        # No token is longer than the median one of its batch.
+        lengths = [batch.norm(dim=1, keepdim=True) for batch in batches]
+        even = torch.cat([x * (size.median() / size).clamp(max=1) for x, size in zip(batches, lengths, strict=True)])
+        met = even if fine else tokens
         stats = InputStats(
             tokens=len(tokens),
             amax=tokens.abs().amax(dim=0),
             abs_mean=torch.stack([batch.abs().mean(dim=0) for batch in batches]).mean(dim=0),
-            gram=tokens.T @ tokens / len(tokens),
+            gram=met.T @ met / len(met),
+            sample=met if fine else None,
         )
         modules = {
             module: tuple(layers[number].get_submodule(part).weight.detach().float() for part in parts)

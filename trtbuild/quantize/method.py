@@ -29,14 +29,14 @@ class Method:
     lm_head can have it there. `experts`: whether
     TensorRT-LLM has the method for mixture-of-experts layers. `imported`: trtbuild only reads it from quantized models.
     `bias_once`: whether the bias of a row-parallel linear is on the first rank only. `norm_scales`: whether the norms
-    before linears have a scale.
+    before linears have a scale. `gram_for`: the searches that need second moments of the inputs.
     """
 
     name: str
     quant_algo: str | None
     description: str
     needs_calibration: bool = False
-    needs_gram: bool = False
+    gram_for: tuple[str, ...] = ()
     weight_bits: int = 16
     dim_multiple: int = 0
     dtypes: tuple[str, ...] = ("float16", "bfloat16", "float32")
@@ -68,13 +68,15 @@ class InputStats:
 
     amax [in]: greatest |x|. abs_mean [in]: mean over batches of the mean over a batch's tokens of |x|.
     gram [in, in] or None: mean over tokens of x x^T, for the error of a changed weight without the activations
-    themselves: mean over tokens of |(W' - W) x|^2 = trace((W' - W) gram (W' - W)^T).
+    themselves: mean over tokens of |(W' - W) x|^2 = trace((W' - W) gram (W' - W)^T). sample [n, in] or None: tokens for
+    the error of rounded inputs, which no moment tells. Where the search is "fine", both are of `evened` inputs.
     """
 
     tokens: int
     amax: torch.Tensor
     abs_mean: torch.Tensor
     gram: torch.Tensor | None = None
+    sample: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What calibration remembers of the inputs of a linear, one step (a sequence: ModelOpt's batch of one) at a time.
 
-Only per-channel numbers and, where the method asks, the gram matrix stay; no activation does.
+Only per-channel numbers and, where the method asks, the gram matrix stay, and some tokens as a sample.
 """
 
 from __future__ import annotations
@@ -15,15 +15,36 @@ if TYPE_CHECKING:
     import torch
 
 
+SAMPLE = 1024
+"""Tokens of the sample of a linear's inputs."""
+
+
+def evened(x: torch.Tensor) -> torch.Tensor:
+    """x [tokens, in] with no token longer than the median one.
+
+    The first token of a text can be a thousand times as long as the others. What it adds to a hidden state is as long,
+    so that its error matters relative to it; plain second moments would be of this token alone.
+    """
+    import torch
+
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    share: torch.Tensor = (length.median() / length.clamp(min=1e-30)).clamp(max=1.0)
+    return x * share
+
+
 class InputAccumulator:
     """Collects `InputStats` of one linear with `in_features` inputs; all numbers float32.
 
     The gram is a plain float32 sum: each addend is itself a float32 product over hundreds of tokens, and some hundred
-    of them lose nothing that a search for a scale could see.
+    of them lose nothing that a search for a scale could see. `sample`: tokens of a step that are kept for the sample;
+    where there are any, the gram is of `evened` inputs.
     """
 
-    def __init__(self, in_features: int, *, gram: bool = False) -> None:
+    def __init__(self, in_features: int, *, gram: bool = False, sample: int = 0) -> None:
         import torch
+
+        self._keep = sample
+        self._sample: list[torch.Tensor] = []
 
         self._tokens = self._batches = 0
         self._amax, self._abs_mean = torch.zeros(in_features), torch.zeros(in_features, dtype=torch.float64)
@@ -40,14 +61,23 @@ class InputAccumulator:
         torch.maximum(self._amax, magnitude.amax(0), out=self._amax)
         self._abs_mean += magnitude.mean(0)
         if self._gram is not None:
+            x = evened(x) if self._keep else x
             add_moments(self._gram, x)
+        if self._keep:
+            count = min(self._keep, len(x))
+            places = (torch.arange(count) * len(x) + len(x) // 2) // count
+            self._sample.append(x[places])
 
     def stats(self) -> InputStats:
         """Everything so far; zeros where no token came. The gram is handed out: nothing can be added after that."""
+        import torch
+
         gram, self._gram = self._gram, None
         if gram is not None:
             mirror(gram.div_(max(self._tokens, 1)))
-        return InputStats(self._tokens, self._amax.clone(), (self._abs_mean / max(self._batches, 1)).float(), gram)
+        mean = (self._abs_mean / max(self._batches, 1)).float()
+        sample = torch.cat(self._sample) if self._sample else None
+        return InputStats(self._tokens, self._amax.clone(), mean, gram, sample)
 
 
 class LayerStatistics:
@@ -58,8 +88,8 @@ class LayerStatistics:
     were routed to each expert, by module.
     """
 
-    def __init__(self, sizes: dict[str, int], *, gram: bool = False) -> None:
-        self._inputs = {name: InputAccumulator(size, gram=gram) for name, size in sizes.items()}
+    def __init__(self, sizes: dict[str, int], *, gram: bool = False, sample: int = 0) -> None:
+        self._inputs = {name: InputAccumulator(size, gram=gram, sample=sample) for name, size in sizes.items()}
         self.amax_k = self.amax_v = 0.0
         self.expert_tokens: dict[str, list[int]] = {}
 
