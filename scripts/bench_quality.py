@@ -8,8 +8,8 @@ Nothing of the cpu runtime takes part: `trtbuild checkpoint` makes each checkpoi
 transformers' float32 model as they dequantize by the format (inputs rounded where the method says so). `--checkpoint`
 adds one-rank checkpoints that something else made of the same model, ModelOpt's for example (`modelopt_worker.py`).
 `--save-ids FILE` writes the calibration token ids for it, and leaves. `--per-layer` puts in one layer at a time, and
-one module of all layers, and shows the Kullback-Leibler divergence of the logits from float32's, in thousandths of a nat
-a token: where a method loses what it loses.
+one module of all layers, and shows where a method loses what it loses: the Kullback-Leibler divergence of the logits
+from float32's, in thousandths of a nat a token.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def with_linears(
     only: Callable[[int, str], bool] = lambda _layer, _module: True,
     hooks: list[Any] | None = None,
 ) -> Any:
-    """The model, its linears (`only` these: layer, module) replaced by what a checkpoint holds; takes down its hooks."""
+    """The model, its linears (`only` these: layer, module) those of a checkpoint; notes its hooks."""
     hooks = [] if hooks is None else hooks
     config = json.loads((folder / "config.json").read_text())
     algo, group = config["quantization"]["quant_algo"], config["quantization"].get("group_size")

@@ -41,9 +41,11 @@ def calibrate(
     found: dict[int, list[tuple[LinearGroup, InputStats]]] = {}
     for (number, name), batches in seen.items():
         tokens = torch.cat(batches)
-        # No token is longer than the median one of its batch.
+        # A token beyond the median length of its batch counts by its length, not its square.
         lengths = [batch.norm(dim=1, keepdim=True) for batch in batches]
-        even = torch.cat([x * (size.median() / size).clamp(max=1) for x, size in zip(batches, lengths, strict=True)])
+        even = torch.cat(
+            [x * (size.median() / size).clamp(max=1).sqrt() for x, size in zip(batches, lengths, strict=True)]
+        )
         met = even if fine else tokens
         stats = InputStats(
             tokens=len(tokens),

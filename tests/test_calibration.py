@@ -177,7 +177,7 @@ def test_every_batch_counts_the_same_and_an_empty_one_does_not() -> None:
     assert InputAccumulator(2).stats().tokens == 0
 
 
-def test_no_token_counts_for_more_than_the_median_one() -> None:
+def test_a_token_beyond_the_median_counts_by_its_length() -> None:
     """The gram and the sample of a search for the least error; the other numbers are of the inputs as they are."""
     generator = torch.Generator().manual_seed(2)
     batches = [torch.randn(7, 5, generator=generator) for _ in range(3)]
@@ -191,7 +191,7 @@ def test_no_token_counts_for_more_than_the_median_one() -> None:
     for batch in batches:
         lengths = [float(x.square().sum().sqrt()) for x in batch]
         median = sorted(lengths)[3]
-        rows.append(torch.stack([x * min(1.0, median / size) for x, size in zip(batch, lengths, strict=True)]))
+        rows.append(torch.stack([x * min(1.0, median / size) ** 0.5 for x, size in zip(batch, lengths, strict=True)]))
     even = torch.cat(rows)
     torch.testing.assert_close(found.gram, even.T @ even / len(even))
     torch.testing.assert_close(found.sample, torch.cat([x[[1, 5]] for x in rows]))

@@ -20,15 +20,15 @@ SAMPLE = 1024
 
 
 def evened(x: torch.Tensor) -> torch.Tensor:
-    """x [tokens, in] with no token longer than the median one.
+    """x [tokens, in]; in second moments, a token beyond the median length counts by its length instead of its square.
 
-    The first token of a text can be a thousand times as long as the others. What it adds to a hidden state is as long,
-    so that its error matters relative to it; plain second moments would be of this token alone.
+    The first token of a text can be a thousand times as long as the others, and plain second moments would be of it
+    alone. Its error matters relative to what it adds to a hidden state; but all tokens attend to it.
     """
     import torch
 
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    share: torch.Tensor = (length.median() / length.clamp(min=1e-30)).clamp(max=1.0)
+    share: torch.Tensor = (length.median() / length.clamp(min=1e-30)).clamp(max=1.0).sqrt()
     return x * share
 
 

@@ -1,7 +1,7 @@
 """SmoothQuant with int8 weights and activations (W8A8_SQ_PER_CHANNEL): ModelOpt's form (checkpoint format 4.8).
 
-With search "modelopt" it is ModelOpt's INT8_SMOOTHQUANT_CFG; "fine" searches the factors of each linear and the scale
-of each output, and rounds weights so that the errors of its inputs make up for each other.
+With search "modelopt" it is ModelOpt's INT8_SMOOTHQUANT_CFG; "fine" searches the factors of each linear, and rounds
+weights so that the errors of its inputs make up for each other.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from trtbuild.layout import Field
 from trtbuild.quantize.compensate import compensated
 from trtbuild.quantize.method import Fields, InputStats, LinearGroup, Method, QuantOptions
 from trtbuild.quantize.smoothing import input_scale, rounded_inputs, row_scales, searched_smoothing, smoothing
-from trtbuild.quantize.values import positive, require_finite, require_seen, require_stats, stacked
+from trtbuild.quantize.values import require_finite, require_seen, require_stats, stacked
 
 if TYPE_CHECKING:
     import torch
@@ -58,11 +58,11 @@ def _fields(weight: torch.Tensor, amax: torch.Tensor, alpha: float) -> Fields:
     """ModelOpt's numbers of a weight [.., out, in]."""
     p = smoothing(weight.abs().reshape(-1, weight.shape[-1]).amax(dim=0), amax, alpha)
     smoothed = weight * (1.0 / p)  # the factor is rounded before it multiplies, as ModelOpt does it
-    return _stored(smoothed, positive(smoothed.abs().amax(dim=-1) / 127.0), p, amax)
+    return _stored(smoothed, row_scales(smoothed), p, amax)
 
 
 def _searched(weight: torch.Tensor, amax: torch.Tensor, stats: InputStats) -> Fields:
-    """As `_fields`, with the factors, scales and weights that leave least error on the calibration inputs."""
+    """As `_fields`, with the factors and weights that leave least error on the calibration inputs."""
     import torch
 
     assert stats.gram is not None
@@ -73,14 +73,12 @@ def _searched(weight: torch.Tensor, amax: torch.Tensor, stats: InputStats) -> Fi
     x = stats.sample * p
     noise = (rounded_inputs(x, input_scale(amax, p)) - x).square_().mean(dim=0)
     smoothed = weight * (1.0 / p)
-    scales, values = [], []
+    scale = row_scales(smoothed)
+    values = []
     for number, own in enumerate(smoothed.reshape(-1, *weight.shape[-2:])):
         met = grams[number % len(grams)] * p.unsqueeze(1) * p
-        scale = row_scales(own, met)
         met.diagonal().add_(noise)  # the inputs that the weights meet are rounded too
-        scales.append(scale)
-        values.append(compensated(own, met, partial(_rounded, scale)))
-    scale = torch.stack(scales).reshape(weight.shape[:-1])
+        values.append(compensated(own, met, partial(_rounded, scale.reshape(-1, scale.shape[-1])[number])))
     return _stored(torch.stack(values).reshape(weight.shape), scale, p, amax)
 
 
