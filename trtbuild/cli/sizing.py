@@ -143,7 +143,7 @@ class Asked:
         if not self.gpu_name and given:
             raise typer.BadParameter(f"{' and '.join(given)} needs --gpu NAME")
 
-    def settled(self, fit: bool, tp: int, pp: int, target: str, sm: int) -> tuple[int, int, str, int]:
+    def settled(self, fit: bool, tp: int, pp: int, target: str, sm: int | None) -> tuple[int, int, str, int | None]:
         """(tp, pp, target, sm) to plan with: a GPU means TensorRT-LLM, and a search starts from one rank."""
         if self.gpu is None:
             return tp, pp, target, sm

@@ -74,7 +74,7 @@ class Recipe:
         """Those of the conversion, with the target and the SM of the GPUs."""
         return replace(self.convert, target=self.target, sm=self._sm())
 
-    def _sm(self) -> int:
+    def _sm(self) -> int | None:
         sm = find_gpu(self.gpu.type).sm if self.gpu is not None else self.convert.sm
         return sm if sm in SMS else self.convert.sm
 
