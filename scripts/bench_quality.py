@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=16, help=f"of {CONTEXT} tokens")
     parser.add_argument("--checkpoint", action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--save-ids", type=Path)
+    parser.add_argument("--ids", type=Path, help="calibrate on these token ids, int64 [samples, tokens] in .npy")
     parser.add_argument("--search", default="fine", choices=["fine", "modelopt"])
     parser.add_argument("--per-layer", action="store_true")
     parser.add_argument("--json", action="store_true")
@@ -149,6 +150,8 @@ def checkpoint(model: Path, out: Path, arguments: argparse.Namespace, method: st
     """A one-rank checkpoint of ours in float16."""
     from trtbuild.quantize.methods import METHODS as DECLARED
 
+    if arguments.ids and DECLARED[method].needs_calibration:
+        return checkpoint_on(np.load(arguments.ids), model, out, method, arguments.search)
     command = [str(Path(sys.executable).with_name("trtbuild")), "checkpoint", str(model), "-o", str(out)]
     command += ["--quant", method, "--dtype", "float16"]
     if DECLARED[method].group_sizes:
@@ -160,6 +163,18 @@ def checkpoint(model: Path, out: Path, arguments: argparse.Namespace, method: st
         command += ["--calib-search", arguments.search]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return out
+
+
+def checkpoint_on(ids: np.ndarray, model: Path, out: Path, method: str, search: str) -> Path:
+    """As `checkpoint`, from token ids as they are."""
+    from trtbuild import pipeline
+    from trtbuild.calibrate import text
+    from trtbuild.spec import CalibrationOptions, ConvertOptions
+
+    samples = text.Samples(tuple(map(tuple, ids.tolist())), {})
+    text.read_samples = lambda *_rest, **_options: samples
+    options = ConvertOptions(dtype="float16", quant=method, group_size=64)
+    return pipeline.make_checkpoint(str(model), out, options, calibration=CalibrationOptions(search=search))
 
 
 def load(model: Path) -> Any:

@@ -31,7 +31,7 @@ def quantized_tensors(plain: Tensors, name: str, group_size: int, kv: bool) -> T
             continue
         module = key.removesuffix(".weight")
         x = torch.randn(96, tensor.shape[-1], generator=torch.Generator().manual_seed(tensor.shape[-1]))
-        stats = InputStats(96, x.abs().amax(dim=0), x.abs().mean(dim=0), x.T @ x / 96, x)
+        stats = InputStats(96, x.abs().amax(dim=0), x.abs().mean(dim=0), x.T @ x / 96)
         # fc and gate read the same input, and fp8 gives them one scale.
         others = [module.replace(*pair) for pair in (("mlp.fc", "mlp.gate"), ("mlp.gate", "mlp.fc"))]
         group = {one: (plain[f"{one}.weight"].float(),) for one in (module, *others) if f"{one}.weight" in plain}

@@ -178,12 +178,12 @@ def test_every_batch_counts_the_same_and_an_empty_one_does_not() -> None:
 
 
 def test_a_token_beyond_the_median_counts_by_its_length() -> None:
-    """The gram and the sample of a search for the least error; the other numbers are of the inputs as they are."""
+    """The gram of a search for the least error; the other numbers are of the inputs as they are."""
     generator = torch.Generator().manual_seed(2)
     batches = [torch.randn(7, 5, generator=generator) for _ in range(3)]
     for batch in batches:
         batch[0] *= 1000
-    accumulator = InputAccumulator(5, gram=True, sample=2)
+    accumulator = InputAccumulator(5, gram=True, even=True)
     for batch in batches:
         accumulator.add(batch)
     found = accumulator.stats()
@@ -194,7 +194,6 @@ def test_a_token_beyond_the_median_counts_by_its_length() -> None:
         rows.append(torch.stack([x * min(1.0, median / size) ** 0.5 for x, size in zip(batch, lengths, strict=True)]))
     even = torch.cat(rows)
     torch.testing.assert_close(found.gram, even.T @ even / len(even))
-    torch.testing.assert_close(found.sample, torch.cat([x[[1, 5]] for x in rows]))
     torch.testing.assert_close(found.amax, torch.cat(batches).abs().amax(0))
 
 

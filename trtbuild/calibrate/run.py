@@ -7,7 +7,7 @@ resumes at the layer. Legend: T tokens of a sample, H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass
 from itertools import islice
@@ -22,7 +22,7 @@ from trtbuild.errors import CheckpointError
 from trtbuild.progress import Progress, silent
 from trtbuild.quantize.method import InputStats, LinearGroup, Method, QuantOptions
 from trtbuild.quantize.methods import QUANTIZE
-from trtbuild.quantize.statistics import SAMPLE, InputAccumulator, LayerStatistics
+from trtbuild.quantize.statistics import InputAccumulator, LayerStatistics
 from trtbuild.quantize.values import kv_cache_scale
 from trtbuild.runtime.blockwise import Blockwise, LayerRun, Linear
 from trtbuild.spec import SEARCHES
@@ -163,7 +163,7 @@ class Quantizer:
         """Quantize lm_head, whose input is what the last norm gives, and write its part."""
         weight = weights[f"{_HEAD}.weight"]
         inputs = InputAccumulator(
-            weight.shape[-1], gram=options.search in method.gram_for, sample=self._sample_of([options])
+            weight.shape[-1], gram=options.search in method.gram_for, even=options.search == "fine"
         )
         for states in hidden:
             inputs.add(self._blocks.head_input(states, weights))
@@ -195,11 +195,7 @@ class Quantizer:
         ways = [way for way in self._ways(layer) if way[1].needs_calibration]
         sizes = {linear.name: linear.in_features for linear, _, _ in ways}
         gram = _needs_gram((method, options) for _, method, options in ways)
-        return LayerStatistics(sizes, gram=gram, sample=self._sample_of([options for _, _, options in ways]))
-
-    def _sample_of(self, ways: Sequence[QuantOptions]) -> int:
-        """Tokens of a calibration sequence that are kept for the search."""
-        return -(-SAMPLE // len(self._ids)) if any(options.search == "fine" for options in ways) else 0
+        return LayerStatistics(sizes, gram=gram, even=any(options.search == "fine" for _, _, options in ways))
 
     def _through(
         self, run: LayerRun, statistics: LayerStatistics | None, hidden: Iterator[torch.Tensor], layer: int

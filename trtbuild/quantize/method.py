@@ -52,13 +52,12 @@ class Method:
 
 @dataclass(frozen=True)
 class QuantOptions:
-    """`group_size`: inputs that share a scale (group-wise methods); `alpha`: SmoothQuant's migration strength.
+    """`group_size`: inputs that share a scale (group-wise methods).
 
     `search`: one of `spec.SEARCHES`.
     """
 
     group_size: int = 128
-    alpha: float = 1.0
     search: str = SEARCHES[0]
 
 
@@ -68,15 +67,14 @@ class InputStats:
 
     amax [in]: greatest |x|. abs_mean [in]: mean over batches of the mean over a batch's tokens of |x|.
     gram [in, in] or None: mean over tokens of x x^T, for the error of a changed weight without the activations
-    themselves: mean over tokens of |(W' - W) x|^2 = trace((W' - W) gram (W' - W)^T). sample [n, in] or None: tokens for
-    the error of rounded inputs, which no moment tells. Where the search is "fine", both are of `evened` inputs.
+    themselves: mean over tokens of |(W' - W) x|^2 = trace((W' - W) gram (W' - W)^T). Where the search is "fine"
+    they are of `statistics.evened` inputs.
     """
 
     tokens: int
     amax: torch.Tensor
     abs_mean: torch.Tensor
     gram: torch.Tensor | None = None
-    sample: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

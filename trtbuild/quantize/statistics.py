@@ -1,6 +1,6 @@
 """What calibration remembers of the inputs of a linear, one step (a sequence: ModelOpt's batch of one) at a time.
 
-Only per-channel numbers and, where the method asks, the gram matrix stay, and some tokens as a sample.
+Only per-channel numbers and, where the method asks, the gram matrix stay; no activation does.
 """
 
 from __future__ import annotations
@@ -13,10 +13,6 @@ from trtbuild.quantize.method import InputStats
 
 if TYPE_CHECKING:
     import torch
-
-
-SAMPLE = 1024
-"""Tokens of the sample of a linear's inputs."""
 
 
 def evened(x: torch.Tensor) -> torch.Tensor:
@@ -36,16 +32,13 @@ class InputAccumulator:
     """Collects `InputStats` of one linear with `in_features` inputs; all numbers float32.
 
     The gram is a plain float32 sum: each addend is itself a float32 product over hundreds of tokens, and some hundred
-    of them lose nothing that a search for a scale could see. `sample`: tokens of a step that are kept for the sample;
-    where there are any, the gram is of `evened` inputs.
+    of them lose nothing that a search for a scale could see. `even`: it is of `evened` inputs.
     """
 
-    def __init__(self, in_features: int, *, gram: bool = False, sample: int = 0) -> None:
+    def __init__(self, in_features: int, *, gram: bool = False, even: bool = False) -> None:
         import torch
 
-        self._keep = sample
-        self._sample: list[torch.Tensor] = []
-
+        self._even = even
         self._tokens = self._batches = 0
         self._amax, self._abs_mean = torch.zeros(in_features), torch.zeros(in_features, dtype=torch.float64)
         self._gram = torch.zeros(in_features, in_features) if gram else None
@@ -61,23 +54,14 @@ class InputAccumulator:
         torch.maximum(self._amax, magnitude.amax(0), out=self._amax)
         self._abs_mean += magnitude.mean(0)
         if self._gram is not None:
-            x = evened(x) if self._keep else x
-            add_moments(self._gram, x)
-        if self._keep:
-            count = min(self._keep, len(x))
-            places = (torch.arange(count) * len(x) + len(x) // 2) // count
-            self._sample.append(x[places])
+            add_moments(self._gram, evened(x) if self._even else x)
 
     def stats(self) -> InputStats:
         """Everything so far; zeros where no token came. The gram is handed out: nothing can be added after that."""
-        import torch
-
         gram, self._gram = self._gram, None
         if gram is not None:
             mirror(gram.div_(max(self._tokens, 1)))
-        mean = (self._abs_mean / max(self._batches, 1)).float()
-        sample = torch.cat(self._sample) if self._sample else None
-        return InputStats(self._tokens, self._amax.clone(), mean, gram, sample)
+        return InputStats(self._tokens, self._amax.clone(), (self._abs_mean / max(self._batches, 1)).float(), gram)
 
 
 class LayerStatistics:
@@ -88,8 +72,8 @@ class LayerStatistics:
     were routed to each expert, by module.
     """
 
-    def __init__(self, sizes: dict[str, int], *, gram: bool = False, sample: int = 0) -> None:
-        self._inputs = {name: InputAccumulator(size, gram=gram, sample=sample) for name, size in sizes.items()}
+    def __init__(self, sizes: dict[str, int], *, gram: bool = False, even: bool = False) -> None:
+        self._inputs = {name: InputAccumulator(size, gram=gram, even=even) for name, size in sizes.items()}
         self.amax_k = self.amax_v = 0.0
         self.expert_tokens: dict[str, list[int]] = {}
 

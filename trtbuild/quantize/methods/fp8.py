@@ -49,32 +49,26 @@ def quantize(group: LinearGroup, stats: InputStats | None, options: QuantOptions
         block = module.rpartition(".")[0]
         amax = weight.abs().amax(dim=(-2, -1)).unsqueeze(-1) / E4M3_MAX
         scales[block] = amax.maximum(scales[block]) if block in scales else amax
-    fine = options.search == "fine" and found.gram is not None and found.sample is not None
+    gram = found.gram if options.search == "fine" else None
     made: dict[str, Fields] = {}
     for module, weight in weights.items():
         scale = positive(scales[module.rpartition(".")[0]])
         made[module] = {
-            "weight": _compensated(weight, scale, activation, found) if fine else e4m3(weight / scale.unsqueeze(-1)),
+            "weight": e4m3(weight / scale.unsqueeze(-1)) if gram is None else _compensated(weight, scale, gram),
             "weights_scaling_factor": scale.clone(),
             "activation_scaling_factor": activation.clone(),
         }
     return made
 
 
-def _compensated(
-    weight: torch.Tensor, scale: torch.Tensor, activation: torch.Tensor, stats: InputStats
-) -> torch.Tensor:
-    """Weights [.., out, in] of a scale [.., 1] for inputs of this gram, which are rounded too; e4m3."""
+def _compensated(weight: torch.Tensor, scale: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
+    """Weights [.., out, in] of a scale [.., 1] in e4m3; `gram` [in, in] or [E, in, in]."""
     import torch
 
-    assert stats.gram is not None
-    assert stats.sample is not None
     width = weight.shape[-1]
-    grams = stats.gram.reshape(-1, width, width)
-    x = stats.sample
-    noise = (e4m3(x / activation).float() * activation - x).square_().mean(dim=0)
-    found = []
-    for number, own in enumerate((weight / scale.unsqueeze(-1)).reshape(-1, *weight.shape[-2:])):
-        met = grams[number % len(grams)] + noise.diag()
-        found.append(e4m3(compensated(own, met, lambda column, _: e4m3(column).float())).view(torch.int8))
+    grams = gram.reshape(-1, width, width)
+    found = [
+        e4m3(compensated(own, grams[number % len(grams)], lambda column, _: e4m3(column).float())).view(torch.int8)
+        for number, own in enumerate((weight / scale.unsqueeze(-1)).reshape(-1, *weight.shape[-2:]))
+    ]
     return torch.stack(found).reshape(weight.shape).view(torch.float8_e4m3fn)
