@@ -2,7 +2,8 @@
 """What quantization costs: perplexity on the bundled held-out text, relative to float32.
 
     python scripts/bench_quality.py [--model DIR | --off-grid] [--methods int8,int4_awq] [--samples 32] [--windows 16]
-        [--kv-cache int8,fp8] [--checkpoint NAME=DIR ...] [--search modelopt] [--per-layer] [--json]
+        [--kv-cache int8,fp8] [--checkpoint NAME=DIR ...] [--search modelopt] [--quant-layer '*.11.mlp.proj=none']
+        [--ids IDS.npy] [--per-layer] [--json]
 
 Nothing of the cpu runtime takes part: `trtbuild checkpoint` makes each checkpoint, whose linears are put into
 transformers' float32 model as they dequantize by the format (inputs rounded where the method says so). `--checkpoint`
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=16, help=f"of {CONTEXT} tokens")
     parser.add_argument("--checkpoint", action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--save-ids", type=Path)
+    parser.add_argument("--quant-layer", action="append", default=[], metavar="PATTERN=METHOD")
     parser.add_argument("--ids", type=Path, help="calibrate on these token ids, int64 [samples, tokens] in .npy")
     parser.add_argument("--search", default="fine", choices=["fine", "modelopt"])
     parser.add_argument("--per-layer", action="store_true")
@@ -109,13 +111,13 @@ def measure_layers(model: Path, arguments: argparse.Namespace) -> dict[str, dict
     found: dict[str, dict[str, float]] = {}
     places = {f"layer {i}": (lambda layer, _, i=i: layer == i) for i in range(exact.config.num_hidden_layers)}
     places |= {f"all {name}": (lambda _, module, name=name: module == name) for name in LINEARS}
-    places["everything"] = lambda _layer, _module: True
+    places |= dict.fromkeys(("weights alone", "inputs alone", "everything"), lambda _layer, _module: True)
     for method in filter(None, arguments.methods.split(",")):
         with tempfile.TemporaryDirectory() as scratch:
             folder = checkpoint(model, Path(scratch) / "out", arguments, method)
             for place, only in places.items():
                 hooks: list[Any] = []
-                with_linears(changed, folder, only, hooks)
+                with_linears(changed, folder, only, place.partition(" alone")[0], hooks)
                 found.setdefault(method, {})[place] = 1000 * divergence(exact, changed, windows, hidden)
                 print(f"{method}, {place}: {found[method][place]:.2f}", file=sys.stderr, flush=True)
                 changed.load_state_dict(exact.state_dict())
@@ -158,6 +160,8 @@ def checkpoint(model: Path, out: Path, arguments: argparse.Namespace, method: st
         command += ["--group-size", "64"]  # the demo model's 576 inputs are no multiple of 128
     if kv_cache:
         command += ["--kv-cache", kv_cache]
+    else:
+        command += [f"--quant-layer={entry}" for entry in arguments.quant_layer]
     if kv_cache or DECLARED[method].needs_calibration:
         command += ["--calib-samples", str(arguments.samples), "--calib-length", str(arguments.length)]
         command += ["--calib-search", arguments.search]
@@ -205,12 +209,15 @@ def with_linears(
     model: Any,
     folder: Path,
     only: Callable[[int, str], bool] = lambda _layer, _module: True,
+    what: str = "",
     hooks: list[Any] | None = None,
 ) -> Any:
-    """The model, its linears (`only` these: layer, module) those of a checkpoint; notes its hooks."""
+    """The model, its linears (`only` these: layer, module) those of a checkpoint; notes its hooks.
+
+    `what`: "weights" or "inputs" leave the other side as it is.
+    """
     hooks = [] if hooks is None else hooks
-    config = json.loads((folder / "config.json").read_text())
-    algo, group = config["quantization"]["quant_algo"], config["quantization"].get("group_size")
+    whole, table = quantization(folder)
     modules: dict[tuple[int, str], Fields] = {}
     for name, tensor in load_file(folder / "rank0.safetensors").items():
         if name.startswith(HEAD):
@@ -219,16 +226,27 @@ def with_linears(
             if module in LINEARS and only(int(layer), module):
                 modules.setdefault((int(layer), module), {})[suffix] = tensor
     for (layer, module), fields in modules.items():
-        weight = dequantized(fields, algo, group)
-        start = 0
-        for part in LINEARS[module]:
-            linear = model.model.layers[layer].get_submodule(part)
-            stop = start + linear.weight.shape[0]
-            linear.weight = torch.nn.Parameter(weight[start:stop].clone())
-            hook = linear.register_forward_pre_hook(lambda _module, args, f=fields, a=algo: (rounded(args[0], f, a),))
-            hooks.append(hook)
-            start = stop
+        own = whole if table is None else table.get(f"{HEAD}{layer}.{module}", {})
+        algo = own.get("quant_algo")
+        weight = dequantized(fields, algo, own.get("group_size")) if algo else fields["weight"].float()
+        p = fields.get("prequant_scaling_factor", torch.ones(1)).float()
+        linears = [model.model.layers[layer].get_submodule(part) for part in LINEARS[module]]
+        for linear, rows in zip(linears, weight.split([len(linear.weight) for linear in linears]), strict=True):
+            if what != "inputs":
+                linear.weight = torch.nn.Parameter(rows * p if what == "weights" else rows.clone())
+            if what != "weights":
+                scale = 1 / p if what == "inputs" else 1.0
+                hook = lambda _module, args, f=fields, a=algo, s=scale: (rounded(args[0], f, a) * s,)  # noqa: E731
+                hooks.append(linear.register_forward_pre_hook(hook))
     return model
+
+
+def quantization(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What config.json says of all linears, and of a mixture what quant_cfg.json says of each."""
+    whole = json.loads((folder / "config.json").read_text())["quantization"]
+    if whole["quant_algo"] != "MIXED_PRECISION":
+        return whole, None
+    return whole, json.loads((folder / "quant_cfg.json").read_text())["quantized_layers"]
 
 
 def dequantized(fields: Fields, algo: str, group: int | None) -> torch.Tensor:
@@ -249,7 +267,7 @@ def dequantized(fields: Fields, algo: str, group: int | None) -> torch.Tensor:
     return weight * (scale.unsqueeze(1) if scale.dim() == 1 and scale.numel() > 1 else scale)
 
 
-def rounded(x: torch.Tensor, fields: Fields, algo: str) -> torch.Tensor:
+def rounded(x: torch.Tensor, fields: Fields, algo: str | None) -> torch.Tensor:
     """Inputs of a linear as the method's kernel sees them."""
     if "prequant_scaling_factor" in fields:
         x = x * fields["prequant_scaling_factor"].float()
