@@ -2,12 +2,15 @@
 """What quantization costs: perplexity on the bundled held-out text, relative to float32.
 
     python scripts/bench_quality.py [--model DIR | --off-grid] [--methods int8,int4_awq] [--samples 32] [--windows 16]
-        [--kv-cache int8,fp8] [--checkpoint NAME=DIR ...] [--json]
+        [--kv-cache int8,fp8] [--checkpoint NAME=DIR ...] [--search modelopt] [--quant-layer '*.11.mlp.proj=none']
+        [--ids IDS.npy] [--per-layer] [--json]
 
 Nothing of the cpu runtime takes part: `trtbuild checkpoint` makes each checkpoint, whose linears are put into
 transformers' float32 model as they dequantize by the format (inputs rounded where the method says so). `--checkpoint`
 adds one-rank checkpoints that something else made of the same model, ModelOpt's for example (`modelopt_worker.py`).
-`--save-ids FILE` writes the calibration token ids for it, and leaves.
+`--save-ids FILE` writes the calibration token ids for it, and leaves. `--per-layer` puts in one layer at a time, and
+one module of all layers, and shows where a method loses what it loses: the Kullback-Leibler divergence of the logits
+from float32's, in thousandths of a nat a token.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +56,19 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=16, help=f"of {CONTEXT} tokens")
     parser.add_argument("--checkpoint", action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--save-ids", type=Path)
+    parser.add_argument("--quant-layer", action="append", default=[], metavar="PATTERN=METHOD")
+    parser.add_argument("--ids", type=Path, help="calibrate on these token ids, int64 [samples, tokens] in .npy")
+    parser.add_argument("--search", default="fine", choices=["fine", "modelopt"])
+    parser.add_argument("--per-layer", action="store_true")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     model = arguments.model or (off_grid_model() if arguments.off_grid else demo_model())
     if arguments.save_ids:
         np.save(arguments.save_ids, calibration_ids(model, arguments.samples, arguments.length))
+        return
+    if arguments.per_layer:
+        shares = measure_layers(model, arguments)
+        print(json.dumps(shares, indent=2) if arguments.json else layer_table(shares))
         return
     figures = measure(model, arguments)
     print(json.dumps(figures, indent=2) if arguments.json else table(figures))
@@ -91,20 +103,82 @@ def measure(model: Path, arguments: argparse.Namespace) -> dict[str, float]:
     return figures
 
 
+def measure_layers(model: Path, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """KL divergence in thousandths of a nat a token, by method and what is quantized."""
+    windows = held_out(model, arguments.windows)
+    exact, changed = load(model), load(model)
+    hidden = [last_hidden(exact, window) for window in windows]
+    found: dict[str, dict[str, float]] = {}
+    places = {f"layer {i}": (lambda layer, _, i=i: layer == i) for i in range(exact.config.num_hidden_layers)}
+    places |= {f"all {name}": (lambda _, module, name=name: module == name) for name in LINEARS}
+    places |= dict.fromkeys(("weights alone", "inputs alone", "everything"), lambda _layer, _module: True)
+    for method in filter(None, arguments.methods.split(",")):
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = checkpoint(model, Path(scratch) / "out", arguments, method)
+            for place, only in places.items():
+                hooks: list[Any] = []
+                with_linears(changed, folder, only, place.partition(" alone")[0], hooks)
+                found.setdefault(method, {})[place] = 1000 * divergence(exact, changed, windows, hidden)
+                print(f"{method}, {place}: {found[method][place]:.2f}", file=sys.stderr, flush=True)
+                changed.load_state_dict(exact.state_dict())
+                for hook in hooks:
+                    hook.remove()
+    return found
+
+
+@torch.no_grad()
+def last_hidden(model: Any, window: torch.Tensor) -> torch.Tensor:
+    return model.model(window.unsqueeze(0)).last_hidden_state[0, :-1]
+
+
+@torch.no_grad()
+def divergence(exact: Any, changed: Any, windows: torch.Tensor, hidden: list[torch.Tensor]) -> float:
+    """Mean KL divergence over tokens; `hidden`: what enters the exact model's head for each window."""
+    found = []
+    for window, states in zip(windows, hidden, strict=True):
+        wanted = exact.lm_head(states).log_softmax(-1)
+        found.append((wanted.exp() * (wanted - changed.lm_head(last_hidden(changed, window)).log_softmax(-1))).sum(-1))
+    return float(torch.cat(found).double().mean())
+
+
+def layer_table(shares: dict[str, dict[str, float]]) -> str:
+    lines = ["| | " + " | ".join(shares) + " |", "|---" * (1 + len(shares)) + "|"]
+    for place in next(iter(shares.values())):
+        lines.append(f"| {place} | " + " | ".join(f"{row[place]:.2f}" for row in shares.values()) + " |")
+    return "\n".join(lines)
+
+
 def checkpoint(model: Path, out: Path, arguments: argparse.Namespace, method: str, kv_cache: str | None = None) -> Path:
     """A one-rank checkpoint of ours in float16."""
     from trtbuild.quantize.methods import METHODS as DECLARED
 
+    if arguments.ids and DECLARED[method].needs_calibration:
+        return checkpoint_on(np.load(arguments.ids), model, out, method, arguments.search)
     command = [str(Path(sys.executable).with_name("trtbuild")), "checkpoint", str(model), "-o", str(out)]
     command += ["--quant", method, "--dtype", "float16"]
     if DECLARED[method].group_sizes:
         command += ["--group-size", "64"]  # the demo model's 576 inputs are no multiple of 128
     if kv_cache:
         command += ["--kv-cache", kv_cache]
+    else:
+        command += [f"--quant-layer={entry}" for entry in arguments.quant_layer]
     if kv_cache or DECLARED[method].needs_calibration:
         command += ["--calib-samples", str(arguments.samples), "--calib-length", str(arguments.length)]
+        command += ["--calib-search", arguments.search]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return out
+
+
+def checkpoint_on(ids: np.ndarray, model: Path, out: Path, method: str, search: str) -> Path:
+    """As `checkpoint`, from token ids as they are."""
+    from trtbuild import pipeline
+    from trtbuild.calibrate import text
+    from trtbuild.spec import CalibrationOptions, ConvertOptions
+
+    samples = text.Samples(tuple(map(tuple, ids.tolist())), {})
+    text.read_samples = lambda *_rest, **_options: samples
+    options = ConvertOptions(dtype="float16", quant=method, group_size=64)
+    return pipeline.make_checkpoint(str(model), out, options, calibration=CalibrationOptions(search=search))
 
 
 def load(model: Path) -> Any:
@@ -131,27 +205,48 @@ def perplexity(model: Any, windows: torch.Tensor) -> float:
     return float(torch.cat(losses).mean().exp())
 
 
-def with_linears(model: Any, folder: Path) -> Any:
-    """The model, its linears replaced by what a checkpoint holds."""
-    config = json.loads((folder / "config.json").read_text())
-    algo, group = config["quantization"]["quant_algo"], config["quantization"].get("group_size")
+def with_linears(
+    model: Any,
+    folder: Path,
+    only: Callable[[int, str], bool] = lambda _layer, _module: True,
+    what: str = "",
+    hooks: list[Any] | None = None,
+) -> Any:
+    """The model, its linears (`only` these: layer, module) those of a checkpoint; notes its hooks.
+
+    `what`: "weights" or "inputs" leave the other side as it is.
+    """
+    hooks = [] if hooks is None else hooks
+    whole, table = quantization(folder)
     modules: dict[tuple[int, str], Fields] = {}
     for name, tensor in load_file(folder / "rank0.safetensors").items():
         if name.startswith(HEAD):
             layer, _, rest = name.removeprefix(HEAD).partition(".")
             module, _, suffix = rest.rpartition(".")
-            if module in LINEARS:
+            if module in LINEARS and only(int(layer), module):
                 modules.setdefault((int(layer), module), {})[suffix] = tensor
     for (layer, module), fields in modules.items():
-        weight = dequantized(fields, algo, group)
-        start = 0
-        for part in LINEARS[module]:
-            linear = model.model.layers[layer].get_submodule(part)
-            stop = start + linear.weight.shape[0]
-            linear.weight = torch.nn.Parameter(weight[start:stop].clone())
-            linear.register_forward_pre_hook(lambda _module, args, f=fields, a=algo: (rounded(args[0], f, a),))
-            start = stop
+        own = whole if table is None else table.get(f"{HEAD}{layer}.{module}", {})
+        algo = own.get("quant_algo")
+        weight = dequantized(fields, algo, own.get("group_size")) if algo else fields["weight"].float()
+        p = fields.get("prequant_scaling_factor", torch.ones(1)).float()
+        linears = [model.model.layers[layer].get_submodule(part) for part in LINEARS[module]]
+        for linear, rows in zip(linears, weight.split([len(linear.weight) for linear in linears]), strict=True):
+            if what != "inputs":
+                linear.weight = torch.nn.Parameter(rows * p if what == "weights" else rows.clone())
+            if what != "weights":
+                scale = 1 / p if what == "inputs" else 1.0
+                hook = lambda _module, args, f=fields, a=algo, s=scale: (rounded(args[0], f, a) * s,)  # noqa: E731
+                hooks.append(linear.register_forward_pre_hook(hook))
     return model
+
+
+def quantization(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What config.json says of all linears, and of a mixture what quant_cfg.json says of each."""
+    whole = json.loads((folder / "config.json").read_text())["quantization"]
+    if whole["quant_algo"] != "MIXED_PRECISION":
+        return whole, None
+    return whole, json.loads((folder / "quant_cfg.json").read_text())["quantized_layers"]
 
 
 def dequantized(fields: Fields, algo: str, group: int | None) -> torch.Tensor:
@@ -172,7 +267,7 @@ def dequantized(fields: Fields, algo: str, group: int | None) -> torch.Tensor:
     return weight * (scale.unsqueeze(1) if scale.dim() == 1 and scale.numel() > 1 else scale)
 
 
-def rounded(x: torch.Tensor, fields: Fields, algo: str) -> torch.Tensor:
+def rounded(x: torch.Tensor, fields: Fields, algo: str | None) -> torch.Tensor:
     """Inputs of a linear as the method's kernel sees them."""
     if "prequant_scaling_factor" in fields:
         x = x * fields["prequant_scaling_factor"].float()

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from tests import family_models, test_moe
+from trtbuild.calibrate.cache import searched_factor
 from trtbuild.checkpoint.config import load_config, read_specs, trtllm_config
 from trtbuild.checkpoint.layer import read_tensors
 from trtbuild.checkpoint.source import read_index
 from trtbuild.layout import RankJobs, TensorInfo
 from trtbuild.plan import make_plan
 from trtbuild.quantize.statistics import InputAccumulator, LayerStatistics
+from trtbuild.quantize.values import kv_cache_scale
 from trtbuild.runtime.blockwise import Blockwise
 from trtbuild.spec import ConvertOptions
 
@@ -173,3 +175,68 @@ def test_every_batch_counts_the_same_and_an_empty_one_does_not() -> None:
     assert (stats.tokens, stats.amax.tolist(), stats.abs_mean.tolist()) == (3, [5.0, 2.0], [2.5, 1.0])
     assert stats.gram is None
     assert InputAccumulator(2).stats().tokens == 0
+
+
+def test_a_token_beyond_the_median_counts_by_its_length() -> None:
+    """The gram of a search for the least error; the other numbers are of the inputs as they are."""
+    generator = torch.Generator().manual_seed(2)
+    batches = [torch.randn(7, 5, generator=generator) for _ in range(3)]
+    for batch in batches:
+        batch[0] *= 1000
+    accumulator = InputAccumulator(5, gram=True, even=True)
+    for batch in batches:
+        accumulator.add(batch)
+    found = accumulator.stats()
+    rows = []
+    for batch in batches:
+        lengths = [float(x.square().sum().sqrt()) for x in batch]
+        median = sorted(lengths)[3]
+        rows.append(torch.stack([x * min(1.0, median / size) ** 0.5 for x, size in zip(batch, lengths, strict=True)]))
+    even = torch.cat(rows)
+    torch.testing.assert_close(found.gram, even.T @ even / len(even))
+    torch.testing.assert_close(found.amax, torch.cat(batches).abs().amax(0))
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_the_scale_of_an_int8_cache_is_that_of_least_error(name: str, tmp_path: Path) -> None:
+    """Keys and values of transformers' own attention, rounded with each candidate."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    source = make_source(name, tmp_path)
+    blocks = Blockwise(source.config, LENGTH)
+    hidden = hidden_before(source, blocks, 0)
+    run = blocks.layer(0, source.weights("transformer.layers.0."))
+    statistics = LayerStatistics({})
+    for states in hidden:
+        run.run(states, statistics)
+    start = kv_cache_scale("INT8", statistics.amax_k, statistics.amax_v)
+    found = searched_factor(run, start, hidden)
+    step: list[torch.Tensor] = []
+
+    def attend(module: Any, q: Any, k: Any, v: Any, *rest: Any, **options: Any) -> Any:
+        if module.layer_idx == 0 and step:
+            k, v = ((x / step[0]).round().clamp(-128, 127) * step[0] for x in (k, v))
+        return sdpa_attention_forward(module, q, k, v, *rest, **options)
+
+    ALL_ATTENTION_FUNCTIONS.register("rounded_for_test", attend)
+    source.model.config._attn_implementation = "rounded_for_test"
+    outputs: list[torch.Tensor] = []
+    source.model.model.layers[0].register_forward_hook(
+        lambda _module, _args, out: outputs.append(out[0] if isinstance(out, tuple) else out)
+    )
+
+    def error(scale: torch.Tensor | None) -> torch.Tensor:
+        step[:] = [] if scale is None else [scale]
+        outputs.clear()
+        with torch.no_grad():
+            source.model.model(token_ids())
+        return outputs[0].reshape(SEQUENCES, LENGTH, -1)
+
+    exact = error(None)
+    losses = {
+        float(start * factor): float(((error(start * factor) - exact).square().sum(-1) / exact.square().sum(-1)).sum())
+        for factor in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
+    }
+    print({round(scale / float(start), 1): loss for scale, loss in losses.items()})
+    assert losses[float(start * found)] <= 1.01 * min(losses.values())

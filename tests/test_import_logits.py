@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         source, _ = make_source(folder / name, form, attention_bias=True, tie_word_embeddings=tied)
         for tp, listed in jobs.items():
             at = folder / f"{name}-{tp}"
-            options = ConvertOptions(tp, 1, "float16", form.method, sm=90 if tp == 2 else 80)
+            options = ConvertOptions(tp, 1, "float16", form.method, sm=90 if tp == 2 else None)
             checkpoint = pipeline.make_checkpoint(str(source), at.with_suffix(".checkpoint"), options)
             listed.append(job_of(checkpoint, at, [PROMPT], 2))
     run_jobs(jobs[2], folder, ranks=2)

@@ -234,8 +234,8 @@ def test_a_disk_that_is_full_or_gets_full(model: Path, tmp_path: Path, monkeypat
 
         layers = 0
 
-        def __init__(self, sizes: dict[str, int], *, gram: bool = False) -> None:
-            super().__init__(sizes, gram=gram)
+        def __init__(self, sizes: dict[str, int], *, gram: bool = False, even: bool = False) -> None:
+            super().__init__(sizes, gram=gram, even=even)
             Filling.layers += 1
             if Filling.layers == 2:
                 free = shutil.disk_usage(disk).free

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from trtbuild.errors import PlanError
+from trtbuild.quantization import LEAST_SM
 from trtbuild.quantize.methods import METHODS
 from trtbuild.sizing.gpus import GPUS, find_gpu
-from trtbuild.sizing.legality import FP8_ALGOS, INT_ALGOS, VERSIONS, Legality, legality
+from trtbuild.sizing.legality import INT_ALGOS, VERSIONS, Legality, legality
 
 NAMES = (
     "A10", "A10G", "A30", "A40", "A100-SXM-40GB", "A100-PCIe-40GB", "A100-SXM-80GB", "A100-PCIe-80GB", "L4", "L40",
@@ -61,7 +62,7 @@ def test_volta_and_turing_are_refused() -> None:
     assert not law("A100").problems
 
 
-@pytest.mark.parametrize("algo", sorted(FP8_ALGOS))
+@pytest.mark.parametrize("algo", ["FP8", "FP8_PER_CHANNEL_PER_TOKEN", "W4A8_AWQ"])
 def test_fp8_needs_sm_89(algo: str) -> None:
     """engine-build 7: FP8 needs SM 89 or newer."""
     assert "SM 89" in law("A100", algo).problems[0]
@@ -119,4 +120,4 @@ def test_releases() -> None:
 def test_every_method_has_its_rules() -> None:
     """A method that is added must be put in a class, or TensorRT-LLM's refusal would come after the build began."""
     algos = {method.quant_algo for method in METHODS.values() if method.quant_algo}
-    assert algos <= FP8_ALGOS | INT_ALGOS
+    assert algos <= LEAST_SM.keys() | INT_ALGOS

@@ -13,6 +13,7 @@ from trtbuild.families.rules import Family, Rule
 from trtbuild.fields import HEAD, Quantized, shard_fields
 from trtbuild.layout import DTYPES, Axis, Split, Stage
 from trtbuild.mixed import Choice, Choices, choices_of, mixture_problems, unknown_methods
+from trtbuild.quantization import KV_LEAST_SM, LEAST_SM
 from trtbuild.quantize.methods import METHODS
 from trtbuild.shard import cut_axes, rank_mapping, rules_of, shares, window
 from trtbuild.spec import KV_CACHES, TARGETS, ConvertOptions, ModelSpec
@@ -140,6 +141,7 @@ def quant_problems(family: Family, spec: ModelSpec, options: ConvertOptions, dty
     choices = choices_of(family, spec, options)
     problems, warnings = mixture_problems(family, spec, options, choices)
     problems += _head_problems(family, spec, options, choices)
+    problems += _gpu_problems(options, choices)
     for choice in {choice.label: choice for choice in choices.values()}.values():
         modules = {module for module, own in choices.items() if own == choice}
         problems += _field_problems(family, spec, options, dtype, choice, modules)
@@ -147,6 +149,25 @@ def quant_problems(family: Family, spec: ModelSpec, options: ConvertOptions, dty
         problems += demands if options.target == "tensorrt" else []
         warnings += demands if options.target != "tensorrt" else []
     return problems, warnings
+
+
+def _gpu_problems(options: ConvertOptions, choices: Choices) -> list[str]:
+    """Methods and a KV cache that the GPU which was named cannot run."""
+    if options.sm is None:
+        return []
+    needs = {method.name: LEAST_SM.get(method.quant_algo or "", 0) for method in METHODS.values()}
+    asked = {choice.method.name: needs[choice.method.name] for choice in choices.values()}
+    cache = f"a KV cache of {options.kv_cache}"
+    found = {**asked, cache: KV_LEAST_SM.get(options.kv_cache_algo or "", 0)}
+    works = ", ".join(
+        name for name, least in needs.items() if least <= options.sm and name != "none" and not METHODS[name].imported
+    )
+    return [
+        f"{name} needs fp8 tensor cores (SM {least} or newer), and SM {options.sm} was named; --sm {least} or no --sm "
+        f"is for another GPU, and {'a KV cache of int8 runs' if name == cache else f'{works} run'} on SM {options.sm}"
+        for name, least in found.items()
+        if options.sm < least
+    ]
 
 
 def _head_problems(family: Family, spec: ModelSpec, options: ConvertOptions, choices: Choices) -> list[str]:

@@ -262,7 +262,7 @@ def _quantizing_memory(whole: RankJobs, methods: Sequence[Method], quantize_lm_h
     """
     layer = [job for job in whole.jobs if job.group.split(".")[:3] == ["transformer", "layers", "0"]]
     linears = [job for job in layer if len(job.shape) > 1]
-    grams = sum(4 * job.shape[-1] ** 2 for job in linears) if any(method.needs_gram for method in methods) else 0
+    grams = sum(4 * job.shape[-1] ** 2 for job in linears) if any(method.gram_for for method in methods) else 0
     weights = sum(4 * job.elements for job in layer)
     head = [job for job in whole.jobs if job.group == f"{HEAD}.weight" and quantize_lm_head]
     largest = max((4 * prod(job.shape[-2:]) for job in (*linears, *head)), default=0)

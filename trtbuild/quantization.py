@@ -27,6 +27,11 @@ LAYERS = "quantized_layers"
 EXCLUDED = ("*lm_head", "*router", "*vocab_embedding", "*position_embedding", "*block_embedding", "*shared_expert_gate")
 """What exclude_modules null stands for."""
 
+LEAST_SM = {"FP8": 89, "FP8_PER_CHANNEL_PER_TOKEN": 89, "W4A8_AWQ": 89, "NVFP4": 100}
+"""quant_algo -> the oldest compute capability that has its tensor cores (fp8: Ada, NVFP4: Blackwell); else any has."""
+KV_LEAST_SM = {"FP8": 89}
+"""The same for the KV cache (cpp/tensorrt_llm refuses an fp8 one below)."""
+
 _LAYER = re.compile(r"(.*\blayers\.)(\d+)(\..*)")
 
 DEFAULTS: dict[str, Any] = {

@@ -55,13 +55,13 @@ def prepared(
         module: (choice.method, QuantOptions(choice.group_size, search=calibration.search))
         for module, choice in plan.choices.items()
     }
-    task = Task(ways, plan.dtype, options.kv_cache_algo)
+    task = Task(ways, plan.dtype, options.kv_cache_algo, calibration.search)
     if not needed:
         return Quantizer(config, task, ()), {}
     samples = read_samples(
         source.path,
         calibration,
-        gram=any(method.needs_gram for method in plan.methods),
+        gram=any(calibration.search in method.gram_for for method in plan.methods),
         max_length=plan.spec.config.get("max_position_embeddings") or 0,
         vocab_size=plan.spec.vocab_size,
     )

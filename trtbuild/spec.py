@@ -135,7 +135,8 @@ class ConvertOptions:
 
     `moe_tp_size` x `moe_ep_size` = tp_size says how experts are shared; None leaves the other one to decide, and all
     of tp_size to cutting each expert where both are None. `group_size`: inputs that share a scale (group-wise methods).
-    `kv_cache`: one of `KV_CACHES`. `sm`: the GPU whose kernels read weights that are stored in their layout (GPTQ).
+    `kv_cache`: one of `KV_CACHES`. `sm`: the GPU that the checkpoint is for, None where none was named; what it cannot
+    run is refused, and weights that are stored in a kernel's layout (GPTQ) have `layout_sm`'s.
     `quant_layers`: linears that have another method than `quant`; of several patterns that match, the last one counts.
     `quantize_lm_head`: lm_head as the linears of the layers, and patterns may name it; else it stays plain.
     """
@@ -152,9 +153,14 @@ class ConvertOptions:
     moe_ep_size: int | None = None
     group_size: int = 128
     kv_cache: str = "none"
-    sm: int = 80
+    sm: int | None = None
     quant_layers: tuple[LayerMethod, ...] = ()
     quantize_lm_head: bool = False
+
+    @property
+    def layout_sm(self) -> int:
+        """The SM for whose kernels weights are laid out: where none is named, the one that most GPUs share."""
+        return SMS[0] if self.sm is None else self.sm
 
     @property
     def kv_cache_algo(self) -> str | None:

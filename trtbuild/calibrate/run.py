@@ -7,14 +7,16 @@ resumes at the layer. Legend: T tokens of a sample, H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from trtbuild.calibrate.cache import SEQUENCES, searched_factor
 from trtbuild.calibrate.spool import Spool
 from trtbuild.errors import CheckpointError
 from trtbuild.progress import Progress, silent
@@ -23,6 +25,7 @@ from trtbuild.quantize.methods import QUANTIZE
 from trtbuild.quantize.statistics import InputAccumulator, LayerStatistics
 from trtbuild.quantize.values import kv_cache_scale
 from trtbuild.runtime.blockwise import Blockwise, LayerRun, Linear
+from trtbuild.spec import SEARCHES
 
 Weights = Callable[[int | str], Dict[str, torch.Tensor]]
 """The float32 tensors of a layer, of "embedding" or of "head" (the last norm, lm_head) by their checkpoint names."""
@@ -66,12 +69,13 @@ class Task:
     """What is asked: `ways` has the method of every linear that is quantized, by its path in the whole model.
 
     Linears that read the same input as one matrix (fc and gate) have the same. `dtype` is that of plain fields
-    (prequant), `kv_cache_algo` INT8, FP8 or None.
+    (prequant), `kv_cache_algo` INT8, FP8 or None; `search`: one of `spec.SEARCHES`, for the scales of the cache.
     """
 
     ways: Dict[str, tuple[Method, QuantOptions]]
     dtype: str
     kv_cache_algo: str | None = None
+    search: str = SEARCHES[0]
 
     @property
     def needs_samples(self) -> bool:
@@ -126,14 +130,14 @@ class Quantizer:
         if not self._task.needs_samples:
             for layer in (i for i in range(layers) if not done[i]):
                 progress(layer, layers, f"layer {layer + 1} of {layers}")
-                self._finish(parts, layer, self._run_of(layer, weights), None)
+                self._finish(parts, layer, self._run_of(layer, weights), None, {})
             return
         spool = Spool(spool_folder, len(self._ids), (self._blocks.length, self._hidden_size))
         first = layers if all(done) else done.index(False)
         if not spool.holds(first):
             first = 0
             spool.write(0, self._embedded(weights))
-        gram = any(method.needs_gram for method, _ in self._task.ways.values())
+        gram = _needs_gram(self._task.ways.values())
         meter = _Meter(progress, self._blocks, len(self._ids), gram)
         for layer in range(first, layers):
             run = self._run_of(layer, weights)
@@ -141,7 +145,8 @@ class Quantizer:
             states = self._through(run, statistics, meter.counted(spool.read(layer), layer), layer)
             spool.write(layer + 1, states)
             if statistics is not None:
-                self._finish(parts, layer, run, statistics, meter.searched)
+                made = self._cache_scales(layer, run, statistics, spool)
+                self._finish(parts, layer, run, statistics, made, meter.searched)
             del run  # before the next layer's weights are read
         if head is not None:
             progress(1, 1, _HEAD)
@@ -157,7 +162,9 @@ class Quantizer:
     ) -> None:
         """Quantize lm_head, whose input is what the last norm gives, and write its part."""
         weight = weights[f"{_HEAD}.weight"]
-        inputs = InputAccumulator(weight.shape[-1], gram=method.needs_gram)
+        inputs = InputAccumulator(
+            weight.shape[-1], gram=options.search in method.gram_for, even=options.search == "fine"
+        )
         for states in hidden:
             inputs.add(self._blocks.head_input(states, weights))
         linear = Linear(_HEAD, (_HEAD,), (len(weight),), weight.shape[-1])
@@ -185,9 +192,10 @@ class Quantizer:
         return found
 
     def _statistics(self, layer: int) -> LayerStatistics:
-        ways = [(linear, method) for linear, method, _ in self._ways(layer) if method.needs_calibration]
-        sizes = {linear.name: linear.in_features for linear, _ in ways}
-        return LayerStatistics(sizes, gram=any(method.needs_gram for _, method in ways))
+        ways = [way for way in self._ways(layer) if way[1].needs_calibration]
+        sizes = {linear.name: linear.in_features for linear, _, _ in ways}
+        gram = _needs_gram((method, options) for _, method, options in ways)
+        return LayerStatistics(sizes, gram=gram, even=any(options.search == "fine" for _, _, options in ways))
 
     def _through(
         self, run: LayerRun, statistics: LayerStatistics | None, hidden: Iterator[torch.Tensor], layer: int
@@ -201,19 +209,32 @@ class Quantizer:
                 )
             yield out
 
+    def _cache_scales(
+        self, layer: int, run: LayerRun, statistics: LayerStatistics, spool: Spool
+    ) -> Dict[str, torch.Tensor]:
+        """The scales of a layer's KV cache by name; nothing where the cache is not quantized."""
+        algo, factor = self._task.kv_cache_algo, 1.0
+        if algo is None:
+            return {}
+        if algo == "INT8" and self._task.search == "fine":
+            # What entered the layer is still in the spool; an FP8 cache has no scale to speak of.
+            hidden = [states.to(self._device) for states in islice(spool.read(layer), SEQUENCES)]
+            factor = searched_factor(run, kv_cache_scale(algo, statistics.amax_k, statistics.amax_v), hidden)
+        base = f"transformer.layers.{layer}."
+        return self._form.kv_scales(base, algo, factor * statistics.amax_k, factor * statistics.amax_v)
+
     def _finish(
         self,
         parts: Parts,
         layer: int,
         run: LayerRun,
         statistics: LayerStatistics | None,
+        beside: Dict[str, torch.Tensor],
         searched: Callable[[Linear], None] = lambda linear: None,
     ) -> None:
-        """Quantize the linears of a layer, and write its part."""
-        task, base = self._task, f"transformer.layers.{layer}."
-        made: dict[str, torch.Tensor] = {}
-        if task.kv_cache_algo and statistics is not None:
-            made |= self._form.kv_scales(base, task.kv_cache_algo, statistics.amax_k, statistics.amax_v)
+        """Quantize the linears of a layer, and write its part, of which `beside` is a part as well."""
+        base = f"transformer.layers.{layer}."
+        made = dict(beside)
         stats = statistics.stats() if statistics is not None else {}
         for linear, method, options in self._ways(layer):
             made |= self._fields(base, linear, run.weights, stats.pop(linear.name, None), method, options)
@@ -260,6 +281,10 @@ class EngineForm:
 
     def kv_scales(self, base: str, algo: str, amax_k: float, amax_v: float) -> dict[str, torch.Tensor]:
         return {f"{base}attention.kv_cache_scaling_factor": kv_cache_scale(algo, amax_k, amax_v)}
+
+
+def _needs_gram(ways: Iterable[tuple[Method, QuantOptions]]) -> bool:
+    return any(options.search in method.gram_for for method, options in ways)
 
 
 def group_of(linear: Linear, weight: torch.Tensor) -> LinearGroup:

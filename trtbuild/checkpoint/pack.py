@@ -61,7 +61,7 @@ def pack_checkpoint(
         nonlocal done
         for job, target in zip(rank.jobs, packed.jobs, strict=True):
             progress(done, total, job.group)
-            data = pack(cut_bytes(job, index), job, target, options.sm).data
+            data = pack(cut_bytes(job, index), job, target, options.layout_sm).data
             assert data.nbytes == target.nbytes, (target, data.nbytes)
             yield data
             done += target.nbytes
@@ -98,7 +98,7 @@ def _quantized_config(family: Family, spec: ModelSpec, options: ConvertOptions, 
         config["quantization"]["exclude_modules"] = [pattern for pattern in EXCLUDED if not fnmatchcase(HEAD, pattern)]
     if any(field.kernel_bits for field in method.fields):
         # Not TensorRT-LLM's: it takes any layout, and a wrong one gives garbage without an error.
-        config[SM_KEY] = options.sm
+        config[SM_KEY] = options.layout_sm
     return config
 
 

@@ -66,7 +66,7 @@ def command(
     embedding_sharing: EmbeddingSharingOpt = False,
     moe_tp: MoeTpOpt = None,
     moe_ep: MoeEpOpt = None,
-    sm: SmOpt = 80,
+    sm: SmOpt = None,
     revision: RevisionOpt = None,
     workers: WorkersOpt = 0,
     mpi: MpiOpt = False,

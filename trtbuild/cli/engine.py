@@ -88,7 +88,7 @@ def command(
     embedding_sharing: EmbeddingSharingOpt = False,
     moe_tp: MoeTpOpt = None,
     moe_ep: MoeEpOpt = None,
-    sm: SmOpt = 80,
+    sm: SmOpt = None,
     revision: RevisionOpt = None,
     allow_pickle: AllowPickleOpt = False,
     force: ForceOpt = False,

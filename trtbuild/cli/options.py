@@ -27,8 +27,9 @@ def _quant(value: str) -> str:
     return _choice("quantization", value, [AUTO, *METHODS])
 
 
-def _sm(value: int) -> int:
-    _choice("SM", str(value), [str(sm) for sm in SMS])
+def _sm(value: int | None) -> int | None:
+    if value is not None:
+        _choice("SM", str(value), [str(sm) for sm in SMS])
     return value
 
 
@@ -166,12 +167,14 @@ LmHeadOpt = Annotated[
     typer.Option("--quantize-lm-head", help="Quantize lm_head too, as --quant or --quant-layer lm_head=METHOD says."),
 ]
 SmOpt = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--sm",
         metavar="N",
         callback=_sm,
-        help=f"GPU whose kernels read GPTQ weights: {', '.join(map(str, SMS))}; all but 90 are alike.",
+        help=f"GPU that it is for: {', '.join(map(str, SMS))}. GPTQ weights are laid out for it (unnamed: as for all "
+        "but 90), and what it cannot run is refused.",
+        show_default=False,
     ),
 ]
 RevisionOpt = Annotated[
@@ -209,7 +212,7 @@ def convert_options(
     moe_ep: int | None = None,
     group_size: int = ConvertOptions.group_size,
     kv_cache: str = ConvertOptions.kv_cache,
-    sm: int = ConvertOptions.sm,
+    sm: int | None = None,
     quant_layer: Sequence[str] = (),
     lm_head: bool = ConvertOptions.quantize_lm_head,
 ) -> ConvertOptions:

@@ -11,7 +11,7 @@ from trtbuild.cli.output import data, note, print_json, size
 from trtbuild.errors import PlanError
 from trtbuild.sizing.gpus import GPUS, Gpu, find_gpu
 from trtbuild.sizing.target import Limits, Target
-from trtbuild.spec import SMS, ConvertOptions
+from trtbuild.spec import ConvertOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,11 +143,11 @@ class Asked:
         if not self.gpu_name and given:
             raise typer.BadParameter(f"{' and '.join(given)} needs --gpu NAME")
 
-    def settled(self, fit: bool, tp: int, pp: int, target: str, sm: int) -> tuple[int, int, str, int]:
+    def settled(self, fit: bool, tp: int, pp: int, target: str, sm: int | None) -> tuple[int, int, str, int | None]:
         """(tp, pp, target, sm) to plan with: a GPU means TensorRT-LLM, and a search starts from one rank."""
         if self.gpu is None:
             return tp, pp, target, sm
-        return *((1, 1) if fit else (tp, pp)), "tensorrt", self.gpu.sm if self.gpu.sm in SMS else sm
+        return *((1, 1) if fit else (tp, pp)), "tensorrt", self.gpu.layout_sm or sm
 
     def target(self, plan: ModelPlan, concurrency: int) -> Target:
         from trtbuild.sizing.estimate import default_context, refusals

@@ -73,8 +73,9 @@ def import_problems(
         )
     if any(field.kernel_bits for field in method.fields):
         warnings.append(
-            f"{method.quant_algo} weights are laid out for the kernels of SM {options.sm} (80, 86 and 89 have the "
-            "same, 90 its own): --sm says which; on a GPU of the other layout the engine gives garbage without an error"
+            f"{method.quant_algo} weights are laid out for the kernels of SM {options.layout_sm} (80, 86 and 89 have "
+            "the same, 90 its own): --sm says which; on a GPU of the other layout the engine gives garbage without an "
+            "error"
         )
     return problems, warnings
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from trtbuild.quantize.compensate import compensated
 from trtbuild.quantize.gram import folded, quadratic
 from trtbuild.quantize.method import InputStats
 
@@ -59,6 +60,20 @@ def clipped_groups(weight: torch.Tensor, gram: torch.Tensor, group_size: int) ->
     scales = torch.cat(found)
     q = (weight.unflatten(-1, (count, group_size)) / scales.unsqueeze(-1)).round_().clamp_(-8, 7)
     return q.flatten(-2).to(torch.int8), scales
+
+
+def compensated_groups(weight: torch.Tensor, gram: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `clipped_groups` with its scales; errors of different inputs make up for each other."""
+    import torch
+
+    _, scales = clipped_groups(weight, gram, group_size)
+
+    def rounded(column: torch.Tensor, channel: int) -> torch.Tensor:
+        scale = scales[:, channel // group_size]
+        return (column / scale).round_().clamp_(-8, 7).mul_(scale)
+
+    made = compensated(weight, gram, rounded).unflatten(-1, (-1, group_size)) / scales.unsqueeze(-1)
+    return made.round_().clamp_(-8, 7).flatten(-2).to(torch.int8), scales
 
 
 def dequantized(q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -29,14 +29,14 @@ class Method:
     lm_head can have it there. `experts`: whether
     TensorRT-LLM has the method for mixture-of-experts layers. `imported`: trtbuild only reads it from quantized models.
     `bias_once`: whether the bias of a row-parallel linear is on the first rank only. `norm_scales`: whether the norms
-    before linears have a scale.
+    before linears have a scale. `gram_for`: the searches that need second moments of the inputs.
     """
 
     name: str
     quant_algo: str | None
     description: str
     needs_calibration: bool = False
-    needs_gram: bool = False
+    gram_for: tuple[str, ...] = ()
     weight_bits: int = 16
     dim_multiple: int = 0
     dtypes: tuple[str, ...] = ("float16", "bfloat16", "float32")
@@ -52,13 +52,12 @@ class Method:
 
 @dataclass(frozen=True)
 class QuantOptions:
-    """`group_size`: inputs that share a scale (group-wise methods); `alpha`: SmoothQuant's migration strength.
+    """`group_size`: inputs that share a scale (group-wise methods).
 
     `search`: one of `spec.SEARCHES`.
     """
 
     group_size: int = 128
-    alpha: float = 1.0
     search: str = SEARCHES[0]
 
 
@@ -68,7 +67,8 @@ class InputStats:
 
     amax [in]: greatest |x|. abs_mean [in]: mean over batches of the mean over a batch's tokens of |x|.
     gram [in, in] or None: mean over tokens of x x^T, for the error of a changed weight without the activations
-    themselves: mean over tokens of |(W' - W) x|^2 = trace((W' - W) gram (W' - W)^T).
+    themselves: mean over tokens of |(W' - W) x|^2 = trace((W' - W) gram (W' - W)^T). Where the search is "fine"
+    they are of `statistics.evened` inputs.
     """
 
     tokens: int

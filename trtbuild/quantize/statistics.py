@@ -15,16 +15,30 @@ if TYPE_CHECKING:
     import torch
 
 
+def evened(x: torch.Tensor) -> torch.Tensor:
+    """x [tokens, in]; in second moments, a token beyond the median length counts by its length instead of its square.
+
+    The first token of a text can be a thousand times as long as the others, and plain second moments would be of it
+    alone. Its error matters relative to what it adds to a hidden state; but all tokens attend to it.
+    """
+    import torch
+
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    share: torch.Tensor = (length.median() / length.clamp(min=1e-30)).clamp(max=1.0).sqrt()
+    return x * share
+
+
 class InputAccumulator:
     """Collects `InputStats` of one linear with `in_features` inputs; all numbers float32.
 
     The gram is a plain float32 sum: each addend is itself a float32 product over hundreds of tokens, and some hundred
-    of them lose nothing that a search for a scale could see.
+    of them lose nothing that a search for a scale could see. `even`: it is of `evened` inputs.
     """
 
-    def __init__(self, in_features: int, *, gram: bool = False) -> None:
+    def __init__(self, in_features: int, *, gram: bool = False, even: bool = False) -> None:
         import torch
 
+        self._even = even
         self._tokens = self._batches = 0
         self._amax, self._abs_mean = torch.zeros(in_features), torch.zeros(in_features, dtype=torch.float64)
         self._gram = torch.zeros(in_features, in_features) if gram else None
@@ -40,7 +54,7 @@ class InputAccumulator:
         torch.maximum(self._amax, magnitude.amax(0), out=self._amax)
         self._abs_mean += magnitude.mean(0)
         if self._gram is not None:
-            add_moments(self._gram, x)
+            add_moments(self._gram, evened(x) if self._even else x)
 
     def stats(self) -> InputStats:
         """Everything so far; zeros where no token came. The gram is handed out: nothing can be added after that."""
@@ -58,8 +72,8 @@ class LayerStatistics:
     were routed to each expert, by module.
     """
 
-    def __init__(self, sizes: dict[str, int], *, gram: bool = False) -> None:
-        self._inputs = {name: InputAccumulator(size, gram=gram) for name, size in sizes.items()}
+    def __init__(self, sizes: dict[str, int], *, gram: bool = False, even: bool = False) -> None:
+        self._inputs = {name: InputAccumulator(size, gram=gram, even=even) for name, size in sizes.items()}
         self.amax_k = self.amax_v = 0.0
         self.expert_tokens: dict[str, list[int]] = {}
 

@@ -74,9 +74,9 @@ class Recipe:
         """Those of the conversion, with the target and the SM of the GPUs."""
         return replace(self.convert, target=self.target, sm=self._sm())
 
-    def _sm(self) -> int:
-        sm = find_gpu(self.gpu.type).sm if self.gpu is not None else self.convert.sm
-        return sm if sm in SMS else self.convert.sm
+    def _sm(self) -> int | None:
+        own = find_gpu(self.gpu.type).layout_sm if self.gpu is not None else None
+        return self.convert.sm if own is None else own
 
 
 WORDS = Words(

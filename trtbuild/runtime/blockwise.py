@@ -20,6 +20,7 @@ from trtbuild.runtime.alibi import position_bias
 from trtbuild.runtime.architectures import require_seq_len
 from trtbuild.runtime.executor import Batch, State, TorchExecutor
 from trtbuild.runtime.features import Position
+from trtbuild.runtime.forms import KV_ROUND
 from trtbuild.runtime.info import TOKENS_PER_BLOCK, default_threads
 from trtbuild.runtime.ops import Buffer, Kind, Op, Weight
 from trtbuild.runtime.program import build_program
@@ -191,6 +192,12 @@ class LayerRun:
     def run(self, hidden: torch.Tensor, tap: Tap | None = None) -> torch.Tensor:
         """Hidden states [T, H] of one sequence after this layer; a buffer, valid until the next run."""
         return self.owner.run(self.ops, self.weights, hidden, tap, self.base)
+
+    def with_cache(self, algo: str, scale: torch.Tensor) -> LayerRun:
+        """The layer with keys and values as a cache of `algo` INT8 or FP8 holds them; shares this one's weights."""
+        name = f"{self.base}attention.kv_cache_scaling_factor"
+        ops = (replace(op, weight=name, act=KV_ROUND[algo]) if op.kind is Kind.ROPE_CACHE else op for op in self.ops)
+        return replace(self, weights={**self.weights, name: scale}, ops=tuple(ops))
 
 
 class _Tapped(TorchExecutor):

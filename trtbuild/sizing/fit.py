@@ -17,7 +17,7 @@ from trtbuild.sizing.estimate import Verdict, judge, legal
 from trtbuild.sizing.legality import Legality
 from trtbuild.sizing.memory import RankMemory, engine_bytes, rank_memories
 from trtbuild.sizing.target import Limits, Target
-from trtbuild.spec import KV_CACHES, SMS, ConvertOptions, ModelSpec
+from trtbuild.spec import KV_CACHES, ModelSpec
 
 QUANTS = ("none", "int8", "fp8", "int8_sq", "w4a8_awq", "int4_awq", "int4")
 """From no loss to much: the order of perplexities measured by scripts/bench_quality.py; w4a8_awq by its parts."""
@@ -116,10 +116,9 @@ class _Planner:
     def _plan(self, tp: int, stages: int, quant: str, kv_cache: str) -> Plan:
         key = (tp, stages, quant, KV_CACHES[kv_cache] is not None)
         if key not in self._plans:
-            sm = self._target.gpu.sm if self._target.gpu.sm in SMS else ConvertOptions.sm
             options = replace(
                 self._base.options, tp_size=tp, pp_size=stages, quant=quant, kv_cache=kv_cache, target="tensorrt",
-                sm=sm, moe_tp_size=None, moe_ep_size=None,
+                sm=None, moe_tp_size=None, moe_ep_size=None,
             )  # fmt: skip
             family, spec = self._base.family, self._base.spec
             thin = replace(spec, config={**spec.config, "num_hidden_layers": stages})

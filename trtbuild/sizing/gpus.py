@@ -37,6 +37,14 @@ class Gpu:
         return int(self.memory_gib * GIB)
 
     @property
+    def layout_sm(self) -> int | None:
+        """What a conversion must name as `sm`: kernels of SM 90 have a layout of their own, the rest the default.
+
+        What it cannot run is for `legality` to say, beside what does not fit it.
+        """
+        return self.sm if self.sm == 90 else None
+
+    @property
     def fp8(self) -> bool:
         """Whether it has fp8 tensor cores (Ada, Hopper, Blackwell; engine-build 7)."""
         return self.sm >= 89

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trtbuild.quantization import KV_LEAST_SM, LEAST_SM
 from trtbuild.sizing.gpus import Gpu
 
 VERSIONS = (
@@ -16,8 +17,6 @@ VERSIONS = (
 """Releases with the engine backend that have a Triton container or a wheel (engine-build 8)."""
 LATEST = VERSIONS[-1]
 
-FP8_ALGOS = frozenset({"FP8", "FP8_PER_CHANNEL_PER_TOKEN", "W4A8_AWQ"})
-"""Those that multiply in fp8: SM 89 and newer (engine-build 7, and 4.1 for W4A8_AWQ)."""
 INT_ALGOS = frozenset({
     "W8A16", "W4A16", "W4A16_AWQ", "W4A16_GPTQ", "W8A16_GPTQ", "W4A8_AWQ", "FP8_PER_CHANNEL_PER_TOKEN",
     "W8A8_SQ_PER_CHANNEL", "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", "W8A8_SQ_PER_TENSOR_PLUGIN",
@@ -43,9 +42,12 @@ def legality(gpu: Gpu, version: str, algos: frozenset[str], kv_cache_algo: str |
     warnings = []
     problems += _version_problems(version)
     kv = {f"KV cache {kv_cache_algo}"} if kv_cache_algo else set()
-    fp8 = sorted(algos & FP8_ALGOS) + sorted(kv if kv_cache_algo == "FP8" else ())
-    if fp8 and not gpu.fp8 and not gpu.refused:
-        problems.append(f"{' and '.join(fp8)} needs fp8 tensor cores (SM 89 or newer); {where} has none")
+    newer = {algo: LEAST_SM.get(algo, 0) for algo in sorted(algos)}
+    newer |= {name: KV_LEAST_SM.get(kv_cache_algo or "", 0) for name in kv}
+    lacking = [name for name, least in newer.items() if gpu.sm < least]
+    if lacking and not gpu.refused:
+        least = max(newer[name] for name in lacking)
+        problems.append(f"{' and '.join(lacking)} needs fp8 tensor cores (SM {least} or newer); {where} has none")
     ints = sorted(algos & INT_ALGOS) + sorted(kv if kv_cache_algo == "INT8" else ())
     if ints and 100 <= gpu.sm < 120:
         problems.append(

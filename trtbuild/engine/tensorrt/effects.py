@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trtbuild.engine.options import deduced_seq_len, rotary_factor
+from trtbuild.quantization import KV_LEAST_SM, LEAST_SM
 
 Config = dict[str, Any]
 
@@ -49,7 +50,6 @@ _NOT_SM100 = {
     "W4A8_QSERVE_PER_CHANNEL": "QServe",
     "FP8_PER_CHANNEL_PER_TOKEN": "scales per channel and per token",
 }
-_LEAST_SM = {"FP8": 89, "FP8_PER_CHANNEL_PER_TOKEN": 89, "W4A8_AWQ": 89, "NVFP4": 100}
 _OLDEST_SM = 80
 _MUCH_TOKENS = 16384
 _LONG = 16384
@@ -241,14 +241,14 @@ def _hardware(made: Prediction, algos: set[str], kv: str | None, sm: int | None)
     if sm < _OLDEST_SM:
         made.refusals.append(f"TensorRT-LLM 1.2 has no engines for SM {sm}: it needs SM {_OLDEST_SM} or newer")
     for algo in sorted(algos):
-        if sm < _LEAST_SM.get(algo, 0):
-            made.refusals.append(f"quant_algo {algo} needs SM {_LEAST_SM[algo]} or newer; this GPU is SM {sm}")
+        if sm < LEAST_SM.get(algo, 0):
+            made.refusals.append(f"quant_algo {algo} needs SM {LEAST_SM[algo]} or newer; this GPU is SM {sm}")
         if 100 <= sm < 120 and algo in _NOT_SM100:
             made.refusals.append(
                 f"quant_algo {algo}: {_NOT_SM100[algo]} are not supported on SM {sm}; use FP8 or NVFP4"
             )
-    if kv == "FP8" and sm < 89:
-        made.refusals.append(f"an fp8 KV cache needs SM 89 or newer; this GPU is SM {sm}")
+    if kv and sm < KV_LEAST_SM.get(kv, 0):
+        made.refusals.append(f"an {kv.lower()} KV cache needs SM {KV_LEAST_SM[kv]} or newer; this GPU is SM {sm}")
     if kv == "INT8" and 100 <= sm < 120:
         made.refusals.append(f"an int8 KV cache is not supported on SM {sm}")
     if sm == 100:

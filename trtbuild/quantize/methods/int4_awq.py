@@ -1,6 +1,7 @@
 """Int4 weights in groups of inputs, activation-aware (W4A16_AWQ; checkpoint format 4.3, 6).
 
-With search "modelopt" it is ModelOpt's INT4_AWQ_CFG; "fine" then also searches the scale of each group.
+With search "modelopt" it is ModelOpt's INT4_AWQ_CFG; "fine" then also searches the scale of each group,
+and rounds weights so that the errors of the inputs of a linear make up for each other.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trtbuild.layout import GROUP, Field
-from trtbuild.quantize.awq import clipped_groups, int4_groups, shared_prequant
+from trtbuild.quantize.awq import compensated_groups, int4_groups, shared_prequant
 from trtbuild.quantize.method import Fields, InputStats, LinearGroup, Method, QuantOptions
 from trtbuild.quantize.values import require_finite, require_stats, stacked
+from trtbuild.spec import SEARCHES
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +22,7 @@ METHOD = Method(
     quant_algo="W4A16_AWQ",
     description="int4 weights in groups of inputs, scaled by calibrated activations (AWQ)",
     needs_calibration=True,
-    needs_gram=True,
+    gram_for=SEARCHES,
     weight_bits=4,
     dim_multiple=64,
     dtypes=("float16", "bfloat16"),
@@ -45,24 +47,28 @@ def quantize(group: LinearGroup, stats: InputStats | None, options: QuantOptions
     made: dict[str, Fields] = {}
     for module, parts in group.modules.items():
         p = shared_prequant(parts, found, options.group_size)
-        smoothed = stacked(parts) / p
-        if options.search == "fine" and found.gram is not None and found.tokens:
-            made[module] = clipped_fields(smoothed, p, found.gram, options.group_size)
-        else:
-            made[module] = fields(smoothed, p, options.group_size)
+        made[module] = made_with(p, parts, found, options)
     return made
 
 
-def clipped_fields(smoothed: torch.Tensor, p: torch.Tensor, gram: torch.Tensor, group_size: int) -> Fields:
-    """As `fields`, with the scales that the inputs' gram [in, in] or [E, in, in] favours."""
+def made_with(p: torch.Tensor, parts: tuple[torch.Tensor, ...], stats: InputStats, options: QuantOptions) -> Fields:
+    """Fields of a module whose parts have the factors p [in]."""
+    smoothed = stacked(parts) / p
+    if options.search == "fine" and stats.gram is not None and stats.tokens:
+        return compensated_fields(smoothed, p, stats.gram, options.group_size)
+    return fields(smoothed, p, options.group_size)
+
+
+def compensated_fields(smoothed: torch.Tensor, p: torch.Tensor, gram: torch.Tensor, group_size: int) -> Fields:
+    """As `fields`, with the scales and weights that the inputs' gram [in, in] or [E, in, in] favours."""
     import torch
 
     met = gram * torch.outer(p, p)
     if smoothed.dim() == 2:
-        q, scale = clipped_groups(smoothed, met, group_size)
+        q, scale = compensated_groups(smoothed, met, group_size)
     else:
         grams = met if met.dim() == 3 else met.expand(len(smoothed), -1, -1)
-        pairs = [clipped_groups(weight, own, group_size) for weight, own in zip(smoothed, grams, strict=True)]
+        pairs = [compensated_groups(weight, own, group_size) for weight, own in zip(smoothed, grams, strict=True)]
         q, scale = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
     return _stored(q, scale, p)
 

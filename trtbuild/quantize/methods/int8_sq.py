@@ -1,4 +1,8 @@
-"""SmoothQuant with int8 weights and activations (W8A8_SQ_PER_CHANNEL): ModelOpt's form (checkpoint format 4.8)."""
+"""SmoothQuant with int8 weights and activations (W8A8_SQ_PER_CHANNEL): ModelOpt's form (checkpoint format 4.8).
+
+SmoothQuant: Xiao et al., 2022, https://arxiv.org/abs/2211.10438. Factors p = max |w|^(1 - alpha) / max |x|^alpha of the
+input channels move the range from inputs to weights.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,9 @@ from trtbuild.quantize.values import positive, require_finite, require_seen, req
 
 _DEAD = 2.0**-31
 """An input channel that never exceeds it is left as it is, as in ModelOpt."""
+_ALPHA = {"fine": 0.8, "modelopt": 1.0}
+"""Search -> alpha. Where a channel of one token is hundreds of times beyond all others, 1.0 leaves that range to the
+weights, and outputs lose the rest of theirs; 0.8 shares it (figures: quantize/README.md)."""
 
 METHOD = Method(
     name="int8_sq",
@@ -37,11 +44,12 @@ def quantize(group: LinearGroup, stats: InputStats | None, options: QuantOptions
     found = require_stats(METHOD.name, group, stats)
     require_seen(METHOD.name, group, found)
     amax = found.amax.float().reshape(-1, found.amax.shape[-1]).amax(dim=0)
+    alpha = _ALPHA[options.search]
     made: dict[str, Fields] = {}
     for module, parts in group.modules.items():
         weight = stacked(parts)
         weight_amax = weight.abs().reshape(-1, weight.shape[-1]).amax(dim=0)
-        p = weight_amax.pow(1 - options.alpha) / amax.pow(options.alpha)
+        p = weight_amax.pow(1 - alpha) / amax.pow(alpha)
         p = torch.where(amax <= _DEAD, torch.ones_like(p), p).clamp(min=1e-4, max=1e4)
         # The factor is rounded before it multiplies, as ModelOpt does it.
         smoothed = weight * (1.0 / p)
