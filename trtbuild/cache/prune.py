@@ -1,0 +1,62 @@
+"""Which entries of the cache go. PURE."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trtbuild.cache.store import Entry
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may stay. `max_age`: seconds since an entry was used last; `max_size`: bytes of all files, each once.
+
+    `keep_last`: that many, used last, stay whatever the other two say; alone it says that all others go.
+    """
+
+    max_age: float | None = None
+    max_size: int | None = None
+    keep_last: int | None = None
+
+
+def choose(entries: Sequence[Entry], limits: Limits, now: float) -> list[Entry]:
+    """Entries to remove; `entries` is ordered by use, the last one first."""
+    kept: list[Entry] = []
+    gone: list[Entry] = []
+    alone = limits.max_age is None and limits.max_size is None
+    full = False
+    for number, entry in enumerate(entries):
+        if limits.keep_last is not None and number < limits.keep_last:
+            kept.append(entry)
+            continue
+        old = limits.max_age is not None and now - entry.used > limits.max_age
+        # What was used longer ago than the first that does not fit goes too: no gaps in what is kept.
+        full = full or (limits.max_size is not None and total([*kept, entry]) > limits.max_size)
+        (gone if old or full or (alone and limits.keep_last is not None) else kept).append(entry)
+    return gone
+
+
+def total(entries: Sequence[Entry]) -> int:
+    """Bytes of the files of all entries, those that they share counted once."""
+    return sum({blob.sha256: blob.size for entry in entries for blob in entry.files}.values())
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "200", "1.5GB", "20GiB"; ValueError for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
+    if not found or found[2] not in _UNITS:
+        raise ValueError(f"{text!r} is no size; write it as 500MB, 20GB or 1.5TiB")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def parse_age(text: str) -> float:
+    """Seconds of "90s", "12h", "30d", "2w"; ValueError for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*", text.lower())
+    if not found:
+        raise ValueError(f"{text!r} is no age; write it as 12h, 30d or 2w")
+    return float(found[1]) * _SECONDS[found[2]]
