@@ -28,6 +28,8 @@ def checkpoint_run(
     progress: Progress = silent,
 ) -> Run:
     """A model -> a checkpoint. Where it is calibrated, the tokenizer and the processor that computes count too."""
+    from trtbuild.llmapi.shards import COPIED
+
     calibrated = _is_calibrated(options)
     asked = {
         "convert": options,
@@ -35,7 +37,7 @@ def checkpoint_run(
         "allow_pickle": allow_pickle,
     }
     machine = facts.machine() if calibrated else {}
-    files = _model_files(source, calibrated, allow_pickle)
+    files = _model_files(source, calibrated, allow_pickle, COPIED if options.target == "llmapi" else ())
     return Run(cache, "checkpoint", files, asked, machine=machine, progress=progress)
 
 
@@ -82,14 +84,15 @@ def _is_calibrated(options: ConvertOptions) -> bool:
     return bool(options.quant_layers) or options.kv_cache_algo is not None or any(m.fields for m in methods)
 
 
-def _model_files(source: ModelSource, calibrated: bool, allow_pickle: bool) -> Files:
+def _model_files(source: ModelSource, calibrated: bool, allow_pickle: bool, copied: tuple[str, ...] = ()) -> Files:
+    """`copied`: patterns of files that the artefact takes as they are."""
     from trtbuild.checkpoint.source import weight_files
 
     folder = source.path
     names = [name for name in _CONFIGS if (folder / name).is_file()]
     names += weight_files(folder, allow_pickle=allow_pickle)
-    if calibrated:
-        names += sorted({path.name for pattern in _TOKENIZER for path in folder.glob(pattern) if path.is_file()})
+    patterns = (*(_TOKENIZER if calibrated else ()), *copied)
+    names += sorted({path.name for pattern in patterns for path in folder.glob(pattern)} - set(names))
     present = tuple(name for name in names if (folder / name).is_file())  # what is missing, the plan complains about
     return Files(folder, present, source.repo_id or folder.resolve().name, source.repo_id, source.revision)
 

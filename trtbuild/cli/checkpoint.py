@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trtbuild.cli.locked import Asked, settled
 from trtbuild.cli.options import (
     AllowPickleOpt,
     CalibChatOpt,
@@ -19,10 +20,12 @@ from trtbuild.cli.options import (
     GroupSizeOpt,
     KvCacheOpt,
     LmHeadOpt,
-    ModelArg,
+    LockableModelArg,
+    LockedOpt,
     MoeEpOpt,
     MoeTpOpt,
     MpiOpt,
+    NoCacheOpt,
     OutputOpt,
     ParallelEmbeddingOpt,
     PpOpt,
@@ -44,8 +47,8 @@ PANEL = "Build"
 
 
 def command(
-    model: ModelArg,
     output: OutputOpt,
+    model: LockableModelArg = None,
     tp: TpOpt = 1,
     pp: PpOpt = 1,
     dtype: DtypeOpt = "auto",
@@ -72,6 +75,8 @@ def command(
     mpi: MpiOpt = False,
     allow_pickle: AllowPickleOpt = False,
     force: ForceOpt = False,
+    locked: LockedOpt = None,
+    no_cache: NoCacheOpt = False,
 ) -> None:
     """Convert a model, or re-shard a checkpoint, to a TensorRT-LLM checkpoint: config.json and rankN.safetensors.
 
@@ -103,16 +108,14 @@ def _make(
     try:
         with progress_bar("checkpoint") as progress:
             made = pipeline.make_checkpoint(
-                model,
+                asked.source,
                 output,
-                options,
-                calibration=calibration,
-                revision=revision,
+                asked.options,
                 progress=progress,
                 force=force,
                 workers=workers,
                 mpi=mpi,
-                allow_pickle=allow_pickle,
+                **asked.shared,
             )
     except KeyboardInterrupt:
         note("what was finished is kept beside the output; the same command goes on from there")

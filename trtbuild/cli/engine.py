@@ -38,9 +38,11 @@ from trtbuild.cli.options import (
     GroupSizeOpt,
     KvCacheOpt,
     LmHeadOpt,
-    ModelArg,
+    LockableModelArg,
+    LockedOpt,
     MoeEpOpt,
     MoeTpOpt,
+    NoCacheOpt,
     OutputOpt,
     ParallelEmbeddingOpt,
     PpOpt,
@@ -63,8 +65,8 @@ _USUAL = LaunchOptions()
 
 
 def command(
-    model: ModelArg,
     output: OutputOpt,
+    model: LockableModelArg = None,
     tp: TpOpt = 1,
     pp: PpOpt = 1,
     dtype: DtypeOpt = "auto",
