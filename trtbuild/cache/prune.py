@@ -46,6 +46,15 @@ def total(entries: Sequence[Entry]) -> int:
     return sum({blob.sha256: blob.size for entry in entries for blob in entry.files}.values())
 
 
+def ago(seconds: float) -> str:
+    """How long something is past, in a word or two."""
+    for size, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            count = int(seconds // size)
+            return f"{count} {name}{'' if count == 1 else 's'} ago"
+    return "just now"
+
+
 def parse_size(text: str) -> int:
     """Bytes of "200", "1.5GB", "20GiB"; ValueError for anything else."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())

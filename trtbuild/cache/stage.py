@@ -12,8 +12,6 @@ run.keep(out)
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -25,17 +23,15 @@ from trtbuild.cache import facts, lock, provenance, sbom
 from trtbuild.cache.facts import Memo
 from trtbuild.cache.key import Document, Inputs, Source, described, document_of, key_of
 from trtbuild.cache.lock import Lock, Measured, read_lock, stable_digests
-from trtbuild.cache.prune import Limits, choose, parse_size, total
+from trtbuild.cache.prune import Limits, ago, choose, total
+from trtbuild.cache.settings import LIMIT, cache_root, size_limit
 from trtbuild.cache.store import Damaged, Entry, Store
-from trtbuild.errors import OutputError
 from trtbuild.manifest import MANIFEST, read_manifest, sha256_file, write_manifest
 from trtbuild.progress import Progress, silent
 from trtbuild.staging import staged_dir
 
-VARIABLE, LIMIT = "TRTBUILD_CACHE", "TRTBUILD_CACHE_LIMIT"
 DOCUMENTS = (MANIFEST, lock.NAME, sbom.NAME, provenance.NAME)
 """Files about an artefact, which are no part of it."""
-_SHARE = 4  # the cache keeps at most this fraction of its disk where nothing is said
 
 
 @dataclass
@@ -47,7 +43,7 @@ class Cache:
 
     store: Store | None = None
     lock: Lock | None = None
-    memo: Memo = field(default_factory=lambda: Memo(None))
+    memo: Memo = field(default_factory=Memo)
     limit: int | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -67,42 +63,16 @@ class Files:
     revision: str | None = None
 
 
-def cache_root() -> Path | None:
-    """The folder of the cache: TRTBUILD_CACHE, else `artefacts` beside trtbuild's other caches; None: switched off."""
-    given = os.environ.get(VARIABLE, "").strip()
-    if given.lower() == "off":
-        return None
-    if given:
-        return Path(given).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trtbuild" / "artefacts"
-
-
 def open_cache(*, keep: bool = True, locked: Lock | None = None) -> Cache:
-    """The cache of this user; without `keep` it does nothing but remember the digests of sources.
+    """The cache of this user; without `keep` nothing is looked up, kept or remembered.
 
     Raises:
         OutputError: TRTBUILD_CACHE_LIMIT is no size.
     """
     root = cache_root()
-    if root is None:
+    if not keep or root is None:
         return Cache(lock=locked)
-    return Cache(Store(root) if keep else None, locked, Memo(root / "hashes"), size_limit(root))
-
-
-def size_limit(root: Path) -> int:
-    """Bytes that the cache may hold: TRTBUILD_CACHE_LIMIT, else a quarter of its disk.
-
-    Raises:
-        OutputError: the variable is no size.
-    """
-    given = os.environ.get(LIMIT)
-    if given:
-        try:
-            return parse_size(given)
-        except ValueError as error:
-            raise OutputError(f"{LIMIT}: {error}") from error
-    near = next(path for path in (root, *root.parents) if path.exists())
-    return shutil.disk_usage(near).total // _SHARE
+    return Cache(Store(root), locked, Memo(root / "hashes"), size_limit(root))
 
 
 class Run:
@@ -124,6 +94,7 @@ class Run:
         self._machine = machine or {}
         self._progress = progress
         self._document: Document | None = None
+        self._sealed = ""
 
     def document(self) -> Document:
         """The key document; sources whose digests are not known are read."""
@@ -136,9 +107,9 @@ class Run:
         return self._document
 
     def quick_hit(self, out: Path, *, force: bool = False) -> bool:
-        """As `hit`, where the digests of all sources are known; else False, and nothing was read."""
+        """As `hit`, where the digests of all sources are known, or a lock must hold first; else False."""
         known = (self._cache.memo.known(self._files.folder / name) for name in self._files.names)
-        return all(known) and self.hit(out, force=force)
+        return (self._cache.lock is not None or all(known)) and self.hit(out, force=force)
 
     def hit(self, out: Path, *, force: bool = False) -> bool:
         """Whether `out` now holds what this stage would make, out of the cache.
@@ -147,25 +118,28 @@ class Run:
             LockError: the inputs are not those of the lock, with every difference.
             OutputError: as `staged_dir`.
         """
-        cache, document = self._cache, self.document()
-        if cache.lock:
-            cache.lock.require_inputs(document)
-        entry = cache.store.find(key_of(document)) if cache.store else None
-        if cache.store is None or entry is None:
-            if cache.store:
-                cache.store.miss(document)
+        document, store, wanted = self.document(), self._cache.store, self._cache.lock
+        if wanted:
+            wanted.require_inputs(document)
+        if store is None:
+            return False
+        entry = store.find(key_of(document))
+        if entry is None:
+            store.miss(document)
             return False
         try:
             with staged_dir(out, force=force) as folder:
-                cache.store.restore(entry, folder)
-                if cache.lock:
-                    cache.lock.require_files(read_lock(folder).files)
+                store.restore(entry, folder)
+                if wanted and read_lock(folder).files != wanted.files:
+                    raise _AnotherResult
         except Damaged as error:
-            cache.notes.append(f"{error.blob.path} in the cache is damaged; made again")
-            with suppress(OSError):
-                cache.store.discard(entry, error.blob)
+            self._drop(store, entry, error)
             return False
-        cache.notes.append(f"{self._stage} from the cache: {entry.key[:12]}, made {_ago(entry)}")
+        except _AnotherResult:  # the stage decides whether the lock can be met
+            return False
+        self._cache.notes.append(
+            f"{self._stage} from the cache: {entry.key[:12]}, made {ago(time.time() - entry.created)}"
+        )
         return True
 
     def seal(
@@ -204,32 +178,40 @@ class Run:
         for name, document in made.items():
             (folder / name).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
         write_manifest(folder, kind=kind, source=source, options=options, versions=versions, files=digests)
+        self._sealed = sha256_file(folder / MANIFEST)
 
     def keep(self, out: Path) -> None:
-        """Keep what was made; a cache that cannot is a note, and no failure."""
-        store, limit = self._cache.store, self._cache.limit
+        """Keep what was sealed and now is `out`; a cache that cannot is a note, and no failure."""
+        store, limit, notes = self._cache.store, self._cache.limit, self._cache.notes
         if store is None:
             return
-        files = {**read_manifest(out)["files"], MANIFEST: sha256_file(out / MANIFEST)}
-        size = sum((out / name).stat().st_size for name in files)
-        if limit is not None and size > limit:
-            self._cache.notes.append(f"not kept in the cache: {size / 1e9:.1f} GB, {LIMIT} is {limit / 1e9:.1f} GB")
-            return
         try:
+            files = {**read_manifest(out).get("files", {}), MANIFEST: self._sealed}
+            size = sum((out / name).stat().st_size for name in files)
+            if limit is not None and size > limit:
+                notes.append(f"not kept in the cache: {size / 1e9:.1f} GB, its limit is {limit / 1e9:.1f} GB ({LIMIT})")
+                return
             store.keep(self.document(), out, files)
-            entries = store.entries()
-            if limit is not None and total(entries) > limit:
-                gone = choose(entries, Limits(max_size=limit, keep_last=1), time.time())
-                store.remove([entry.key for entry in gone])
-                self._cache.notes.append(f"the cache is full ({limit / 1e9:.1f} GB): removed {len(gone)} old entries")
+            self._make_room(store)
         except OSError as error:
-            self._cache.notes.append(f"not kept in the cache: {error.strerror or error} ({store.root})")
+            notes.append(f"not kept in the cache: {error.strerror or error} ({store.root})")
+
+    def _make_room(self, store: Store) -> None:
+        """Let the entries go that were not used for longest, where the cache is full."""
+        limit, entries = self._cache.limit, store.entries()
+        if limit is None or total(entries) <= limit:
+            return
+        gone = choose(entries, Limits(max_size=limit, keep_last=1), time.time())
+        with suppress(BlockingIOError):  # the next one makes room
+            store.sweep([entry.key for entry in gone], wait=False)
+            self._cache.notes.append(f"the cache is full ({limit / 1e9:.1f} GB): removed {len(gone)} old entries")
+
+    def _drop(self, store: Store, entry: Entry, error: Damaged) -> None:
+        self._cache.notes.append(f"{error.blob.path} in the cache is damaged or missing; made again")
+        store.miss(entry.document, error.blob.path)
+        with suppress(OSError):
+            store.discard(entry.key, [error.blob.sha256])
 
 
-def _ago(entry: Entry) -> str:
-    seconds = max(0.0, time.time() - entry.created)
-    for size, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
-        if seconds >= size:
-            count = int(seconds // size)
-            return f"{count} {name}{'' if count == 1 else 's'} ago"
-    return "just now"
+class _AnotherResult(Exception):
+    """The cache has this, but made otherwise than the lock says."""

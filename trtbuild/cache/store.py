@@ -2,12 +2,12 @@
 
     entries/KEY.json     Entry: the key document, and path, SHA-256, size and time stamp of each file
     blobs/ab/abcd...     files by content, read-only; engines that differ in their limits alone share their rank files
-    misses/KEY.json      documents that were looked for and not found, for `trtbuild cache why`
+    misses/KEY.json      Miss: what was looked for and not found, for `trtbuild cache why`
     hashes/              SHA-256 of source files (facts.Memo)
 
-A file is added under another name and linked into place, an entry is written last, and pruning waits for everybody
-else (an advisory lock), so that what is listed is whole. A hit compares sizes and time stamps, which any write through
-a hard link changes; a file that differs is hashed, and an entry with a damaged file is removed and built again.
+A file is added under another name and renamed, an entry is written last, and only sweeping waits for everybody else
+(an advisory lock), so that what is listed is whole. A hit reads small files, and of large ones compares size and time
+stamp, which any write through a hard link changes; one that looks different is read, and damage is a miss.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from trtbuild.cache.files import COPIED, place
-from trtbuild.cache.key import Document, key_of
-from trtbuild.manifest import sha256_file
+from trtbuild.cache.key import Difference, Document, key_of, nearest
+from trtbuild.manifest import MANIFEST, sha256_file
 
 SCHEMA = 1
-_MISSES = 20
+_MISSES = 50
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,26 @@ class Entry:
         return sum(blob.size for blob in self.files)
 
 
+@dataclass(frozen=True)
+class Miss:
+    """What was looked for at `at` (seconds since 1970), and how the nearest entry of then (`near`) differed from it.
+
+    `near` None: there was none of that stage. No differences: the entry itself was there, and `damaged` names its file.
+    """
+
+    document: Document
+    at: float
+    near: str | None
+    differences: tuple[Difference, ...]
+    damaged: str | None = None
+
+    @property
+    def key(self) -> str:
+        return key_of(self.document)
+
+
 class Damaged(Exception):
-    """A file of an entry is missing or has another content."""
+    """A file of an entry is missing, cannot be read or has another content."""
 
     def __init__(self, blob: Blob) -> None:
         super().__init__(blob.path)
@@ -80,6 +98,10 @@ class Store:
         found = [self._read(path) for path in (self.root / "entries").glob("*.json")]
         return sorted((entry for entry in found if entry), key=lambda entry: (-entry.used, entry.key))
 
+    def unreadable(self) -> list[Path]:
+        """Files of entries that are none: cut off, edited, or of another version."""
+        return sorted(path for path in (self.root / "entries").glob("*.json") if self._read(path) is None)
+
     def restore(self, entry: Entry, folder: Path) -> None:
         """Put the files of an entry into an empty folder.
 
@@ -92,11 +114,11 @@ class Store:
             for blob in blobs:
                 target = folder / blob.path
                 target.parent.mkdir(parents=True, exist_ok=True)
-                if blob.size < COPIED:
-                    content = self._blob(blob.sha256).read_bytes()
-                    target.write_bytes(content)
-                else:
+                try:
                     place(self._blob(blob.sha256), target)
+                except FileNotFoundError as error:  # another process found it damaged just now
+                    raise Damaged(blob) from error
+            _require_listed(entry, folder)
             with suppress(OSError):  # a read-only cache only forgets when it was used
                 if blobs != entry.files:
                     self._write(replace(entry, files=blobs))
@@ -105,57 +127,68 @@ class Store:
     def keep(self, document: Document, folder: Path, files: Mapping[str, str]) -> Entry:
         """Add the files of an artefact (path -> SHA-256, all of them); big ones become read-only where they lie.
 
+        The manifest goes last: while it is as it was, the folder is not another artefact that replaced this one.
+
         Raises:
-            OSError: the cache cannot be written.
+            OSError: the cache cannot be written, or the folder was replaced.
         """
         key, now = key_of(document), time.time()
         with self._locked(fcntl.LOCK_SH):
             sound = {(blob.sha256, blob.mtime_ns) for entry in self.entries() for blob in entry.files}
-            blobs = tuple(self._add(folder / name, name, digest, sound) for name, digest in sorted(files.items()))
+            order = sorted(files, key=lambda name: (name == MANIFEST, name))
+            blobs = tuple(self._add(folder / name, name, files[name], sound) for name in order)
             entry = Entry(key, document, blobs, now, now)
             self._write(entry)
         return entry
 
-    def discard(self, entry: Entry, *blobs: Blob) -> None:
+    def discard(self, key: str, digests: Iterable[str] = ()) -> None:
         """Remove an entry and its damaged files; other entries that have them find out by themselves."""
-        with self._locked(fcntl.LOCK_EX):
-            self._entry(entry.key).unlink(missing_ok=True)
-            for blob in blobs:
-                self._blob(blob.sha256).unlink(missing_ok=True)
+        self._entry(key).unlink(missing_ok=True)
+        for digest in digests:
+            self._blob(digest).unlink(missing_ok=True)
 
-    def remove(self, keys: Iterable[str]) -> int:
-        """Remove entries, and files that no entry has any more; bytes that became free unless outputs link to them."""
-        with self._locked(fcntl.LOCK_EX):
+    def sweep(self, keys: Iterable[str] = (), *, wait: bool = True) -> int:
+        """Remove entries, and files that no entry has; bytes that became free, unless outputs link to them.
+
+        Raises:
+            BlockingIOError: without `wait`, another process uses the cache. OSError: it cannot be written.
+        """
+        with self._locked(fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB):
             for key in keys:
                 self._entry(key).unlink(missing_ok=True)
             used = {blob.sha256 for entry in self.entries() for blob in entry.files}
-            freed = 0
-            for path in (self.root / "blobs").glob("*/*"):
-                if path.name not in used:  # unfinished files of writers that died, too: no writer lives now
-                    freed += path.stat().st_size
-                    path.unlink()
+            # No writer lives now, so that unfinished files are of writers that died.
+            stale = [path for path in (self.root / "blobs").glob("*/*") if path.name not in used]
+            stale += [path for part in ("entries", "misses") for path in (self.root / part).glob(".*")]
+            freed = sum(path.stat().st_size for path in stale)
+            for path in stale:
+                path.unlink()
             return freed
 
-    def damaged(self, entry: Entry) -> list[str]:
-        """Files of an entry whose content is not what it should be, all read; the paths in the artefact."""
+    def damaged(self, entry: Entry) -> list[Blob]:
+        """Files of an entry whose content is not what it should be; all are read."""
         with self._locked(fcntl.LOCK_SH):
-            return [blob.path for blob in entry.files if not self._is_good(blob)]
+            return [blob for blob in entry.files if not self._is_good(blob)]
 
-    def miss(self, document: Document) -> None:
-        """Remember what was looked for; a cache that cannot be written only explains less."""
-        folder = self.root / "misses"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _write_json(folder / f"{key_of(document)}.json", document)
+    def miss(self, document: Document, damaged: str | None = None) -> None:
+        """Remember what was looked for, and why it was not there; a cache that cannot be written only explains less."""
+        key = key_of(document)
+        near = nearest(document, ((entry.key, entry.document) for entry in self.entries() if entry.key != key))
+        name, unlike = (key, ()) if damaged else near or (None, ())
+        with suppress(OSError):
+            found = Miss(document, time.time(), name, unlike, damaged)
+            _write_json(self.root / "misses" / f"{key}.json", asdict(found))
             for path in self._misses()[_MISSES:]:
                 path.unlink(missing_ok=True)
-        except OSError:
-            return
 
-    def misses(self) -> list[Document]:
+    def misses(self) -> list[Miss]:
         """What was looked for and not found, the latest first."""
-        found = [_read_json(path) for path in self._misses()]
-        return [document for document in found if document]
+        found = []
+        for document in map(_read_json, self._misses()):
+            with suppress(KeyError, TypeError):
+                unlike = tuple(Difference(**item) for item in document.pop("differences"))
+                found.append(Miss(**document, differences=unlike))
+        return found
 
     def _misses(self) -> list[Path]:
         return sorted((self.root / "misses").glob("*.json"), key=lambda path: -path.stat().st_mtime_ns)
@@ -171,25 +204,27 @@ class Store:
         try:
             files = tuple(Blob(**item) for item in document["files"])
             found = Entry(document["key"], document["document"], files, document["created"], path.stat().st_mtime)
-        except (OSError, KeyError, TypeError):
+            named = document["schema"] == SCHEMA and found.key == path.stem == key_of(found.document)
+        except (OSError, KeyError, TypeError, ValueError):
             return None
-        return found if found.key == path.stem else None
+        return found if named else None
 
     def _write(self, entry: Entry) -> None:
-        path = self._entry(entry.key)
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = {"schema": SCHEMA, **asdict(entry)}
         del content["used"]
-        _write_json(path, content)
+        _write_json(self._entry(entry.key), content)
 
     def _checked(self, blob: Blob) -> Blob:
         """The blob as it may be used: looked at, and read where it looks different or is small."""
+        path = self._blob(blob.sha256)
         try:
-            status = self._blob(blob.sha256).stat()
+            status = path.stat()
         except OSError as error:
             raise Damaged(blob) from error
         same = (status.st_size, status.st_mtime_ns) == (blob.size, blob.mtime_ns)
         if (not same or blob.size < COPIED) and not self._is_good(blob):
+            raise Damaged(blob)
+        if not os.access(path, os.R_OK):
             raise Damaged(blob)
         return blob if same else replace(blob, mtime_ns=status.st_mtime_ns)
 
@@ -201,13 +236,15 @@ class Store:
             return False
 
     def _add(self, source: Path, name: str, digest: str, sound: set[tuple[str, int]]) -> Blob:
-        """Put a file in; one that is there already stays if an entry vouches for it as it is (`sound`)."""
-        blob = self._blob(digest)
-        if not blob.exists() or (digest, blob.stat().st_mtime_ns) not in sound:
+        """Put a file in; a large one that is there already stays if an entry vouches for it as it is (`sound`)."""
+        blob, small = self._blob(digest), source.stat().st_size < COPIED
+        if small or not blob.exists() or (digest, blob.stat().st_mtime_ns) not in sound:
             blob.parent.mkdir(parents=True, exist_ok=True)
             partial = blob.with_name(f"{digest}.{os.getpid()}.{time.monotonic_ns()}")
             try:
                 place(source, partial)
+                if small and sha256_file(partial) != digest:
+                    raise OSError(f"{source} was replaced")
                 partial.chmod(0o444)
                 partial.replace(blob)
             finally:
@@ -223,7 +260,7 @@ class Store:
             self.root.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            if how == fcntl.LOCK_EX or error.errno not in (errno.EROFS, errno.EACCES):
+            if how & fcntl.LOCK_EX or error.errno not in (errno.EROFS, errno.EACCES):
                 raise
             yield
             return
@@ -234,10 +271,27 @@ class Store:
             os.close(handle)
 
 
+def _require_listed(entry: Entry, folder: Path) -> None:
+    """Raise Damaged where the files of an entry are not those that its own manifest lists."""
+    try:
+        listed = json.loads((folder / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        listed = None
+    for blob in entry.files:
+        if listed is None or (blob.path != MANIFEST and listed.get(blob.path) != blob.sha256):
+            raise Damaged(blob)
+    if len(listed or ()) + 1 != len(entry.files):
+        raise Damaged(next(blob for blob in entry.files if blob.path == MANIFEST))
+
+
 def _write_json(path: Path, document: Any) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
-    partial.replace(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    try:
+        partial.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -89,20 +89,11 @@ def command(
         tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm, quant_layer, lm_head
     )
     calibration = CalibrationOptions(calib, calib_samples, calib_length, calib_seed, calib_chat, calib_search)
-    _make(model, output, options, calibration, revision, workers, mpi, allow_pickle, force)
+    asked = settled(Asked(model, revision, options, calibration, allow_pickle), NAME, locked, no_cache)
+    _make(asked, output, workers, mpi, force)
 
 
-def _make(
-    model: str,
-    output: Path,
-    options: ConvertOptions,
-    calibration: CalibrationOptions,
-    revision: str | None,
-    workers: int,
-    mpi: bool,
-    allow_pickle: bool,
-    force: bool,
-) -> None:
+def _make(asked: Asked, output: Path, workers: int, mpi: bool, force: bool) -> None:
     from trtbuild import pipeline
 
     try:
@@ -120,7 +111,9 @@ def _make(
     except KeyboardInterrupt:
         note("what was finished is kept beside the output; the same command goes on from there")
         raise
-    _say(made, options)
+    for text in asked.cache.notes:
+        note(text)
+    _say(made, asked.options)
 
 
 def _say(made: Path, options: ConvertOptions) -> None:

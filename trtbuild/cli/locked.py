@@ -1,4 +1,4 @@
-"""Options of a command that a lock settles: `--locked`."""
+"""What a command is asked for, and how `--locked` settles it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from trtbuild.cache.lock import merged, read_lock
+from trtbuild.cache.lock import filled, read_lock
 from trtbuild.cache.stage import Cache, open_cache
 from trtbuild.engine.options import BuildOptions
 from trtbuild.errors import LockError
@@ -17,19 +17,19 @@ from trtbuild.spec import AUTO, CALIBRATION, CalibrationOptions, ConvertOptions
 
 @dataclass(frozen=True)
 class Asked:
-    """What a command was asked for. `limits`: of an engine, else None."""
+    """What `trtbuild checkpoint` or `trtbuild engine` was asked for; `limits` are of an engine only."""
 
     model: str | None
     revision: str | None
     options: ConvertOptions
     calibration: CalibrationOptions
     allow_pickle: bool
-    limits: BuildOptions | None = None
+    limits: BuildOptions = field(default_factory=BuildOptions)
     cache: Cache = field(default_factory=Cache)
 
     @property
     def shared(self) -> dict[str, Any]:
-        """Keyword arguments that every stage of the pipeline has."""
+        """Keyword arguments that both stages have."""
         names = ("revision", "calibration", "allow_pickle", "cache")
         return {name: getattr(self, name) for name in names}
 
@@ -41,55 +41,40 @@ class Asked:
         return self.model
 
 
-def settled(asked: Asked, locked: Path | None, no_cache: bool) -> Asked:
-    """What is to be made, with the cache; with a lock its options take the place of what is left out.
+def settled(asked: Asked, command: str, locked: Path | None, no_cache: bool) -> Asked:
+    """The same with the cache, and with the options of a lock in the place of what was left out.
+
+    The stage itself compares the whole with the lock, so that all differences are told at once.
 
     Raises:
-        LockError: what is asked for beside is not what the lock says, all of it.
+        LockError: the lock cannot be read, or is of another command's artefact.
     """
     if locked is None:
         asked.source  # noqa: B018 - refuses before anything is read
         return replace(asked, cache=open_cache(keep=not no_cache))
     lock = read_lock(locked)
-    stages = ("checkpoint", "reshard") if asked.limits is None else ("engine",)
-    if lock.stage not in stages:
-        command = "engine" if lock.stage == "engine" else "checkpoint"
-        raise LockError([f"{locked} is of an artefact of `trtbuild {command}`"], hint="Use that command.")
-    return replace(_with(asked, lock.inputs), cache=open_cache(keep=not no_cache, locked=lock))
+    made_by = "engine" if lock.stage == "engine" else "checkpoint"  # which re-shards, too
+    if made_by != command:
+        raise LockError([f"{locked} is of an artefact of `trtbuild {made_by}`"], hint="Use that command.")
+    try:
+        return replace(_with(asked, lock.inputs), cache=open_cache(keep=not no_cache, locked=lock))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise LockError([f"{locked} is damaged: {error!r}"]) from error
 
 
 def _with(asked: Asked, inputs: dict[str, Any]) -> Asked:
     groups, source = inputs["options"], inputs["source"]
-    problems: list[str] = []
-
-    def take(group: str, own: Any, usual: Any) -> Any:
-        if groups.get(group) is None:
-            return own
-        try:
-            return merged(own, usual, groups[group], group)
-        except LockError as error:
-            problems.extend(error.problems)
-            return own
-
-    options = take("convert", asked.options, ConvertOptions(quant=AUTO))
-    calibration = take("calibration", asked.calibration, CALIBRATION)
-    limits = take("build", asked.limits, BuildOptions())
-    if source["repo_id"] and asked.model is None and asked.revision not in (None, source["revision"]):
-        problems.append(f"revision: locked {source['revision']}, asked for {asked.revision}")
-    if problems:
-        raise LockError(problems, hint="Leave the options out: --locked takes all of them from the lock.")
     model, revision = asked.model, asked.revision
-    if model is None and source["repo_id"]:
-        model, revision = f"hf:{source['repo_id']}", source["revision"]
-    if model is None:
+    if model is None and not source["repo_id"]:
         raise typer.BadParameter(f"give MODEL: the lock names {source['model']}, a folder and no model of the hub")
-    pickle = asked.allow_pickle or bool(groups.get("allow_pickle"))
+    if model is None:
+        model, revision = f"hf:{source['repo_id']}", revision or source["revision"]
     return replace(
         asked,
         model=model,
         revision=revision,
-        options=options,
-        calibration=calibration,
-        limits=limits,
-        allow_pickle=pickle,
+        options=filled(asked.options, ConvertOptions(quant=AUTO), groups["convert"]),
+        calibration=filled(asked.calibration, CALIBRATION, groups.get("calibration") or {}),
+        limits=filled(asked.limits, BuildOptions(), groups.get("build") or {}),
+        allow_pickle=asked.allow_pickle or bool(groups.get("allow_pickle")),
     )

@@ -67,7 +67,7 @@ LockedOpt = Annotated[
     ),
 ]
 NoCacheOpt = Annotated[
-    bool, typer.Option("--no-cache", help="Make it anew, and do not keep it in the cache (TRTBUILD_CACHE).")
+    bool, typer.Option("--no-cache", help="Make it anew, and do not keep it in the cache (TRTBUILD_NO_CACHE=1).")
 ]
 OutputOpt = Annotated[
     Path, typer.Option("-o", "--output", metavar="DIR", help="Directory to make.", show_default=False)
