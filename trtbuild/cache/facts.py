@@ -28,6 +28,7 @@ NO_BYTES = frozenset({"cli", "client", "openai", "serve", "repo", "triton", "doc
 """Folders of trtbuild whose code writes neither checkpoints nor engines."""
 PACKAGE = Path(trtbuild.__file__).resolve().parent
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_TAKES_TIME = 500_000_000  # bytes
 _SETTLED_NS = 2_000_000_000  # a file that changed just now may change again within its time stamp's resolution
 _NVIDIA = Path("/proc/driver/nvidia")
 
@@ -92,20 +93,22 @@ def _identity(path: Path) -> tuple[str, str]:
 def hash_files(folder: Path, names: Sequence[str], memo: Memo, progress: Progress = silent) -> dict[str, str]:
     """SHA-256 in hex by name; several files at once, as a SHA-256 is one chain that a second core cannot speed up.
 
+    `progress` hears of it where it takes a while, and stays at its beginning: the work itself comes after.
+
     Raises:
         CheckpointError: a file cannot be read, or changed meanwhile.
     """
-    sizes = {name: (folder / name).stat().st_size for name in names}
-    total, done, found = sum(sizes.values()), 0, {}
+    unread = {name: (folder / name).stat().st_size for name in names if memo.known(folder / name) is None}
+    told = progress if sum(unread.values()) > _TAKES_TIME else silent
+    found = {}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         jobs = {name: pool.submit(memo.sha256, folder / name) for name in names}
         for name, job in jobs.items():
+            told(0, 1, f"SHA-256 of {name}")
             try:
                 found[name] = job.result()
             except OSError as error:
                 raise CheckpointError(f"{folder / name} cannot be read: {error.strerror or error}") from error
-            done += sizes[name]
-            progress(done, total or 1, f"SHA-256 of {name}")
     return found
 
 

@@ -14,30 +14,32 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 @dataclass(frozen=True)
 class Limits:
-    """What may stay. `max_age`: seconds since an entry was used last; `max_size`: bytes of all files, each once.
+    """What may stay; None is no limit. Seconds since an entry was used last (`unused`) and since it was made (`age`).
 
-    `keep_last`: that many, used last, stay whatever the other two say; alone it says that all others go.
+    `size`: bytes of all files together, each once; what was used last stays. `least`: so many stay whatever `size` is.
     """
 
-    max_age: float | None = None
-    max_size: int | None = None
-    keep_last: int | None = None
+    unused: float | None = None
+    age: float | None = None
+    size: int | None = None
+    least: int = 0
 
 
 def choose(entries: Sequence[Entry], limits: Limits, now: float) -> list[Entry]:
     """Entries to remove; `entries` is ordered by use, the last one first."""
     kept: list[Entry] = []
     gone: list[Entry] = []
-    alone = limits.max_age is None and limits.max_size is None
     full = False
-    for number, entry in enumerate(entries):
-        if limits.keep_last is not None and number < limits.keep_last:
-            kept.append(entry)
+    for entry in entries:
+        unused = limits.unused is not None and now - entry.used > limits.unused
+        old = limits.age is not None and now - entry.created > limits.age
+        if unused or old:
+            gone.append(entry)
             continue
-        old = limits.max_age is not None and now - entry.used > limits.max_age
-        # What was used longer ago than the first that does not fit goes too: no gaps in what is kept.
-        full = full or (limits.max_size is not None and total([*kept, entry]) > limits.max_size)
-        (gone if old or full or (alone and limits.keep_last is not None) else kept).append(entry)
+        if limits.size is not None and len(kept) >= limits.least:
+            # What was used longer ago than the first that does not fit goes too: no gaps in what is kept.
+            full = full or total([*kept, entry]) > limits.size
+        (gone if full else kept).append(entry)
     return gone
 
 

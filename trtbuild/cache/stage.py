@@ -201,7 +201,7 @@ class Run:
         limit, entries = self._cache.limit, store.entries()
         if limit is None or total(entries) <= limit:
             return
-        gone = choose(entries, Limits(max_size=limit, keep_last=1), time.time())
+        gone = choose(entries, Limits(size=limit, least=1), time.time())
         with suppress(BlockingIOError):  # the next one makes room
             store.sweep([entry.key for entry in gone], wait=False)
             self._cache.notes.append(f"the cache is full ({limit / 1e9:.1f} GB): removed {len(gone)} old entries")

@@ -12,6 +12,7 @@ import typer
 
 from trtbuild import __version__
 from trtbuild.cli import (
+    cache,
     chat,
     check,
     checkpoint,
@@ -74,6 +75,7 @@ for command in (
 ):
     app.command(name=command.NAME, rich_help_panel=command.PANEL)(command.command)
 app.add_typer(client.app, name="client", rich_help_panel="Serve")
+app.add_typer(cache.app, name="cache", rich_help_panel="Look")
 app.add_typer(show.app, name="show", rich_help_panel="Look")
 
 

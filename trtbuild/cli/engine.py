@@ -121,12 +121,10 @@ def command(
     launch = launch_options(mode, launcher, processes, hostfile, timeout, hang, timing_cache, log_dir)
     calibration = CalibrationOptions(calib, calib_samples, calib_length, calib_seed, calib_chat, calib_search)
     asked = settled(Asked(model, revision, options, calibration, allow_pickle, limits), NAME, locked, no_cache)
-    if not dry_run and not as_json:
-        _make(asked, output, launch, force)
-    elif dry_run and asked.options.target == "tensorrt":
-        _show(asked, output, launch, as_json)
+    if dry_run or as_json:
+        _show(asked, output, launch, dry_run, as_json)
     else:
-        raise typer.BadParameter("--dry-run is for --target tensorrt, and --json for --dry-run")
+        _make(asked, output, launch, force)
 
 
 def _make(asked: Asked, output: Path, launch: LaunchOptions, force: bool) -> None:
@@ -151,11 +149,13 @@ def _make(asked: Asked, output: Path, launch: LaunchOptions, force: bool) -> Non
     note(f"engine of {len(list(made.rglob('rank*.engine')))} rank(s) in {made}")
 
 
-def _show(asked: Asked, output: Path, launch: LaunchOptions, as_json: bool) -> None:
+def _show(asked: Asked, output: Path, launch: LaunchOptions, dry_run: bool, as_json: bool) -> None:
     """The dry run: what would run and be written."""
     from trtbuild import pipeline
     from trtbuild.cli.engine_plan import document, show
 
+    if not dry_run or asked.options.target != "tensorrt":
+        raise typer.BadParameter("--dry-run is for --target tensorrt, and --json for --dry-run")
     shared = {name: value for name, value in asked.shared.items() if name != "cache"}
     plan = pipeline.plan_engine(asked.source, asked.options, asked.limits, launch, **shared)
     if as_json:
