@@ -119,8 +119,8 @@ def nearest(wanted: Document, kept: Iterable[tuple[str, Document]]) -> tuple[str
 
 
 def _leaves(value: Any, where: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for name, item in value.items():
+    if isinstance(value, dict | list) and value:
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _leaves(item, f"{where}.{name}" if where else str(name))
     else:
         yield where, value

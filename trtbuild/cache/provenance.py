@@ -1,8 +1,8 @@
 """Where an artefact comes from, as an in-toto Statement v1 with the SLSA Provenance v1 predicate. PURE.
 
-Fields: in-toto/attestation spec/v1/statement.md and slsa.dev/provenance/v1. Not signed, since a signature is the
-builder's: `cosign attest-blob` and the like take the predicate or the whole statement. No time is stated, so that the
-same inputs give the same bytes.
+Fields: in-toto/attestation spec/v1/statement.md and slsa.dev/provenance/v1. Its subjects are all other files of the
+artefact, so who signs it signs everything; that is the builder's (`cosign attest-blob` and the like take the predicate
+or the whole statement). No time is stated, so that the same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PREDICATE = "https://slsa.dev/provenance/v1"
 
 
 def provenance(inputs: Document, versions: Mapping[str, str], files: Mapping[str, str]) -> Document:
-    """The statement. `versions`: of the manifest; `files`: SHA-256 of the artefact's files by path: the subjects."""
+    """The statement. `versions`: of the manifest; `files`: SHA-256 of all other files by path, manifest included."""
     return {
         "_type": STATEMENT,
         "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(files.items())],

@@ -94,7 +94,7 @@ class Run:
         self._machine = machine or {}
         self._progress = progress
         self._document: Document | None = None
-        self._sealed = ""
+        self._sealed = self._attested = ""  # SHA-256 of the manifest and of the statement
 
     def document(self) -> Document:
         """The key document; sources whose digests are not known are read."""
@@ -170,15 +170,13 @@ class Run:
         stable = stable_digests(folder, digests, measured or {})
         if self._cache.lock:
             self._cache.lock.require_files(stable)
-        made = {
-            lock.NAME: Lock(inputs, resolved, stable, measured or {}).document(),
-            sbom.NAME: sbom.sbom(inputs, versions, digests),
-            provenance.NAME: provenance.provenance(inputs, versions, digests),
-        }
-        for name, document in made.items():
-            (folder / name).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
-        write_manifest(folder, kind=kind, source=source, options=options, versions=versions, files=digests)
+        locked = Lock(inputs, resolved, stable, measured or {}).document()
+        made = {lock.NAME: locked, sbom.NAME: sbom.sbom(inputs, versions, digests)}
+        listed = {**digests, **{name: _write(folder / name, document) for name, document in made.items()}}
+        write_manifest(folder, kind=kind, source=source, options=options, versions=versions, files=listed)
         self._sealed = sha256_file(folder / MANIFEST)
+        statement = provenance.provenance(inputs, versions, {**listed, MANIFEST: self._sealed})
+        self._attested = _write(folder / provenance.NAME, statement)
 
     def keep(self, out: Path) -> None:
         """Keep what was sealed and now is `out`; a cache that cannot is a note, and no failure."""
@@ -186,7 +184,8 @@ class Run:
         if store is None:
             return
         try:
-            files = {**read_manifest(out).get("files", {}), MANIFEST: self._sealed}
+            listed = read_manifest(out).get("files", {})
+            files = {**listed, provenance.NAME: self._attested, MANIFEST: self._sealed}
             size = sum((out / name).stat().st_size for name in files)
             if limit is not None and size > limit:
                 notes.append(f"not kept in the cache: {size / 1e9:.1f} GB, its limit is {limit / 1e9:.1f} GB ({LIMIT})")
@@ -211,6 +210,12 @@ class Run:
         store.miss(entry.document, error.blob.path)
         with suppress(OSError):
             store.discard(entry.key, [error.blob.sha256])
+
+
+def _write(path: Path, document: Document) -> str:
+    """Write JSON; its SHA-256."""
+    path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+    return sha256_file(path)
 
 
 class _AnotherResult(Exception):

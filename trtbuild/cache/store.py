@@ -272,16 +272,15 @@ class Store:
 
 
 def _require_listed(entry: Entry, folder: Path) -> None:
-    """Raise Damaged where the files of an entry are not those that its own manifest lists."""
+    """Raise Damaged where an entry lacks what its own manifest lists, or has something else in its place."""
+    held = {blob.path: blob.sha256 for blob in entry.files}
     try:
         listed = json.loads((folder / MANIFEST).read_text())["files"]
+        sound = {name: held.get(name) for name in listed} == listed
     except (OSError, ValueError, KeyError, TypeError):
-        listed = None
-    for blob in entry.files:
-        if listed is None or (blob.path != MANIFEST and listed.get(blob.path) != blob.sha256):
-            raise Damaged(blob)
-    if len(listed or ()) + 1 != len(entry.files):
-        raise Damaged(next(blob for blob in entry.files if blob.path == MANIFEST))
+        sound = False
+    if not sound:
+        raise Damaged(next((blob for blob in entry.files if blob.path == MANIFEST), Blob(MANIFEST, "", 0, 0)))
 
 
 def _write_json(path: Path, document: Any) -> None:
