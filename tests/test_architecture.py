@@ -120,6 +120,7 @@ ONLY_IN = {
     "uvicorn": {"openai"},
     "pydantic": {"openai"},
     "boto3": {"cache"},
+    "botocore": {"cache"},
     "cyclonedx": {"cache"},
     "typer": {"cli"},
     "yaml": {"recipe", "repo"},
@@ -139,6 +140,7 @@ HEAVY = {
     "uvicorn",
     "pydantic",
     "boto3",
+    "botocore",
     "cyclonedx",
 }
 # These modules are the heavy code itself, loaded only by processes that compute.

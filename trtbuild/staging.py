@@ -52,12 +52,12 @@ def check_output(out: Path, *, force: bool = False) -> None:
 
 @contextmanager
 def staged_dir(
-    out: Path, *, force: bool = False, resume: bool = False, keep: type[Exception] | None = None
+    out: Path, *, force: bool = False, resume: bool = False, keep: type[Exception] | tuple[type[Exception], ...] = ()
 ) -> Iterator[Path]:
     """Yield a directory to write into; it becomes `out` when the block ends without an error.
 
     With `resume` it holds what a killed or interrupted run left, and the block decides what of that is good; Ctrl-C and
-    SIGTERM then leave it for the next run, while errors remove it, but for those of the kind `keep`.
+    SIGTERM then leave it for the next run, while errors remove it, but for those of the kinds `keep`.
 
     Raises:
         OutputError: the output exists, another process writes it, or the file system refuses.
@@ -84,7 +84,7 @@ def staged_dir(
     finally:
         why = sys.exc_info()[1]
         interrupted = why is not None and not isinstance(why, Exception)
-        kept = resume and (interrupted or (keep is not None and isinstance(why, keep)))
+        kept = resume and (interrupted or isinstance(why, keep))
         if not done and not kept:  # what is finished is kept for the same command
             shutil.rmtree(partial, ignore_errors=True)
         os.close(lock)
