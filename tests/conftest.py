@@ -19,6 +19,7 @@ os.environ["TRTBUILD_NO_CACHE"] = "1"
 os.environ["TRTBUILD_CACHE"] = "/nonexistent/trtbuild"
 
 from tests.engines import demo_model, engines  # noqa: F401 - fixtures
+from tests.kept import artefact, artefact_copy, cache_folder  # noqa: F401 - fixtures
 from tests.native_paths import library  # noqa: F401 - a fixture
 from tests.tiny import ROOT, make_llama
 from tests.trt import checkpoint_copy, stand_in, trt_checkpoint  # noqa: F401 - fixtures

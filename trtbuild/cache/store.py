@@ -1,6 +1,6 @@
 """The cache on disk: artefacts under the key of what they are made of, their files under the SHA-256 of their content.
 
-    entries/KEY.json     Entry: the key document, and path, SHA-256, size and time stamp of each file
+    entries/KEY.json     Entry: the key document, and path, SHA-256, size and time stamp of each file; with a checksum
     blobs/ab/abcd...     files by content, read-only; engines that differ in their limits alone share their rank files
     misses/KEY.json      Miss: what was looked for and not found, for `trtbuild cache why`
     hashes/              SHA-256 of source files (facts.Memo)
@@ -118,7 +118,6 @@ class Store:
                     place(self._blob(blob.sha256), target)
                 except FileNotFoundError as error:  # another process found it damaged just now
                     raise Damaged(blob) from error
-            _require_listed(entry, folder)
             with suppress(OSError):  # a read-only cache only forgets when it was used
                 if blobs != entry.files:
                     self._write(replace(entry, files=blobs))
@@ -204,15 +203,16 @@ class Store:
         try:
             files = tuple(Blob(**item) for item in document["files"])
             found = Entry(document["key"], document["document"], files, document["created"], path.stat().st_mtime)
-            named = document["schema"] == SCHEMA and found.key == path.stem == key_of(found.document)
+            whole = document.pop("sum") == key_of(document) and document["schema"] == SCHEMA
+            whole = whole and found.key == path.stem == key_of(found.document)
         except (OSError, KeyError, TypeError, ValueError):
             return None
-        return found if named else None
+        return found if whole else None
 
     def _write(self, entry: Entry) -> None:
-        content = {"schema": SCHEMA, **asdict(entry)}
+        content: Document = json.loads(json.dumps({"schema": SCHEMA, **asdict(entry)}))
         del content["used"]
-        _write_json(self._entry(entry.key), content)
+        _write_json(self._entry(entry.key), {**content, "sum": key_of(content)})
 
     def _checked(self, blob: Blob) -> Blob:
         """The blob as it may be used: looked at, and read where it looks different or is small."""
@@ -269,18 +269,6 @@ class Store:
             yield
         finally:
             os.close(handle)
-
-
-def _require_listed(entry: Entry, folder: Path) -> None:
-    """Raise Damaged where an entry lacks what its own manifest lists, or has something else in its place."""
-    held = {blob.path: blob.sha256 for blob in entry.files}
-    try:
-        listed = json.loads((folder / MANIFEST).read_text())["files"]
-        sound = {name: held.get(name) for name in listed} == listed
-    except (OSError, ValueError, KeyError, TypeError):
-        sound = False
-    if not sound:
-        raise Damaged(next((blob for blob in entry.files if blob.path == MANIFEST), Blob(MANIFEST, "", 0, 0)))
 
 
 def _write_json(path: Path, document: Any) -> None:
