@@ -19,6 +19,7 @@ from trtbuild.cache.lock import Lock, lock_of, shown, stable_digests
 from trtbuild.errors import ArtefactError, CheckpointError, LockError
 from trtbuild.manifest import MANIFEST, SCHEMA
 from trtbuild.progress import Progress, silent
+from trtbuild.staging import WRITER
 
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, StopIteration)
 _SHOWN = 12
@@ -189,6 +190,7 @@ def _some(faults: list[str]) -> list[str]:
 
 def _digests(folder: Path, progress: Progress) -> dict[str, str]:
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = [name for name in names if name != WRITER]
     try:
         return hash_files(folder, names, Memo(), progress)
     except CheckpointError as error:

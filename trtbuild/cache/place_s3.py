@@ -72,7 +72,7 @@ class S3Place:
             except ImportError as error:
                 raise RemoteError("s3:// needs boto3", hint="pip install trtbuild[s3]") from error
             with self._translated():
-                self._connected = boto3.client("s3")
+                self._connected = boto3.session.Session().client("s3")
         return self._connected
 
     @contextmanager

@@ -17,7 +17,7 @@ from trtbuild.cache.inspect import inspect_artefact
 from trtbuild.errors import ArtefactError, HubError, OutputError, RemoteError
 from trtbuild.manifest import MANIFEST, sha256_file
 from trtbuild.progress import Progress, silent, stretch
-from trtbuild.staging import check_disk, check_output, staged_dir
+from trtbuild.staging import WRITER, check_disk, check_output, staged_dir
 
 FORMS = "a folder, file:///folder, s3://bucket/prefix or hf://owner/name[@revision]"
 
@@ -149,7 +149,7 @@ def _held(folder: Path, listed: dict[str, str]) -> set[str]:
     held = set()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and not name.startswith(".lock"):
+        if path.is_file() and name != WRITER:
             if name in listed and sha256_file(path) == listed[name]:
                 held.add(name)
             else:
