@@ -14,7 +14,12 @@ import pytest
 # threads of torch mostly wait for each other. The runtime's kernels and the torch executor set their own number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# The cache of the user that runs the tests is not for them; tests of the cache switch it on in a folder of their own.
+os.environ["TRTBUILD_NO_CACHE"] = "1"
+os.environ["TRTBUILD_CACHE"] = "/nonexistent/trtbuild"
+
 from tests.engines import demo_model, engines  # noqa: F401 - fixtures
+from tests.kept import artefact, artefact_copy, cache_folder  # noqa: F401 - fixtures
 from tests.native_paths import library  # noqa: F401 - a fixture
 from tests.serve_fixture import tiny_server, two_ranks  # noqa: F401 - fixtures
 from tests.tiny import ROOT, make_llama

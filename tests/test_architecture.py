@@ -68,11 +68,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     # It compares what stages made, so it reads as they do, and runs an engine as the runtime does.
     "verify": BASE | {"plan", "families", "lint", "checkpoint", "engine", "runtime", "text", "fields", "quantize"},
     "planning": BASE | {"plan", "hub", "checkpoint", "importers", "families", "sizing", "llmapi"},
+    "cache": BASE | {"hub"},
+    "caching": BASE | {"cache", "checkpoint", "llmapi", "quantize"},
     "converting": BASE
+    | {"cache", "caching"}
     | {"planning", "plan", "quantizing", "exporting", "calibrate", "hub", "checkpoint", "importers", "lint", "reshard"},
-    "building": BASE | {"planning", "converting", "engine", "importers", "families", "building_tensorrt"},
+    "building": BASE
+    | {"cache", "caching", "planning", "converting", "engine", "importers", "families", "building_tensorrt"},
     "building_tensorrt": BASE
-    | {"planning", "converting", "engine", "importers", "checkpoint", "hub", "lint", "families"},
+    | {"cache", "caching", "planning", "converting", "engine", "importers", "checkpoint", "hub", "lint", "families"},
     "verifying": BASE | {"planning", "converting", "building", "engine", "verify"},
     "checking": BASE | {"lint", "repo"},
     "pipeline": {"planning", "converting", "building", "building_tensorrt", "verifying", "checking", "running"},
@@ -96,6 +100,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "recipe",
         "running",
         "run_plan",
+        "cache",
     },
     # The sections of a recipe are the options of the stages.
     "recipe": BASE | {"quantize", "engine", "repo", "serve", "verify", "sizing", "plan"},
@@ -103,7 +108,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run_plan": BASE,
     "running": BASE
     | {"planning", "plan", "converting", "building", "verifying", "verify", "checkpoint", "hub", "repo", "recipe"}
-    | {"workdir", "run_plan", "sizing", "building_tensorrt", "engine", "llmapi"},
+    | {"cache", "workdir", "run_plan", "sizing", "building_tensorrt", "engine", "llmapi"},
 }
 # third-party packages that only some folders may import
 ONLY_IN = {
@@ -117,6 +122,9 @@ ONLY_IN = {
     "fastapi": {"openai"},
     "uvicorn": {"openai"},
     "pydantic": {"openai"},
+    "boto3": {"cache"},
+    "botocore": {"cache"},
+    "cyclonedx": {"cache"},
     "typer": {"cli"},
     "yaml": {"recipe", "repo"},
     "rich": {"cli"},
@@ -136,6 +144,9 @@ HEAVY = {
     "pydantic",
     "httpx",
     "matplotlib",
+    "boto3",
+    "botocore",
+    "cyclonedx",
 }
 # These modules are the heavy code itself, loaded only by processes that compute.
 HEAVY_MODULES = {
@@ -203,6 +214,10 @@ PURE = [
     "recipe/on_gpu",
     "run_plan",
     "recipe/schema",
+    "cache/key",
+    "cache/prune",
+    "cache/sbom",
+    "cache/provenance",
     "verify/gates",
     *(f"bench/{name}" for name in ("asking", "compare", "endpoint", "metrics", "record", "sse", "table", "workload")),
     "doctor/finding",

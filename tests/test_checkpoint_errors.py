@@ -19,6 +19,7 @@ import torch
 from tests.disks import disk_of
 from tests.tiny import ROOT, edit_config, edit_weights, make_llama, trtbuild
 from trtbuild import converting, pipeline
+from trtbuild.cache.stage import DOCUMENTS
 from trtbuild.errors import OutputError
 from trtbuild.spec import ConvertOptions
 
@@ -205,12 +206,8 @@ def test_force_replaces_what_trtbuild_made(llama_folder: Path, tmp_path: Path) -
     (out / "later").write_text("x")
     done = trtbuild("checkpoint", llama_folder, "-o", out, "--force", "--tp", "2")
     assert done.returncode == 0, done.stderr
-    assert sorted(p.name for p in out.iterdir()) == [
-        "config.json",
-        "rank0.safetensors",
-        "rank1.safetensors",
-        "trtbuild.json",
-    ]
+    whole = sorted(["config.json", "rank0.safetensors", "rank1.safetensors", *DOCUMENTS])
+    assert sorted(p.name for p in out.iterdir()) == whole
 
 
 def test_force_never_replaces_the_input(llama_copy: Path, tmp_path: Path) -> None:
@@ -268,6 +265,7 @@ def test_killed_in_the_middle_then_run_again(llama_folder: Path, tmp_path: Path)
 import os, signal
 from pathlib import Path
 from trtbuild import pipeline
+from trtbuild.cache.stage import DOCUMENTS
 from trtbuild.spec import ConvertOptions
 def die(done, total, text=""):
     if done > total / 2:

@@ -21,6 +21,7 @@ from tests.test_families_b import MODELS as GPT_LIKE
 from tests.test_families_b import make as make_gpt_like
 from tests.tiny import load_rank, make_llama, trtbuild
 from trtbuild import pipeline
+from trtbuild.cache.stage import DOCUMENTS
 from trtbuild.errors import CheckpointError, OutputError, PlanError
 from trtbuild.lint.check import check
 from trtbuild.manifest import sha256_file
@@ -53,7 +54,7 @@ def files(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): sha256_file(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "trtbuild.json"
+        if path.is_file() and path.name not in DOCUMENTS
     }
 
 

@@ -20,6 +20,7 @@ from tests.test_engine_errors import wait_for
 from tests.tiny import load_rank, make_llama, trtbuild
 from tests.trt import FAKES, LIMITS, build, rank_files
 from tests.worded import add_tokenizer, text_of
+from trtbuild.cache.stage import DOCUMENTS
 from trtbuild.engine.options import BuildOptions, LaunchOptions, LoraOptions, PluginOptions
 from trtbuild.engine.tensorrt.outputs import check_outputs
 from trtbuild.errors import CheckpointError, EngineError, PlanError, ToolError
@@ -53,9 +54,8 @@ def test_two_ranks_under_mpirun(trt_checkpoint: Path, tmp_path: Path, stand_in: 
     """Rank files of the right weights, the effective values recorded, hashes, timings kept, nothing else left."""
     out = tmp_path / "out"
     build(trt_checkpoint, out, LaunchOptions(mode=mode, log_dir=tmp_path / "logs"))
-    assert sorted(path.name for path in out.iterdir()) == [
-        *("config.json", "rank0.engine", "rank1.engine", "trtbuild.json"),
-    ]
+    whole = sorted(["config.json", "rank0.engine", "rank1.engine", *DOCUMENTS])
+    assert sorted(path.name for path in out.iterdir()) == whole
     for rank in range(2):
         made = json.loads((out / f"rank{rank}.engine").read_text())
         weights = (trt_checkpoint / f"rank{rank}.safetensors").read_bytes()

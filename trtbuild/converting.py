@@ -6,8 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trtbuild.cache.stage import Cache, Run
+from trtbuild.caching import checkpoint_run, reshard_run
 from trtbuild.errors import PlanError
-from trtbuild.manifest import tool_versions, write_manifest
+from trtbuild.manifest import tool_versions
 from trtbuild.planning import plan_folder, require_engine, resolve
 from trtbuild.progress import Progress, silent
 from trtbuild.spec import CALIBRATION, CalibrationOptions, ConvertOptions
@@ -33,6 +35,7 @@ def make_checkpoint(
     mpi: bool = False,
     allow_pickle: bool = False,
     for_engine: bool = False,
+    cache: Cache | None = None,
 ) -> Path:
     """Convert a model, or a TensorRT-LLM checkpoint of another layout, to a checkpoint in `out` (stages 2 and 3).
 
@@ -40,10 +43,11 @@ def make_checkpoint(
     Everything that can be known before a weight is read is checked first: the output, the plan, the disk, and with
     `for_engine` that the cpu runtime has an engine for the model. Half models lie in subfolders (encoder, decoder).
     What an interrupted run of the same conversion has finished is verified and kept. The bytes depend neither on
-    `workers` (threads, 0 = one a core) nor on the processes that share the ranks under `mpi`.
+    `workers` (threads, 0 = one a core) nor on the processes that share the ranks under `mpi`. What `cache` (None: kept
+    nowhere) has of the same inputs is not made again.
 
     Raises:
-        OutputError, HubError, CheckpointError, UnsupportedModel, PlanError, CalibrationError, EngineError;
+        OutputError, HubError, CheckpointError, UnsupportedModel, PlanError, CalibrationError, EngineError, LockError;
         ToolError: no MPI where it was asked for. SystemExit: with `mpi`, in all processes but the first.
     """
     from trtbuild.checkpoint.origin import describe_source
@@ -53,23 +57,30 @@ def make_checkpoint(
     from trtbuild.lint.read import parts_of
     from trtbuild.quantizing import prepared
 
+    cache = cache or Cache()
     with joined(mpi) as team:
         check_output(out, force=force)
         given = local_folder(model)
         if given is not None and parts_of(given):
             if options.target == "llmapi":
                 raise PlanError(["--target llmapi needs the Hugging Face model, and this is a TensorRT-LLM checkpoint"])
-            return reshard_checkpoint(given, out, without_auto(options), progress=progress, force=force)
+            return reshard_checkpoint(given, out, without_auto(options), progress=progress, force=force, cache=cache)
         source = resolve(model, revision, allow_pickle=allow_pickle)
         check_not_input(out, source.path)
+        run = checkpoint_run(cache, source, options, calibration, allow_pickle=allow_pickle, progress=progress)
+        if not for_engine and run.quick_hit(out, force=force):
+            return out
         plan, index = plan_folder(source.path, options, allow_pickle=allow_pickle)
         plan.require()
         if for_engine:
             require_engine(part.family for part in plan.parts)
+        if run.hit(out, force=force):
+            return out
         quantizer, made_of = prepared(plan.parts[0], source, calibration)
         made_of = {**describe_source(source, index), **made_of}
         with staged_dir(out, force=force, resume=True) as folder:
-            _write_checkpoint(team, plan, index, source.path, made_of, quantizer, folder, out, workers, progress)
+            _write_checkpoint(team, plan, index, source.path, made_of, quantizer, folder, out, workers, progress, run)
+        run.keep(out)
     return out
 
 
@@ -84,6 +95,7 @@ def _write_checkpoint(
     out: Path,
     workers: int,
     progress: Progress,
+    run: Run,
 ) -> None:
     """Write everything that a plan says into `folder`, which is to become `out`, or what is missing of it there.
 
@@ -122,7 +134,7 @@ def _write_checkpoint(
             digests |= team.convert(Work(part.ranks, index, folder, part.folder, workers), progress)
             write_documents(folder / part.folder, config)
     journal.remove()
-    write_manifest(
+    run.seal(
         folder,
         kind="checkpoint",
         source=made_of,
@@ -133,7 +145,13 @@ def _write_checkpoint(
 
 
 def reshard_checkpoint(
-    given: Path, out: Path, options: ConvertOptions, *, progress: Progress = silent, force: bool = False
+    given: Path,
+    out: Path,
+    options: ConvertOptions,
+    *,
+    progress: Progress = silent,
+    force: bool = False,
+    cache: Cache | None = None,
 ) -> Path:
     """Re-shard a TensorRT-LLM checkpoint to the layout of `options`, bit for bit and without the source model.
 
@@ -150,7 +168,12 @@ def reshard_checkpoint(
 
     check_output(out, force=force)
     check_not_input(out, given)
+    run = reshard_run(cache or Cache(), given, options, progress)
+    if run.quick_hit(out, force=force):
+        return out
     require_sound(given, progress)
+    if run.hit(out, force=force):
+        return out
     jobs = []
     dropped: set[str] = set()
     for part in parts_of(given):
@@ -171,7 +194,7 @@ def reshard_checkpoint(
             config = resharded_config(old.config, old.family, old.spec, new)
             write_documents(place, {"config.json": config, **old.quant_cfg})
             digests |= {(place / name).relative_to(folder).as_posix(): digest for name, digest in made.items()}
-        write_manifest(
+        run.seal(
             folder,
             kind="checkpoint",
             source=describe_parent(given, jobs[0][1].options, dropped),
@@ -179,4 +202,5 @@ def reshard_checkpoint(
             versions=tool_versions("numpy"),
             files=digests,
         )
+    run.keep(out)
     return out

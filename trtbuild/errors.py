@@ -8,8 +8,11 @@
     ├── CalibrationError   3   a text that quantization cannot be calibrated with
     ├── EngineError        3   an engine or repository that cannot be used here
     ├── VerifyError        3   things that cannot be compared; carries every problem at once
+    ├── LockError          3   what --locked names is not what is here; carries every difference
+    ├── ArtefactError      3   an artefact that is damaged, incomplete or not trtbuild's; carries every fault
     ├── OutputError        4   the output exists, cannot be written, or the disk is full
     ├── ToolError          5   mpirun, a rank or tritonserver failed; carries the last log lines
+    ├── RemoteError        6   an S3 store or folder refused an artefact, or does not have it
     ├── HubError           6   download refused, gated, offline or not found
     ├── ServerError        7   the server is away, not ready, stalls or refuses the request
     ├── RequestError       7   a generation request that the model cannot serve
@@ -33,7 +36,7 @@ EXIT_CODES: dict[int, str] = {
     3: "the model, checkpoint, engine or options cannot be used, or check found errors (nothing was written)",
     4: "the output exists, cannot be written, or the disk is full",
     5: "an external program or a rank failed (mpirun, a rank, tritonserver)",
-    6: "the Hugging Face hub refused, is offline, or does not have it",
+    6: "the Hugging Face hub or an artefact store refused, is offline, or does not have it",
     7: "the server is away, not ready, stalls or refused the request",
     8: "verify: a quantized model is not as good as a gate demands, or damaged",
     9: "doctor: this machine lacks something that the target needs",
@@ -101,6 +104,31 @@ class EngineError(TrtbuildError):
     exit_code = 3
 
 
+class LockError(TrtbuildError):
+    """Why an artefact cannot be made again as it was: `problems` holds one sentence for each difference."""
+
+    exit_code = 3
+
+    def __init__(self, problems: Sequence[str], *, hint: str = "") -> None:
+        self.problems = tuple(problems)
+        head = (
+            "the lock does not hold:"
+            if len(self.problems) == 1
+            else f"the lock does not hold, {len(self.problems)} differences:"
+        )
+        super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]), hint=hint)
+
+
+class ArtefactError(TrtbuildError):
+    """What is wrong with an artefact: `problems` holds one sentence for each fault."""
+
+    exit_code = 3
+
+    def __init__(self, where: object, problems: Sequence[str], *, hint: str = "") -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join([f"{where} is no sound artefact:", *(f"  - {p}" for p in self.problems)]), hint=hint)
+
+
 class OutputError(TrtbuildError):
     exit_code = 4
 
@@ -114,6 +142,10 @@ class ToolError(TrtbuildError):
         self.log_tail = tuple(log_tail)
         tail = "".join(f"\n  | {line}" for line in self.log_tail)
         super().__init__(message + tail, hint=hint)
+
+
+class RemoteError(TrtbuildError):
+    exit_code = 6
 
 
 class HubError(TrtbuildError):

@@ -28,6 +28,7 @@ from trtbuild.staging import staged_dir
 from trtbuild.workdir import changes, claimed, read_state, require_work, write_recipe, write_state
 
 if TYPE_CHECKING:
+    from trtbuild.cache.stage import Cache
     from trtbuild.hub.snapshot import ModelHeaders, ModelSource
     from trtbuild.plan import ModelPlan
     from trtbuild.recipe.contents import Recipe
@@ -59,6 +60,7 @@ def run_recipe(
     warn: Callable[[str], None] = unheard,
     workers: int = 0,
     allow_pickle: bool = False,
+    cache: Cache | None = None,
 ) -> list[Outcome]:
     """Run every stage of a recipe that does not stand in `work`, up to and with `until`; `warn` gets warnings first.
 
@@ -71,7 +73,7 @@ def run_recipe(
     from trtbuild.recipe.contents import write
 
     stages = stages_of(recipe, until)
-    run = _Run(recipe, work, workers=workers, allow_pickle=allow_pickle)
+    run = _Run(recipe, work, workers=workers, allow_pickle=allow_pickle, cache=cache)
     planned = run.planned(stages)
     planned.require()
     require_host(planned.engine.obstacles)
@@ -95,12 +97,20 @@ def run_recipe(
 class _Run:
     """One recipe in one work directory: what each stage is asked for, whether it stands, and how it is made."""
 
-    def __init__(self, recipe: Recipe, work: Path, *, workers: int = 0, allow_pickle: bool = False) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        work: Path,
+        *,
+        workers: int = 0,
+        allow_pickle: bool = False,
+        cache: Cache | None = None,
+    ) -> None:
         from trtbuild.hub.snapshot import resolve_headers
         from trtbuild.recipe.on_gpu import on_gpu
 
         self._recipe, self._work = recipe, work
-        self._workers, self._allow_pickle = workers, allow_pickle
+        self._workers, self._allow_pickle, self._cache = workers, allow_pickle, cache
         require_work(work)
         source = resolve_headers(recipe.model, recipe.revision)
         self._source = _identity(source)
@@ -233,6 +243,7 @@ class _Run:
             force=True,
             workers=self._workers,
             allow_pickle=self._allow_pickle,
+            cache=self._cache,
         )
 
     def _verify(self, out: Path, progress: Progress) -> None:
@@ -268,7 +279,8 @@ class _Run:
 
         recipe = self._recipe
         given, options = str(self._work / "checkpoint"), ConvertOptions(target=recipe.target)
-        make_engine(given, out, options, recipe.build, progress=progress, force=True, launch=recipe.launch)
+        shared: dict[str, Any] = {"launch": recipe.launch, "cache": self._cache}
+        make_engine(given, out, options, recipe.build, progress=progress, force=True, **shared)
 
     def _repository(self, out: Path, progress: Progress) -> None:
         from trtbuild.repo.write import write_repository

@@ -19,7 +19,8 @@ from pathlib import Path
 from trtbuild.errors import OutputError
 from trtbuild.manifest import MANIFEST
 
-_LOCK = ".lock"
+WRITER = ".lock"
+"""The file that the process which writes an output holds a lock on; it is gone when the output stands."""
 _REASONS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -52,12 +53,12 @@ def check_output(out: Path, *, force: bool = False) -> None:
 
 @contextmanager
 def staged_dir(
-    out: Path, *, force: bool = False, resume: bool = False, keep: type[Exception] | None = None
+    out: Path, *, force: bool = False, resume: bool = False, keep: type[Exception] | tuple[type[Exception], ...] = ()
 ) -> Iterator[Path]:
     """Yield a directory to write into; it becomes `out` when the block ends without an error.
 
     With `resume` it holds what a killed or interrupted run left, and the block decides what of that is good; Ctrl-C and
-    SIGTERM then leave it for the next run, while errors remove it, but for those of the kind `keep`.
+    SIGTERM then leave it for the next run, while errors remove it, but for those of the kinds `keep`.
 
     Raises:
         OutputError: the output exists, another process writes it, or the file system refuses.
@@ -76,7 +77,7 @@ def staged_dir(
         yield partial
         _publish(partial, out)
         done = True
-        (out / _LOCK).unlink()
+        (out / WRITER).unlink()
     except OSError as error:
         if error.errno in _REASONS and error.errno != errno.ENOENT:
             raise write_error(out, error) from error
@@ -84,7 +85,7 @@ def staged_dir(
     finally:
         why = sys.exc_info()[1]
         interrupted = why is not None and not isinstance(why, Exception)
-        kept = resume and (interrupted or (keep is not None and isinstance(why, keep)))
+        kept = resume and (interrupted or isinstance(why, keep))
         if not done and not kept:  # what is finished is kept for the same command
             shutil.rmtree(partial, ignore_errors=True)
         os.close(lock)
@@ -132,18 +133,18 @@ def _claim(partial: Path, out: Path, *, keep: bool) -> int:
     """Create and lock the partial directory; leftovers of a dead writer are cleared first, unless `keep`."""
     busy = OutputError(f"another trtbuild is writing {out} right now", hint="Wait for it, or choose another output.")
     if partial.exists():
-        if _is_locked(partial / _LOCK):
+        if _is_locked(partial / WRITER):
             raise busy
         if not keep:
             shutil.rmtree(partial)
     partial.mkdir(exist_ok=keep)
-    lock = os.open(partial / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    lock = os.open(partial / WRITER, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if keep else 0))
     except BlockingIOError:
         os.close(lock)
         raise busy from None
-    if not (partial / _LOCK).exists() or os.fstat(lock).st_ino != (partial / _LOCK).stat().st_ino:
+    if not (partial / WRITER).exists() or os.fstat(lock).st_ino != (partial / WRITER).stat().st_ino:
         os.close(lock)  # another process took the directory for a leftover before it was locked
         raise busy
     return lock

@@ -53,6 +53,13 @@ def read_index(folder: Path, *, allow_pickle: bool = False) -> dict[str, TensorI
     return found
 
 
+def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[str]:
+    """Names of the files that `read_index` would read, its index among them; raises CheckpointError as it does."""
+    single, index = _names(folder, allow_pickle)
+    weight_map = _weight_map(folder, single, index)
+    return [single] if weight_map is None else [index, *sorted(set(weight_map.values()))]
+
+
 def read_header(path: Path) -> list[TensorInfo]:
     """Tensors of one safetensors file, in file order.
 

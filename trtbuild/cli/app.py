@@ -13,6 +13,7 @@ import typer
 from trtbuild import __version__
 from trtbuild.cli import (
     bench,
+    cache,
     chat,
     check,
     checkpoint,
@@ -20,8 +21,11 @@ from trtbuild.cli import (
     doctor,
     engine,
     generate,
+    inspect,
     openai,
     plan,
+    pull,
+    push,
     repo,
     run,
     serve,
@@ -63,11 +67,14 @@ for command in (
     plan,
     doctor,
     check,
+    inspect,
     verify,
     checkpoint,
     engine,
     repo,
     run,
+    push,
+    pull,
     serve,
     generate,
     chat,
@@ -76,6 +83,7 @@ for command in (
 ):
     app.command(name=command.NAME, rich_help_panel=command.PANEL)(command.command)
 app.add_typer(client.app, name="client", rich_help_panel="Serve")
+app.add_typer(cache.app, name="cache", rich_help_panel="Look")
 app.add_typer(show.app, name="show", rich_help_panel="Look")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trtbuild.cli.locked import Asked, settled
 from trtbuild.cli.options import (
     AllowPickleOpt,
     CalibChatOpt,
@@ -19,10 +20,12 @@ from trtbuild.cli.options import (
     GroupSizeOpt,
     KvCacheOpt,
     LmHeadOpt,
-    ModelArg,
+    LockableModelArg,
+    LockedOpt,
     MoeEpOpt,
     MoeTpOpt,
     MpiOpt,
+    NoCacheOpt,
     OutputOpt,
     ParallelEmbeddingOpt,
     PpOpt,
@@ -44,8 +47,8 @@ PANEL = "Build"
 
 
 def command(
-    model: ModelArg,
     output: OutputOpt,
+    model: LockableModelArg = None,
     tp: TpOpt = 1,
     pp: PpOpt = 1,
     dtype: DtypeOpt = "auto",
@@ -72,6 +75,8 @@ def command(
     mpi: MpiOpt = False,
     allow_pickle: AllowPickleOpt = False,
     force: ForceOpt = False,
+    locked: LockedOpt = None,
+    no_cache: NoCacheOpt = False,
 ) -> None:
     """Convert a model, or re-shard a checkpoint, to a TensorRT-LLM checkpoint: config.json and rankN.safetensors.
 
@@ -84,40 +89,31 @@ def command(
         tp, pp, dtype, quant, target, *embedding, moe_tp, moe_ep, group_size, kv_cache, sm, quant_layer, lm_head
     )
     calibration = CalibrationOptions(calib, calib_samples, calib_length, calib_seed, calib_chat, calib_search)
-    _make(model, output, options, calibration, revision, workers, mpi, allow_pickle, force)
+    asked = settled(Asked(model, revision, options, calibration, allow_pickle), NAME, locked, no_cache)
+    _make(asked, output, workers, mpi, force)
 
 
-def _make(
-    model: str,
-    output: Path,
-    options: ConvertOptions,
-    calibration: CalibrationOptions,
-    revision: str | None,
-    workers: int,
-    mpi: bool,
-    allow_pickle: bool,
-    force: bool,
-) -> None:
+def _make(asked: Asked, output: Path, workers: int, mpi: bool, force: bool) -> None:
     from trtbuild import pipeline
 
     try:
         with progress_bar("checkpoint") as progress:
             made = pipeline.make_checkpoint(
-                model,
+                asked.source,
                 output,
-                options,
-                calibration=calibration,
-                revision=revision,
+                asked.options,
                 progress=progress,
                 force=force,
                 workers=workers,
                 mpi=mpi,
-                allow_pickle=allow_pickle,
+                **asked.shared,
             )
     except KeyboardInterrupt:
         note("what was finished is kept beside the output; the same command goes on from there")
         raise
-    _say(made, options)
+    for text in asked.cache.notes:
+        note(text)
+    _say(made, asked.options)
 
 
 def _say(made: Path, options: ConvertOptions) -> None:

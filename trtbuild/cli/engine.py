@@ -23,6 +23,7 @@ from trtbuild.cli.engine_options import (
     TimingCacheOpt,
     launch_options,
 )
+from trtbuild.cli.locked import Asked, settled
 from trtbuild.cli.options import (
     AllowPickleOpt,
     CalibChatOpt,
@@ -38,9 +39,11 @@ from trtbuild.cli.options import (
     GroupSizeOpt,
     KvCacheOpt,
     LmHeadOpt,
-    ModelArg,
+    LockableModelArg,
+    LockedOpt,
     MoeEpOpt,
     MoeTpOpt,
+    NoCacheOpt,
     OutputOpt,
     ParallelEmbeddingOpt,
     PpOpt,
@@ -63,8 +66,8 @@ _USUAL = LaunchOptions()
 
 
 def command(
-    model: ModelArg,
     output: OutputOpt,
+    model: LockableModelArg = None,
     tp: TpOpt = 1,
     pp: PpOpt = 1,
     dtype: DtypeOpt = "auto",
@@ -103,6 +106,8 @@ def command(
     log_dir: LogDirOpt = None,
     dry_run: DryRunOpt = False,
     as_json: EngineJsonOpt = False,
+    locked: LockedOpt = None,
+    no_cache: NoCacheOpt = False,
 ) -> None:
     """Build an engine: one process a rank, under mpirun or srun.
 
@@ -115,64 +120,44 @@ def command(
     limits = with_settings(BuildOptions(max_batch_size, max_seq_len, max_num_tokens), settings)
     launch = launch_options(mode, launcher, processes, hostfile, timeout, hang, timing_cache, log_dir)
     calibration = CalibrationOptions(calib, calib_samples, calib_length, calib_seed, calib_chat, calib_search)
+    asked = settled(Asked(model, revision, options, calibration, allow_pickle, limits), NAME, locked, no_cache)
     if dry_run or as_json:
-        if not dry_run or options.target != "tensorrt":
-            raise typer.BadParameter("--dry-run is for --target tensorrt, and --json for --dry-run")
-        _show(model, output, options, limits, launch, calibration, revision, allow_pickle, as_json)
+        _show(asked, output, launch, dry_run, as_json)
     else:
-        _make(model, output, options, limits, launch, calibration, revision, force, allow_pickle)
+        _make(asked, output, launch, force)
 
 
-def _make(
-    model: str,
-    output: Path,
-    options: ConvertOptions,
-    limits: BuildOptions,
-    launch: LaunchOptions,
-    calibration: CalibrationOptions,
-    revision: str | None,
-    force: bool,
-    allow_pickle: bool,
-) -> None:
+def _make(asked: Asked, output: Path, launch: LaunchOptions, force: bool) -> None:
     from trtbuild import pipeline
 
-    if options.target == "cpu" and launch != _USUAL:
+    if asked.options.target == "cpu" and launch != _USUAL:
         raise typer.BadParameter("options of the TensorRT build need --target tensorrt")
     with progress_bar("engine") as progress:
         made = pipeline.make_engine(
-            model,
+            asked.source,
             output,
-            options,
-            limits,
-            calibration=calibration,
-            revision=revision,
+            asked.options,
+            asked.limits,
             progress=progress,
             force=force,
-            allow_pickle=allow_pickle,
             launch=launch,
             warn=lambda text: note(f"warning: {text}"),
+            **asked.shared,
         )
+    for text in asked.cache.notes:
+        note(text)
     note(f"engine of {len(list(made.rglob('rank*.engine')))} rank(s) in {made}")
 
 
-def _show(
-    model: str,
-    output: Path,
-    options: ConvertOptions,
-    limits: BuildOptions,
-    launch: LaunchOptions,
-    calibration: CalibrationOptions,
-    revision: str | None,
-    allow_pickle: bool,
-    as_json: bool,
-) -> None:
+def _show(asked: Asked, output: Path, launch: LaunchOptions, dry_run: bool, as_json: bool) -> None:
     """The dry run: what would run and be written."""
     from trtbuild import pipeline
     from trtbuild.cli.engine_plan import document, show
 
-    plan = pipeline.plan_engine(
-        model, options, limits, launch, calibration=calibration, revision=revision, allow_pickle=allow_pickle
-    )
+    if not dry_run or asked.options.target != "tensorrt":
+        raise typer.BadParameter("--dry-run is for --target tensorrt, and --json for --dry-run")
+    shared = {name: value for name, value in asked.shared.items() if name != "cache"}
+    plan = pipeline.plan_engine(asked.source, asked.options, asked.limits, launch, **shared)
     if as_json:
         print_json(document(plan, output))
     else:

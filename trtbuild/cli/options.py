@@ -49,6 +49,27 @@ ModelArg = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="Model folder, or hub id ORG/NAME or ORG/NAME@REVISION.", show_default=False),
 ]
+LockableModelArg = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="Model folder, or hub id ORG/NAME or ORG/NAME@REVISION; not needed where --locked names one of the hub.",
+        show_default=False,
+    ),
+]
+LockedOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--locked",
+        metavar="LOCK",
+        help="Make again what a trtbuild.lock.json, or the artefact with it, names: with its options, and only if "
+        "sources, versions and the bytes that come out are the same.",
+        show_default=False,
+    ),
+]
+NoCacheOpt = Annotated[
+    bool, typer.Option("--no-cache", help="Make it anew, and do not keep it in the cache (TRTBUILD_NO_CACHE=1).")
+]
 OutputOpt = Annotated[
     Path, typer.Option("-o", "--output", metavar="DIR", help="Directory to make.", show_default=False)
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trtbuild.cli.options import AllowPickleOpt, JsonOpt, WorkersOpt
+from trtbuild.cli.options import AllowPickleOpt, JsonOpt, NoCacheOpt, WorkersOpt
 from trtbuild.cli.output import data, note, print_json, progress_bar, size
 
 if TYPE_CHECKING:
@@ -72,10 +72,12 @@ def command(
     ] = False,
     workers: WorkersOpt = 0,
     allow_pickle: AllowPickleOpt = False,
+    no_cache: NoCacheOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Run a recipe: plan, checkpoint, verify where it says so, engine, repository; what stands already is skipped."""
     from trtbuild import pipeline
+    from trtbuild.cache.stage import open_cache
     from trtbuild.recipe.shelf import load
 
     loaded = load(recipe, sets)
@@ -88,6 +90,7 @@ def command(
             _show(loaded, planned, shown)
         planned.require()
         return
+    cache = open_cache(keep=not no_cache)
     outcomes = pipeline.run_recipe(
         loaded,
         output,
@@ -96,7 +99,10 @@ def command(
         warn=lambda text: note(f"warning: {text}"),
         workers=workers,
         allow_pickle=allow_pickle,
+        cache=cache,
     )
+    for text in cache.notes:
+        note(text)
     if as_json:
         print_json({"schema": SCHEMA, "work": str(output), "stages": [_outcome(outcome) for outcome in outcomes]})
     _say(loaded, output, outcomes)

@@ -30,6 +30,8 @@ _POLL_S = 0.05
 _QUANT_NAMES = {method.quant_algo: method.name for method in METHODS.values()}
 LAUNCHER_LOG = "mpirun.log"
 KERNELS = "kernels.json"  # what was measured; its figures differ from build to build, so nothing is derived from them
+MEASURED: dict[str, tuple[str, ...]] = {KERNELS: (), "config.json": ("trtbuild.executor",)}
+"""What cannot be the same twice: file -> dotted paths of JSON values, none = all of it."""
 
 
 def read_checkpoint_config(checkpoint: Path) -> dict[str, Any]:

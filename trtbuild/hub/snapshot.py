@@ -75,7 +75,7 @@ def resolve_model(model: str, revision: str | None = None, *, allow_pickle: bool
     from huggingface_hub import snapshot_download
 
     def fetch(patterns: tuple[str, ...]) -> Path:
-        with _translated(repo, wanted):
+        with translated(repo, wanted):
             found = snapshot_download(
                 repo, revision=wanted, allow_patterns=list(patterns), ignore_patterns=list(_IGNORED)
             )
@@ -104,7 +104,7 @@ def resolve_headers(model: str, revision: str | None = None) -> ModelSource | Mo
     if is_offline_mode():
         return resolve_model(model, revision)
     api = HfApi()
-    with _translated(repo, wanted):
+    with translated(repo, wanted):
         commit = api.model_info(repo, revision=wanted).sha or wanted
         config = json.loads(Path(hf_hub_download(repo, "config.json", revision=commit)).read_text(encoding="utf-8"))
         quant_config = None
@@ -150,7 +150,7 @@ def hub_id(model: str, revision: str | None) -> tuple[str, str | None]:
 
 
 @contextmanager
-def _translated(repo: str, revision: str | None) -> Iterator[None]:
+def translated(repo: str, revision: str | None) -> Iterator[None]:
     """Every failure of the hub client as one sentence with a remedy."""
     from huggingface_hub import constants, errors
 
