@@ -28,8 +28,6 @@ def checkpoint_run(
     progress: Progress = silent,
 ) -> Run:
     """A model -> a checkpoint. Where it is calibrated, the tokenizer and the processor that computes count too."""
-    from trtbuild.llmapi.shards import COPIED
-
     calibrated = _is_calibrated(options)
     asked = {
         "convert": options,
@@ -37,7 +35,10 @@ def checkpoint_run(
         "allow_pickle": allow_pickle,
     }
     machine = facts.machine() if calibrated else {}
-    files = _model_files(source, calibrated, allow_pickle, COPIED if options.target == "llmapi" else ())
+    copied: tuple[str, ...] = ()
+    if options.target == "llmapi":
+        from trtbuild.llmapi.shards import COPIED as copied  # loads much, which a hit of the others would wait for
+    files = _model_files(source, calibrated, allow_pickle, copied)
     return Run(cache, "checkpoint", files, asked, machine=machine, progress=progress)
 
 
