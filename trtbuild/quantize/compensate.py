@@ -56,6 +56,8 @@ def _factor(gram: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     made.diagonal().add_(_OWN * own + _COMMON * own.median() + (own <= 0) * own.max().clamp(min=1e-30))
     unit = made.diagonal().rsqrt()  # all ones on the diagonal is what float32 can factorize
     made.mul_(unit.unsqueeze(1)).mul_(unit)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(made))
-    factor: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
+    # One name for both, so that no more than two of these are in memory.
+    made = torch.linalg.cholesky(made)
+    made = torch.cholesky_inverse(made)
+    factor: torch.Tensor = torch.linalg.cholesky(made, upper=True)
     return factor.mul_(unit)

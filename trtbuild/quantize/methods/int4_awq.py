@@ -63,7 +63,7 @@ def compensated_fields(smoothed: torch.Tensor, p: torch.Tensor, gram: torch.Tens
     """As `fields`, with the scales and weights that the inputs' gram [in, in] or [E, in, in] favours."""
     import torch
 
-    met = gram * torch.outer(p, p)
+    met = (gram * p).mul_(p.unsqueeze(1))
     if smoothed.dim() == 2:
         q, scale = compensated_groups(smoothed, met, group_size)
     else:
