@@ -114,8 +114,9 @@ def test_several_hosts() -> None:
     hosts = Hosts(hostfile=Path("/h"))
     plain = launch(of(), hosts=hosts).plain
     variables = "PATH PYTHONPATH LD_LIBRARY_PATH PYTHONUNBUFFERED TRTBUILD_RUN_DIR TRTBUILD_LOG_DIR TRTBUILD_SERVER"
-    each = " ".join(["--hostfile /h", *(f"-x {name}" for name in variables.split())])
-    assert " ".join(plain).startswith(f"mpirun --allow-run-as-root {each} -n 1 /opt/tritonserver/bin/tritonserver ")
+    each = " ".join(f"-x {name}" for name in variables.split())
+    begin = f"mpirun --allow-run-as-root --hostfile /h {each} -n 1 /opt/tritonserver/bin/tritonserver "
+    assert " ".join(plain).startswith(begin)
     assert f": {each} -n 1 /opt" in " ".join(plain)
     machine = Machine(slots={"gpu1": 8, "gpu2": 8})
     assert connect_host(OPTIONS, hosts, machine) == "127.0.0.1"

@@ -104,9 +104,9 @@ def make_launch(
     if hosts.slurm:
         argv, plain = _srun(job, world, log_dir)
     else:
-        where = ["--oversubscribe"] if hosts.hostfile is None else []
-        each = ["--hostfile", str(hosts.hostfile)] if hosts.hostfile is not None else []
-        each += [word for name in exported for word in ("-x", name)] if hosts.hostfile is not None else []
+        # A hostfile holds for all contexts, and Open MPI 5 takes a second one for another file; -x holds for one.
+        where = ["--oversubscribe"] if hosts.hostfile is None else ["--hostfile", str(hosts.hostfile)]
+        each = [word for name in exported for word in ("-x", name)] if hosts.hostfile is not None else []
         head = [mpirun, *(["--allow-run-as-root"] if as_root else []), *where]
         argv, plain = [*head], [*head]
         for rank in range(world):

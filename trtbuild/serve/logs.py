@@ -50,7 +50,9 @@ def space_problem(folder: Path) -> OutputError | None:
         with suppress(OSError):
             probe.unlink(missing_ok=True)
         failed = write_error(folder, error)
-        return OutputError(f"the logs cannot be written: {failed.message}", hint=failed.hint)
+        return OutputError(
+            f"the logs cannot be written: {failed.message}", hint="Make room, or choose another --log-dir."
+        )
     return None
 
 
