@@ -201,11 +201,12 @@ class _Run:
 
     def files(self, stage: str) -> dict[str, int | None]:
         """What a stage writes, with sizes where the plan knows them."""
+        from trtbuild.cache.stage import DOCUMENTS
         from trtbuild.checkpoint.pack import configs_of
 
         found: dict[str, int | None] = {}
         if stage == "checkpoint" and self._recipe.target == "llmapi":
-            return {**_hf_files(self.plan), MANIFEST: None}
+            return {**_hf_files(self.plan), **dict.fromkeys(DOCUMENTS)}
         for part in self.plan.parts:
             if stage == "checkpoint":
                 documents = configs_of(part.family, part.spec, part.options, part.choices) if part.ranks else {}
@@ -222,7 +223,7 @@ class _Run:
             from trtbuild.repo.render import models_of
 
             found |= {f"{model}/config.pbtxt": None for model in models_of(bls=self._recipe.repo.bls)}
-        return {**found, MANIFEST: None}
+        return {**found, **dict.fromkeys(DOCUMENTS if stage in ("checkpoint", "engine") else (MANIFEST,))}
 
     def _digest(self, stage: str) -> str:
         """SHA-256 of a stage's manifest, which holds those of its files; empty where there is none."""
