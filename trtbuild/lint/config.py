@@ -266,7 +266,8 @@ def _rotary_channels(config: Dict[str, Any]) -> int:
     if is_kind(own, "positive integer"):
         return int(own or 0)
     right = is_kind(size, "positive integer") and is_kind(part, "positive number") and part <= 1
-    return int(int(size or 0) * part) if right else 0
+    # A size that is no float would overflow, and no head has that many channels.
+    return int(int(size or 0) * part) if right and int(size or 0) < 2**31 else 0
 
 
 def _mapping_key(key: str) -> Finding:
