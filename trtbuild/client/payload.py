@@ -17,7 +17,8 @@ class Generation:
     """One prompt and how to continue it; None leaves a choice to the server (greedy, no penalties).
 
     `log_probs` and `count_prompt` ask for what `Chunk` can hold. `guide_type` (json, json_schema, regex, ebnf_grammar)
-    and `guide` want guided decoding on the server.
+    and `guide` want guided decoding on the server. Without `stream` the answer comes whole, as models that are not
+    decoupled give it.
     """
 
     prompt: str
@@ -38,6 +39,7 @@ class Generation:
     count_prompt: bool = False
     guide: str | None = None
     guide_type: str | None = None
+    stream: bool = True
 
 
 def request_tensors(generation: Generation) -> list[tuple[str, str, list[list[Any]]]]:
@@ -59,7 +61,7 @@ def request_tensors(generation: Generation) -> list[tuple[str, str, list[list[An
     singles = (
         ("text_input", "BYTES", g.prompt.encode()),
         ("max_tokens", "INT32", g.max_tokens),
-        ("stream", "BOOL", True),
+        ("stream", "BOOL", g.stream),
         ("exclude_input_in_output", "BOOL", True),
         ("return_num_output_tokens", "BOOL", True),
         ("temperature", "FP32", temperature),

@@ -127,7 +127,7 @@ class FirstToken:
                 names = [str(entry["name"]) for entry in client.index() if entry.get("state") == "READY"]
                 self.models = tuple(name for name in names if _takes_text(client.metadata(name)))
                 for name in self.models:
-                    answer = client.infer(Generation(_PROMPT, max_tokens=1, end_id=-1), model=name)
+                    answer = client.infer(Generation(_PROMPT, max_tokens=1, end_id=-1, stream=False), model=name)
                     if answer.token_count != 1:
                         raise ServerError(
                             f"model {name} answered with {answer.token_count} tokens where one was asked for"
