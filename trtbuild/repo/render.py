@@ -43,12 +43,7 @@ def pbtxt_string(value: object) -> str:
 
 
 def render_configs(models: Sequence[str], values: Mapping[str, Any]) -> dict[str, str]:
-    """The config.pbtxt of every one of `models`; raises as `render_config`."""
-    return {model: render_config(model, model, values) for model in models}
-
-
-def render_config(template: str, model: str, values: Mapping[str, Any]) -> str:
-    """The config.pbtxt of a model, from the template of that name.
+    """The config.pbtxt of every one of `models`.
 
     Raises:
         EngineError: a template misses a value, or the text is not a model configuration.
@@ -63,12 +58,15 @@ def render_config(template: str, model: str, values: Mapping[str, Any]) -> str:
     )
     environment.filters["pbtxt"] = pbtxt_string
     environment.filters["tf"] = lambda value: "true" if value else "false"
-    try:
-        text = environment.get_template(f"{template}/config.pbtxt.j2").render(**values)
-    except TemplateError as error:
-        raise EngineError(f"template {template}/config.pbtxt.j2: {error}") from error
-    check_config(model, text)
-    return text
+    texts = {}
+    for model in models:
+        try:
+            text = environment.get_template(f"{model}/config.pbtxt.j2").render(**values)
+        except TemplateError as error:
+            raise EngineError(f"template {model}/config.pbtxt.j2: {error}") from error
+        check_config(model, text)
+        texts[model] = text
+    return texts
 
 
 def check_config(model: str, text: str) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 
 from trtbuild.errors import RequestError, TrtbuildError
 from trtbuild.text.tokenizer import load_tokenizer
-from trtbuild.triton.answer import Answer
 from trtbuild.triton.chain import TextRequest, text_request
 from trtbuild.triton.prompts import Prompts, parse_switch
 from trtbuild.triton.texts import Texts
@@ -31,6 +30,52 @@ PASSED_ON = (
 """Outputs of `tensorrt_llm` that are outputs of this model."""
 _READ = ("output_ids", "sequence_length")
 _CPU = ("STREAM_ID", "IS_FINAL")
+
+
+class Answer:
+    """The response sender of one request; it must not be touched after its FINAL flag, which crashes the server."""
+
+    def __init__(self, pb: Any, sender: Any, *, decoupled: bool) -> None:
+        self._pb, self._sender, self._decoupled = pb, sender, decoupled
+        self._lock = threading.Lock()
+        self._open = True
+        self.gone = False
+        """The client cancelled, or left."""
+
+    def send(self, tensors: Mapping[str, Any], *, final: bool = False) -> None:
+        made = [self._pb.Tensor(name, values) for name, values in tensors.items()]
+        self._respond(self._pb.InferenceResponse(output_tensors=made), final=final)
+
+    def fail(self, message: str, kind: Any = None) -> None:
+        error = self._pb.TritonError(message, *(() if kind is None else (kind,)))
+        self._respond(self._pb.InferenceResponse(output_tensors=[], error=error), final=True)
+
+    def end(self) -> None:
+        """End an answer that has had its last response; one that is still open where Triton wants exactly one fails."""
+        if not self._decoupled:
+            self.fail("the request was cancelled", self._pb.TritonError.CANCELLED)
+        with self._lock:
+            if self._open:
+                self._open = False
+                self._sender.send(flags=self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def left(self) -> bool:
+        """True once, when the client is found to have cancelled."""
+        with self._lock:
+            if not self._open or self.gone or not self._sender.is_cancelled():
+                return False
+            self.gone = True
+            return True
+
+    def _respond(self, response: Any, *, final: bool) -> None:
+        with self._lock:
+            if not self._open:
+                return
+            if final:
+                self._open = False
+                self._sender.send(response, flags=self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            else:
+                self._sender.send(response)
 
 
 class Bls:
@@ -58,8 +103,7 @@ class Bls:
     def execute(self, tensors: Mapping[str, Any], parameters: Mapping[str, Any], sender: Any) -> None:
         """Take one request; its answers go to `sender`, now or later."""
         answer = Answer(self._pb, sender, decoupled=self._decoupled)
-        work = self._pool.submit(self._run, answer, tensors, parameters.get("add_special_tokens"))
-        work.add_done_callback(answer.fail_with)
+        self._pool.submit(self._run, answer, tensors, parameters.get("add_special_tokens"))
 
     def close(self) -> None:
         self._closing.set()
@@ -70,6 +114,8 @@ class Bls:
             self._serve(answer, text_request(tensors, self._prompts, add_special_tokens))
         except TrtbuildError as error:
             answer.fail(error.message, self._pb.TritonError.INVALID_ARG)
+        except Exception as error:
+            answer.fail(f"{type(error).__name__}: {error}")
 
     def _serve(self, answer: Answer, request: TextRequest) -> None:
         """Raises RequestError for what cannot be served in this form."""
