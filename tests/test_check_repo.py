@@ -56,7 +56,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sound")
     for target in ("cpu", "tensorrt"):
         built = engine(folder / f"{target}-engine", target)
-        write_repository(built, folder / target, demo_tokenizer(), RepositoryOptions(bls=True))
+        write_repository(built, folder / target, demo_tokenizer(), RepositoryOptions())
     return folder
 
 
@@ -112,6 +112,14 @@ def gone(*names: str) -> Edit:
     return edit
 
 
+def bls(repository: Path) -> None:
+    """A tensorrt_llm_bls that is not decoupled beside a tensorrt_llm that is."""
+    folder = repository / "tensorrt_llm_bls"
+    (folder / "1").mkdir(parents=True)
+    (folder / "1" / "model.py").touch()
+    (folder / "config.pbtxt").write_text('name: "tensorrt_llm_bls"\nbackend: "python"\nmax_batch_size: 8\n')
+
+
 def llmapi(repository: Path) -> None:
     folder = repository / "llm" / "1"
     folder.mkdir(parents=True)
@@ -136,7 +144,6 @@ def no_ends(repository: Path) -> None:
 
 
 FAULTS: list[tuple[str, str, Edit]] = [
-    ("bls-model", "cpu", text("tensorrt_llm_bls", r'string_value: "tensorrt_llm"', 'string_value: "llm"')),
     # rule, target, fault
     ("model-config", "cpu", text("ensemble", r"max_batch_size: \d+", "max_batch_size: ${triton_max_batch_size}")),
     ("model-config", "tensorrt", text("tensorrt_llm", "TYPE_FP32", "${logits_datatype}")),
@@ -180,7 +187,7 @@ FAULTS: list[tuple[str, str, Edit]] = [
     ("instance-group", "tensorrt", text("tensorrt_llm", "count: 1 kind: KIND_CPU", "count: 2 kind: KIND_CPU")),
     ("stream-order", "cpu", text("postprocessing", "count: 1", "count: 4")),
     ("decoupled", "tensorrt", text("tensorrt_llm", "decoupled: true", "decoupled: false")),
-    ("decoupled", "tensorrt", text("tensorrt_llm_bls", "decoupled: true", "decoupled: false")),
+    ("decoupled", "tensorrt", bls),
     ("llmapi-yaml", "cpu", llmapi),
     ("ensemble-model", "cpu", gone("postprocessing")),
     ("ensemble-tensor", "cpu", text("ensemble", 'key: "runtime_top_k"', 'key: "top_k"')),
@@ -193,7 +200,7 @@ FAULTS: list[tuple[str, str, Edit]] = [
     ("tokenizer-ends", "cpu", no_ends),
 ]  # fmt: skip
 TOGETHER = {
-    "model-config": {"ensemble-model", "bls-model"},  # a model that cannot be read is missing where it is used
+    "model-config": {"ensemble-model"},  # a model that cannot be read is missing where it is used
     "chunked-context": {"engine-plugins", "kv-reuse"},
     "input-length": set(),
     "prompt-table": {"ensemble-type"},

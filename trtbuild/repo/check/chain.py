@@ -22,10 +22,6 @@ def chain_findings(configs: Mapping[str, Any]) -> Iterator[Finding]:
         if flags[0] != flags[1]:
             said = f"tensorrt_llm {_word(flags[0])}, tensorrt_llm_bls {_word(flags[1])}"
             yield found("decoupled", "tensorrt_llm_bls/config.pbtxt", "the same flag in both", said)
-    if bls is not None:
-        inner = bls.parameters["tensorrt_llm_model_name"].string_value or "tensorrt_llm"
-        if inner not in configs and "${" not in inner:
-            yield found("bls-model", "tensorrt_llm_bls/config.pbtxt", f"a model {inner}", f"only {', '.join(configs)}")
     if llm is not None and llm.max_batch_size > 1 and not llm.model_transaction_policy.decoupled:
         hint = "Batch size > 1 requires the decoupled transaction policy; so does streaming."
         yield found("decoupled", "tensorrt_llm/config.pbtxt", "decoupled, or max_batch_size 1", "neither", hint)

@@ -39,7 +39,6 @@ RULES: dict[str, Check] = {
     "instance-group": Check(ERROR, "one instance of tensorrt_llm on KIND_CPU, or GPUs or tokens for each"),
     "stream-order": Check(ERROR, "one instance of postprocessing: it keeps the state of the streams"),
     "decoupled": Check(ERROR, "streaming and request batches want decoupled, the same in the models of a chain"),
-    "bls-model": Check(ERROR, "tensorrt_llm_bls calls a model of the repository"),
     "llmapi-yaml": Check(ERROR, "model.yaml can be read and agrees with config.pbtxt"),
     # flow of the ensemble
     "ensemble-model": Check(ERROR, "every step of an ensemble is a model of the repository"),
