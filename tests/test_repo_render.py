@@ -14,10 +14,8 @@ from trtbuild.errors import EngineError, PlanError
 from trtbuild.repo.info import read_engine_facts
 from trtbuild.repo.options import RepositoryOptions, check_options, template_values
 from trtbuild.repo.parameters import PARAMETERS
-from trtbuild.repo.render import MODELS, models_of, pbtxt_string, render_configs
+from trtbuild.repo.render import MODELS, pbtxt_string, render_configs
 from trtbuild.repo.write import write_repository
-from trtbuild.triton.bls import PASSED_ON
-from trtbuild.triton.chain import FROM_PROMPTS, TO_ENGINE, TO_PROMPTS
 
 
 def engine(folder: Path, *, target: str = "cpu", tp: int = 1, **build: Any) -> Path:
@@ -52,8 +50,7 @@ def parsed(texts: dict[str, str]) -> dict[str, Any]:
 
 def configs(folder: Path, target: str, **options: Any) -> dict[str, Any]:
     facts = read_engine_facts(engine(folder / target, target=target))
-    chosen = RepositoryOptions(**options)
-    return parsed(render_configs(models_of(bls=chosen.bls), template_values(chosen, facts, "preprocessing/tokenizer")))
+    return parsed(render_configs(template_values(RepositoryOptions(**options), facts, "preprocessing/tokenizer")))
 
 
 @pytest.mark.parametrize("target", ["cpu", "tensorrt"])
@@ -83,27 +80,6 @@ def test_both_targets_parse_and_fit_together(tmp_path: Path, target: str) -> Non
     assert {o.name for o in ensemble.output} <= outer
 
 
-def test_bls_is_the_ensemble_in_one_model(tmp_path: Path) -> None:
-    """Its tensors, dtypes and the names that it gives them inside are the ensemble's."""
-    models = configs(tmp_path, "cpu", bls=True)
-    bls, ensemble, llm = (models[name] for name in ("tensorrt_llm_bls", "ensemble", "tensorrt_llm"))
-    more = {"image_input", "image_bytes_input", "image_url_input", "image_sizes_input", "video_bytes_input"}
-    kinds = {tensor.name: tensor.data_type for tensor in bls.input}
-    assert kinds.keys() == {tensor.name for tensor in ensemble.input} | more | {"num_draft_tokens", "use_draft_logits"}
-    assert all(kinds[tensor.name] == tensor.data_type for tensor in ensemble.input)
-    assert [(o.name, o.data_type) for o in bls.output] == [(o.name, o.data_type) for o in ensemble.output]
-    scalars = {tensor.name for tensor in bls.input if tensor.HasField("reshape")}
-    flags = {name for name in kinds if name.startswith("return_")}
-    assert scalars == flags | {"num_return_sequences", "lora_task_id", "use_draft_logits"}
-    assert bls.model_transaction_policy.decoupled == llm.model_transaction_policy.decoupled
-    prompts, engine_step, _ = ensemble.ensemble_scheduling.step
-    assert {inner: outer for outer, inner in TO_PROMPTS.items()} == dict(prompts.input_map)
-    made = {outer: inner for inner, outer in prompts.output_map.items()}
-    names = {made.get(outer, outer): inner for inner, outer in engine_step.input_map.items()}
-    assert names == {**FROM_PROMPTS, **TO_ENGINE}
-    assert set(PASSED_ON) == {outer for outer in engine_step.output_map.values() if not outer.startswith("_")}
-
-
 def test_kinds_agree_along_the_ensemble(tmp_path: Path) -> None:
     models = configs(tmp_path, "cpu")
     kinds = {i.name: i.data_type for i in models["ensemble"].input}
@@ -129,7 +105,7 @@ def test_a_variable_without_value_is_an_error(tmp_path: Path) -> None:
     values = template_values(RepositoryOptions(), read_engine_facts(engine(tmp_path / "e")), "t")
     del values["triton_max_batch_size"]
     with pytest.raises(EngineError, match="triton_max_batch_size"):
-        render_configs(MODELS, values)
+        render_configs(values)
 
 
 def test_all_contradictions_at_once(tmp_path: Path) -> None:

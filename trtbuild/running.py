@@ -219,9 +219,7 @@ class _Run:
         elif stage == "verify":
             found["report.json"] = None
         elif stage == "repo":
-            from trtbuild.repo.render import models_of
-
-            found |= {f"{model}/config.pbtxt": None for model in models_of(bls=self._recipe.repo.bls)}
+            found |= {f"{model}/config.pbtxt": None for model in _repository_models()}
         return {**found, MANIFEST: None}
 
     def _digest(self, stage: str) -> str:
@@ -297,6 +295,12 @@ def _hf_files(plan: ModelPlan) -> dict[str, int | None]:
     ranks = plan.parts[0].ranks
     found: dict[str, int | None] = {name: rank.nbytes for name, rank in zip(file_names(len(ranks)), ranks, strict=True)}
     return {**found, "config.json": None, **({"model.safetensors.index.json": None} if len(ranks) > 1 else {})}
+
+
+def _repository_models() -> tuple[str, ...]:
+    from trtbuild.repo.render import MODELS
+
+    return MODELS
 
 
 def _identity(source: ModelSource | ModelHeaders) -> dict[str, Any]:

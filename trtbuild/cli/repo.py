@@ -44,12 +44,6 @@ def command(
         bool,
         typer.Option(help="Stream answers. Without it: one answer a request, also over unary calls (HTTP /infer)."),
     ] = True,
-    bls: Annotated[
-        bool, typer.Option("--bls", help="Also the model tensorrt_llm_bls: text to text, stop words in the text.")
-    ] = False,
-    accumulate_tokens: Annotated[
-        bool, typer.Option("--accumulate-tokens", help="Streams of tensorrt_llm_bls: all text so far, not pieces.")
-    ] = False,
     parameter: Annotated[
         list[str] | None,
         typer.Option("--parameter", metavar="KEY=VALUE", help="Any other parameter of the tensorrt_llm model."),
@@ -66,8 +60,6 @@ def command(
         add_special_tokens=add_special_tokens,
         skip_special_tokens=skip_special_tokens,
         decoupled=decoupled,
-        bls=bls,
-        accumulate_tokens=accumulate_tokens,
         max_tokens_in_paged_kv_cache=max_tokens_in_kv,
         kv_cache_free_gpu_mem_fraction=kv_mem_fraction,
         parameters=_pairs(parameter or []),

@@ -15,10 +15,7 @@ _LOGITS = {"float32": "TYPE_FP32", "float16": "TYPE_FP16"}
 
 @dataclass(frozen=True)
 class RepositoryOptions:
-    """What the user may choose; None leaves it to the engine or the server.
-
-    `bls`: also the model tensorrt_llm_bls; with `accumulate_tokens` its streamed answers are all text so far.
-    """
+    """What the user may choose; None leaves it to the engine or the server."""
 
     triton_max_batch_size: int | None = None
     preprocessing_instances: int | None = None
@@ -31,8 +28,6 @@ class RepositoryOptions:
     max_tokens_in_paged_kv_cache: int | None = None
     kv_cache_free_gpu_mem_fraction: float | None = None
     batch_scheduler_policy: str | None = None
-    bls: bool = False
-    accumulate_tokens: bool = False
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -66,10 +61,6 @@ def check_options(options: RepositoryOptions, engine: EngineFacts, tokenizer_voc
             batch is not None and batch > 1 and not options.decoupled,
             f"max batch size {batch} wants decoupled; a model that is not takes one prompt a request",
         ),
-        (
-            options.accumulate_tokens and not (options.bls and options.decoupled),
-            "accumulate_tokens is of the model tensorrt_llm_bls (--bls), and of streams (--decoupled)",
-        ),
     )
     given = {
         "batch_scheduler_policy": options.batch_scheduler_policy,
@@ -101,9 +92,6 @@ def template_values(options: RepositoryOptions, engine: EngineFacts, tokenizer_d
         "add_special_tokens": options.add_special_tokens,
         "skip_special_tokens": options.skip_special_tokens,
         "max_input_len": engine.max_input_len,
-        "accumulate_tokens": options.accumulate_tokens,
-        # Twice what runs at once: the engine's queue never is empty because this model waits.
-        "concurrent_requests": 2 * engine.max_batch_size,
         "parameters": {key: value for key, value in parameters.items() if value is not None},
         "unset_parameters": [key for key, value in parameters.items() if value is None],
     }

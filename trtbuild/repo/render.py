@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trtbuild.errors import EngineError
 
 MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble")
-BLS = "tensorrt_llm_bls"
-
-
-def models_of(*, bls: bool) -> tuple[str, ...]:
-    """The models of a repository; `bls`: with the one that does the work of the ensemble by itself."""
-    return (*MODELS, BLS) if bls else MODELS
 
 
 def templates_dir() -> Path:
@@ -42,8 +36,8 @@ def pbtxt_string(value: object) -> str:
     return f'"{text}"'
 
 
-def render_configs(models: Sequence[str], values: Mapping[str, Any]) -> dict[str, str]:
-    """The config.pbtxt of every one of `models`.
+def render_configs(values: Mapping[str, Any]) -> dict[str, str]:
+    """The config.pbtxt of every model of the repository.
 
     Raises:
         EngineError: a template misses a value, or the text is not a model configuration.
@@ -59,7 +53,7 @@ def render_configs(models: Sequence[str], values: Mapping[str, Any]) -> dict[str
     environment.filters["pbtxt"] = pbtxt_string
     environment.filters["tf"] = lambda value: "true" if value else "false"
     texts = {}
-    for model in models:
+    for model in MODELS:
         try:
             text = environment.get_template(f"{model}/config.pbtxt.j2").render(**values)
         except TemplateError as error:

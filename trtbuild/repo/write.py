@@ -12,7 +12,7 @@ from trtbuild.errors import EngineError
 from trtbuild.manifest import sha256_file, tool_versions, write_manifest
 from trtbuild.repo.info import EngineFacts, read_engine_facts
 from trtbuild.repo.options import RepositoryOptions, check_options, template_values
-from trtbuild.repo.render import models_of, render_configs, templates_dir
+from trtbuild.repo.render import MODELS, render_configs, templates_dir
 from trtbuild.staging import check_not_input, check_output, staged_dir
 from trtbuild.text.tokenizer import TOKENIZER_FILES, check_tokenizer
 
@@ -35,10 +35,9 @@ def write_repository(
     check_options(options, engine, _vocabulary(tokenizer))
     # The C++ backend wants a path that holds from anywhere; our model.py files take it from the repository.
     folder = TOKENIZER_FOLDER if engine.target == "cpu" else str(out.resolve() / TOKENIZER_FOLDER)
-    models = models_of(bls=options.bls)
-    configs = render_configs(models, template_values(options, engine, folder))
+    configs = render_configs(template_values(options, engine, folder))
     with staged_dir(out, force=force) as partial:
-        for model in models:
+        for model in MODELS:
             _write_model(partial / model, model, configs[model], engine)
         _copy_tokenizer(tokenizer, partial / TOKENIZER_FOLDER)
         source = {
