@@ -8,8 +8,6 @@ from typing import Any
 
 from trtbuild.errors import EngineError
 
-MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble")
-
 
 def templates_dir() -> Path:
     """The folder `model_repo_templates`: a link in a checkout, files of the package when installed.
@@ -37,7 +35,7 @@ def pbtxt_string(value: object) -> str:
 
 
 def render_configs(values: Mapping[str, Any]) -> dict[str, str]:
-    """The config.pbtxt of every model of the repository.
+    """The config.pbtxt of every model in `values["names"]`, by role.
 
     Raises:
         EngineError: a template misses a value, or the text is not a model configuration.
@@ -53,13 +51,13 @@ def render_configs(values: Mapping[str, Any]) -> dict[str, str]:
     environment.filters["pbtxt"] = pbtxt_string
     environment.filters["tf"] = lambda value: "true" if value else "false"
     texts = {}
-    for model in MODELS:
+    for role, name in values["names"].items():
         try:
-            text = environment.get_template(f"{model}/config.pbtxt.j2").render(**values)
+            text = environment.get_template(f"{role}/config.pbtxt.j2").render(**values)
         except TemplateError as error:
-            raise EngineError(f"template {model}/config.pbtxt.j2: {error}") from error
-        check_config(model, text)
-        texts[model] = text
+            raise EngineError(f"template {role}/config.pbtxt.j2: {error}") from error
+        check_config(name, text)
+        texts[role] = text
     return texts
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trtbuild.errors import ToolError, TrtbuildError
+from trtbuild.errors import RequestError, ToolError, TrtbuildError
 from trtbuild.handover import FAILURE_FILE, RUN_DIR_ENV
 from trtbuild.runtime.group import RankGroup
 from trtbuild.runtime.request import Output
@@ -18,16 +18,37 @@ from trtbuild.triton.request import Limits, Parsed, parse_tensors
 from trtbuild.triton.streams import Stream
 
 
+def engine_of_version(parameters: Mapping[str, str], version_folder: Path) -> Path:
+    """The engine directory of a version: what its engine.json says, else the model's gpt_model_path."""
+    path = version_folder / "engine.json"
+    document = json.loads(path.read_text()) if path.is_file() else parameters
+    return Path(document["gpt_model_path"])
+
+
+def check_one_answer(parsed: Parsed) -> None:
+    """A model that is not decoupled gives one response for a request.
+
+    Raises:
+        RequestError: in upstream's words.
+    """
+    if parsed.streaming:
+        raise RequestError("Streaming is only supported if model is deployed using decoupled mode.")
+    if len(parsed.rows) > 1:
+        raise RequestError("Batch size > 1 requires the tensorrt_llm backend to be using decoupled transaction policy")
+
+
 class Serving:
     """One engine under Triton. `execute` is called by the Python backend, everything else by own threads."""
 
-    def __init__(self, pb: Any, parameters: Mapping[str, str], repository: Path) -> None:
+    def __init__(self, pb: Any, config: Mapping[str, Any], version_folder: Path) -> None:
+        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+        self._decoupled = bool(config.get("model_transaction_policy", {}).get("decoupled"))
         self._pb = pb
         self._streams: dict[str, list[Stream]] = {}  # Triton's request id -> its streams
         self._by_id: dict[int, tuple[Stream, str]] = {}  # STREAM_ID -> stream and runtime id
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        engine = Path(parameters["gpt_model_path"])
+        engine = engine_of_version(parameters, version_folder)
         build = json.loads((engine / "config.json").read_text())["build_config"]
         self._limits = Limits(int(build["max_input_len"]), int(build["max_seq_len"]))
         self._exclude_input = parameters.get("exclude_input_in_output", "").lower() in ("true", "1")
@@ -46,7 +67,7 @@ class Serving:
             self._on_failure(error)
             raise
         try:
-            self._hangups = HangupListener(repository, self._on_hangup)
+            self._hangups = HangupListener(self._on_hangup)
         except OSError:
             self._group.close()
             raise
@@ -56,6 +77,8 @@ class Serving:
         """Take one request; its answers go to `sender`, now or later."""
         try:
             parsed = parse_tensors(tensors, self._limits, exclude_input_default=self._exclude_input)
+            if not self._decoupled:
+                check_one_answer(parsed)
         except TrtbuildError as error:
             self._refuse(sender, error.message)
             return
@@ -73,7 +96,14 @@ class Serving:
         self._group.close()
 
     def _start(self, request_id: str, parsed: Parsed, sender: Any) -> None:
-        stream = Stream(self._pb, parsed, sender, lambda ended: self._forget(request_id, ended))
+        stream = Stream(
+            self._pb,
+            parsed,
+            sender,
+            lambda ended: self._forget(request_id, ended),
+            self._hangups.next_id,
+            decoupled=self._decoupled,
+        )
         with self._lock:
             self._streams.setdefault(request_id, []).append(stream)
             for state in stream.rows:
@@ -98,7 +128,11 @@ class Serving:
             streams = list(self._streams.get(request_id, ()))
         for stream in streams:
             self._cancel(stream)
-        sender.send(flags=self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        flags = self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        if self._decoupled:
+            sender.send(flags=flags)
+        else:
+            sender.send(self._pb.InferenceResponse(output_tensors=[]), flags=flags)
 
     def _refuse(self, sender: Any, message: str) -> None:
         error = self._pb.TritonError(message, self._pb.TritonError.INVALID_ARG)

@@ -6,7 +6,6 @@ Every use of it is therefore inside the stream's lock and behind `_open`.
 
 from __future__ import annotations
 
-import secrets
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -18,15 +17,25 @@ from trtbuild.triton.request import Parsed, Row
 class Stream:
     """The answers of one request; a batch of N rows is N requests of the runtime."""
 
-    def __init__(self, pb: Any, parsed: Parsed, sender: Any, on_end: Callable[[Stream], None]) -> None:
+    def __init__(
+        self,
+        pb: Any,
+        parsed: Parsed,
+        sender: Any,
+        on_end: Callable[[Stream], None],
+        next_id: Callable[[], int],
+        *,
+        decoupled: bool = True,
+    ) -> None:
         self._pb = pb
+        self._decoupled = decoupled
         self._parsed = parsed
         self._sender = sender
         self._on_end = on_end
         self._lock = threading.Lock()
         self._open = True
         self._client_gone = False
-        self.rows = [_RowState(index, row) for index, row in enumerate(parsed.rows)]
+        self.rows = [_RowState(index, row, next_id()) for index, row in enumerate(parsed.rows)]
         self._left = len(self.rows)
 
     def requests(self) -> list[Request]:
@@ -88,6 +97,9 @@ class Stream:
     def _finish(self, response: Any) -> None:
         self._open = False
         flags = self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        if response is None and not self._decoupled:  # such a model must answer
+            gone = self._pb.TritonError("the request was cancelled", self._pb.TritonError.CANCELLED)
+            response = self._pb.InferenceResponse(output_tensors=[], error=gone)
         if response is None:
             self._sender.send(flags=flags)
         else:
@@ -120,10 +132,10 @@ class Stream:
 class _RowState:
     """Tokens of one row that were generated and not sent yet."""
 
-    def __init__(self, index: int, row: Row) -> None:
+    def __init__(self, index: int, row: Row, stream_id: int) -> None:
         self.index = index
         self.row = row
-        self.stream_id = secrets.randbits(63)
+        self.stream_id = stream_id
         self.runtime_id = f"{self.stream_id:016x}"
         self.token_ids: list[int] = []
         self.log_probs: list[float] = []

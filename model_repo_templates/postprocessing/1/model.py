@@ -21,7 +21,7 @@ class TritonPythonModel:
         skip = parse_switch(parameters.get("skip_special_tokens"), True)
         self.pieces = Pieces(tokenizer, skip_special_tokens=skip)
         self.unended = Pieces(tokenizer, skip_special_tokens=skip, eager=True)
-        self.hangups = HangupSender(repository)
+        self.hangups = HangupSender()
 
     def execute(self, requests):
         return [self.answer(request) for request in requests]

@@ -12,14 +12,12 @@ from trtbuild.triton.serving import Serving
 class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
-        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
-        self.inputs = [tensor["name"] for tensor in config["input"]]
-        self.serving = Serving(pb_utils, parameters, Path(args["model_repository"]).parent)
-        period = float(parameters.get("stats_check_period_ms") or 100) / 1000
+        self.serving = Serving(pb_utils, config, Path(args["model_repository"]) / args["model_version"])
+        period = float(config["parameters"].get("stats_check_period_ms", {}).get("string_value") or 100) / 1000
         self.metrics = MetricsReporter(pb_utils, args["model_name"], args["model_version"], self.serving.stats, period)
 
     def execute(self, requests):
-        """Decoupled: hands the requests over and returns; responses follow through each request's sender."""
+        """Hands the requests over and returns; responses follow through each request's sender."""
         for request in requests:
             tensors = {}
             for tensor in request.inputs():
