@@ -3,110 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from trtbuild.cli import repo_options as o
 from trtbuild.cli.output import note
 
 NAME = "repo"
 PANEL = "Build"
-_MORE = "Several models in one repository"
-_SERVING = "Serving"
 
 
 def command(
-    engine: Annotated[Path, typer.Argument(help="Engine directory (of `trtbuild engine`, or of trtllm-build).")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the repository goes.")],
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option("--tokenizer", help="The Hugging Face model folder; its tokenizer files are copied."),
-    ] = None,
-    name: Annotated[
-        str, typer.Option(help="Goes before the models' names: `llama` gives llama_ensemble.", rich_help_panel=_MORE)
-    ] = "",
-    add: Annotated[
-        bool, typer.Option("--add", help="Add to the repository that is there.", rich_help_panel=_MORE)
-    ] = False,
-    model_version: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            help="With --add: the engine is this version of tensorrt_llm; the other models stay (cpu target).",
-            show_default=False,
-            rich_help_panel=_MORE,
-        ),
-    ] = None,
-    version_policy: Annotated[
-        str, typer.Option(help="Versions that the server loads: latest, latest:N, all, or 1,3.", rich_help_panel=_MORE)
-    ] = "latest",
-    bls: Annotated[
-        bool, typer.Option(help="With tensorrt_llm_bls, the ensemble in one Python model.", rich_help_panel=_SERVING)
-    ] = True,
-    accumulate_tokens: Annotated[
-        bool,
-        typer.Option(help="tensorrt_llm_bls streams the text so far, not what is new.", rich_help_panel=_SERVING),
-    ] = False,
-    bls_instances: Annotated[
-        int | None,
-        typer.Option(help="Processes of tensorrt_llm_bls. Default: 1.", show_default=False, rich_help_panel=_SERVING),
-    ] = None,
-    preprocessing_instances: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokenizing processes. Default: 1 on the CPU, else 4.", show_default=False, rich_help_panel=_SERVING
-        ),
-    ] = None,
-    decoupled: Annotated[
-        bool, typer.Option(help="Answers can be streamed; without it a request has one.", rich_help_panel=_SERVING)
-    ] = True,
-    max_batch_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Largest batch of one request. Default: the engine's max_batch_size; 1 when not decoupled.",
-            show_default=False,
-            rich_help_panel=_SERVING,
-        ),
-    ] = None,
-    max_queue_delay_microseconds: Annotated[
-        int, typer.Option(min=0, help="How long requests wait for others.", rich_help_panel=_SERVING)
-    ] = 0,
-    max_queue_size: Annotated[
-        int, typer.Option(min=0, help="Requests that may wait; 0: any number.", rich_help_panel=_SERVING)
-    ] = 0,
-    batch_scheduler_policy: Annotated[
-        str | None,
-        typer.Option(
-            help="guaranteed_no_evict (the backend's default) or max_utilization.",
-            show_default=False,
-            rich_help_panel=_SERVING,
-        ),
-    ] = None,
-    exclude_input_in_output: Annotated[
-        bool,
-        typer.Option(
-            help="Answers in one piece come without the prompt, unless the request says.", rich_help_panel=_SERVING
-        ),
-    ] = False,
-    max_tokens_in_kv: Annotated[
-        int | None,
-        typer.Option(
-            "--max-tokens-in-kv", help="Tokens that the KV cache holds. Default: by free memory.", show_default=False
-        ),
-    ] = None,
-    kv_mem_fraction: Annotated[
-        float | None,
-        typer.Option(help="Share of free GPU memory for the KV cache (TensorRT only; 0.9 there).", show_default=False),
-    ] = None,
-    add_special_tokens: Annotated[
-        bool, typer.Option(help="Let the tokenizer add BOS and the like to every prompt.")
-    ] = True,
-    skip_special_tokens: Annotated[bool, typer.Option(help="Leave special tokens out of the text.")] = True,
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option("--parameter", metavar="KEY=VALUE", help="Any other parameter of the tensorrt_llm model."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an output that exists.")] = False,
+    engine: o.Engine,
+    output: o.Output,
+    tokenizer: o.Tokenizer = None,
+    name: o.Name = "",
+    add: o.Add = False,
+    model_version: o.ModelVersion = None,
+    version_policy: o.VersionPolicy = "latest",
+    bls: o.Bls = True,
+    accumulate_tokens: o.AccumulateTokens = False,
+    bls_instances: o.BlsInstances = None,
+    preprocessing_instances: o.PreprocessingInstances = None,
+    decoupled: o.Decoupled = True,
+    max_batch_size: o.MaxBatchSize = None,
+    max_queue_delay_microseconds: o.MaxQueueDelayMicroseconds = 0,
+    max_queue_size: o.MaxQueueSize = 0,
+    batch_scheduler_policy: o.BatchSchedulerPolicy = None,
+    exclude_input_in_output: o.ExcludeInputInOutput = False,
+    max_tokens_in_kv: o.MaxTokensInKv = None,
+    kv_mem_fraction: o.KvMemFraction = None,
+    add_special_tokens: o.AddSpecialTokens = True,
+    skip_special_tokens: o.SkipSpecialTokens = True,
+    parameter: o.Parameter = None,
+    force: o.Force = False,
 ) -> None:
     """Write the Triton repository of an ENGINE: preprocessing, tensorrt_llm, postprocessing, ensemble, BLS."""
     from trtbuild.repo.options import RepositoryOptions

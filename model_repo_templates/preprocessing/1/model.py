@@ -6,7 +6,7 @@ from pathlib import Path
 import triton_python_backend_utils as pb_utils
 
 from trtbuild.errors import TrtbuildError
-from trtbuild.text.tokenizer import load_tokenizer
+from trtbuild.text.tokenizer import load_tokenizer_alone
 from trtbuild.triton.prompts import Prompts, parse_switch
 
 
@@ -17,7 +17,7 @@ class TritonPythonModel:
         # A relative tokenizer_dir is meant from the repository, so that the repository can be moved.
         folder = Path(args["model_repository"]).parent / parameters["tokenizer_dir"]
         self.prompts = Prompts(
-            load_tokenizer(folder),
+            load_tokenizer_alone(folder),
             add_special_tokens=parse_switch(parameters.get("add_special_tokens"), True),
             max_input_len=int(parameters.get("max_input_len") or 0),
         )

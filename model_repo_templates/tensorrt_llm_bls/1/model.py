@@ -5,7 +5,7 @@ from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
-from trtbuild.text.tokenizer import load_tokenizer
+from trtbuild.text.tokenizer import load_tokenizer_alone
 from trtbuild.triton.bls import Bls
 
 
@@ -13,7 +13,7 @@ class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"]).parent / config["parameters"]["tokenizer_dir"]["string_value"]
-        self.bls = Bls(pb_utils, config, load_tokenizer(folder))
+        self.bls = Bls(pb_utils, config, load_tokenizer_alone(folder))
 
     def execute(self, requests):
         """Hands the requests over and returns; answers follow through each request's sender."""
