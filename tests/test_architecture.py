@@ -115,7 +115,7 @@ ONLY_IN = {
     "uvicorn": {"openai"},
     "pydantic": {"openai"},
     "typer": {"cli"},
-    "yaml": {"recipe", "repo"},
+    "yaml": {"recipe", "repo", "triton"},
     "rich": {"cli"},
 }
 HEAVY = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import re
 import shutil
 import threading
@@ -16,7 +15,6 @@ from tests.serve_fixture import LONGEST, VOCAB, Running, demo_tokenizer, running
 from tests.test_serve_streams import alone
 from tests.tiny import make_llama
 from trtbuild.client import Generation, generate_stream
-from trtbuild.errors import RequestError
 
 PROMPTS = [f"Number {i}: " + "the quick brown fox " * (i % 3) + "👍 你好"[: i % 4] for i in range(8)]
 COUNT = 24

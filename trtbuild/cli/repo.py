@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ def command(
     engine: o.Engine,
     output: o.Output,
     tokenizer: o.Tokenizer = None,
+    target: o.Target = None,
     name: o.Name = "",
     add: o.Add = False,
     model_version: o.ModelVersion = None,
@@ -37,69 +39,89 @@ def command(
     add_special_tokens: o.AddSpecialTokens = True,
     skip_special_tokens: o.SkipSpecialTokens = True,
     parameter: o.Parameter = None,
+    tp: o.TpSize = 1,
+    pp: o.PpSize = 1,
+    llm: o.Argument = None,
     force: o.Force = False,
 ) -> None:
     """Write the Triton repository of an ENGINE: preprocessing, tensorrt_llm, postprocessing, ensemble, BLS."""
-    from trtbuild.repo.options import RepositoryOptions
-
-    options = RepositoryOptions(
-        name=name,
-        triton_max_batch_size=max_batch_size,
-        preprocessing_instances=preprocessing_instances,
-        bls=bls,
-        bls_instances=bls_instances,
-        accumulate_tokens=accumulate_tokens,
-        version_policy=version_policy,
-        add_special_tokens=add_special_tokens,
-        skip_special_tokens=skip_special_tokens,
-        exclude_input_in_output=exclude_input_in_output,
-        decoupled=decoupled,
-        max_queue_delay_microseconds=max_queue_delay_microseconds,
-        max_queue_size=max_queue_size,
-        max_tokens_in_paged_kv_cache=max_tokens_in_kv,
-        kv_cache_free_gpu_mem_fraction=kv_mem_fraction,
-        batch_scheduler_policy=batch_scheduler_policy,
-        parameters=_pairs(parameter or []),
-    )
-    if add and force:
-        raise typer.BadParameter("--add never writes over anything; leave --force out", param_hint="--add")
-    if model_version is not None and not add:
-        raise typer.BadParameter("goes with --add", param_hint="--model-version")
-    facts = _write(engine, output, tokenizer, options, model_version if add else None, add=add, force=force)
-    what = f"version {model_version} in" if model_version else "more models in" if add else "repository"
-    note(f"{what} {output} for the {facts.target} engine {engine} ({facts.world_size} rank(s))")
+    given = dict(locals())
+    _check(given)
+    if target is not None:
+        name = _llmapi(engine, output, given)
+        note(f"repository {output} of the model {name} for {engine} (tensorrt_llm.LLM on {tp * pp} GPU(s))")
+    else:
+        facts = _engine(engine, output, given)
+        what = f"version {model_version} in" if model_version else "more models in" if add else "repository"
+        note(f"{what} {output} for the {facts.target} engine {engine} ({facts.world_size} rank(s))")
     note(f"next: trtbuild serve {output}")
 
 
-def _write(
-    engine: Path,
-    output: Path,
-    tokenizer: Path | None,
-    options: Any,
-    version: int | None,
-    *,
-    add: bool,
-    force: bool,
-) -> Any:
+_FIELDS = {
+    "triton_max_batch_size": "max_batch_size",
+    "max_tokens_in_paged_kv_cache": "max_tokens_in_kv",
+    "kv_cache_free_gpu_mem_fraction": "kv_mem_fraction",
+    "tp_size": "tp",
+    "pp_size": "pp",
+}
+"""Fields of options whose flags have another name."""
+
+
+def _check(given: dict[str, Any]) -> None:
+    """Raises: BadParameter for flags that do not go together."""
+    if given["add"] and given["force"]:
+        raise typer.BadParameter("--add never writes over anything; leave --force out", param_hint="--add")
+    if given["model_version"] is not None and not given["add"]:
+        raise typer.BadParameter("goes with --add", param_hint="--model-version")
+    if given["model_version"] is not None and given["tokenizer"] is not None:
+        raise typer.BadParameter("a new version keeps the tokenizer that is there", param_hint="--tokenizer")
+    if given["model_version"] is None and given["target"] is None and given["tokenizer"] is None:
+        raise typer.BadParameter("is missing: the Hugging Face model folder", param_hint="--tokenizer")
+    if given["target"] is None and (given["tp"] != 1 or given["pp"] != 1 or given["llm"]):
+        raise typer.BadParameter("go with --target llmapi; an engine has its own", param_hint="--tp, --pp, --llm")
+
+
+def _engine(engine: Path, output: Path, given: dict[str, Any]) -> Any:
     from trtbuild.repo.add import add_models, add_version
+    from trtbuild.repo.options import RepositoryOptions
     from trtbuild.repo.write import write_repository
 
-    if version is not None:
-        if tokenizer is not None:
-            raise typer.BadParameter("a new version keeps the tokenizer that is there", param_hint="--tokenizer")
-        return add_version(engine, output, version, options)
-    if tokenizer is None:
-        raise typer.BadParameter("is missing: the Hugging Face model folder", param_hint="--tokenizer")
-    if add:
-        return add_models(engine, output, tokenizer, options)
-    return write_repository(engine, output, tokenizer, options, force=force)
+    options = _options(RepositoryOptions, {**given, "parameters": _pairs(given["parameter"] or [], "--parameter")})
+    if given["model_version"] is not None:
+        return add_version(engine, output, given["model_version"], options)
+    if given["add"]:
+        return add_models(engine, output, given["tokenizer"], options)
+    return write_repository(engine, output, given["tokenizer"], options, force=given["force"])
 
 
-def _pairs(texts: list[str]) -> dict[str, str]:
+def _llmapi(source: Path, output: Path, given: dict[str, Any]) -> str:
+    from trtbuild.repo.llmapi import LlmapiOptions, read_arguments, write_llmapi_repository
+    from trtbuild.repo.options import RepositoryOptions
+
+    arguments = read_arguments(_pairs(given["llm"] or [], "--llm"))
+    own = {field.name for field in fields(LlmapiOptions)}
+    usual = RepositoryOptions()
+    foreign = [
+        "--" + _FIELDS.get(f.name, f.name).replace("_", "-")
+        for f in fields(RepositoryOptions)
+        if f.name not in own and f.name != "parameters" and given[_FIELDS.get(f.name, f.name)] != getattr(usual, f.name)
+    ]
+    foreign += [f"--{name}" for name in ("add", "tokenizer", "parameter") if given[name]]
+    if foreign:
+        raise typer.BadParameter(f"does not go with {', '.join(foreign)}", param_hint="--target llmapi")
+    options = _options(LlmapiOptions, {**given, "arguments": arguments})
+    return write_llmapi_repository(source, output, options, force=given["force"])
+
+
+def _options(kind: Any, given: dict[str, Any]) -> Any:
+    return kind(**{field.name: given[_FIELDS.get(field.name, field.name)] for field in fields(kind)})
+
+
+def _pairs(texts: list[str], flag: str) -> dict[str, str]:
     pairs = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise typer.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="--parameter")
+            raise typer.BadParameter(f"{text!r} is not KEY=VALUE", param_hint=flag)
         pairs[key] = value
     return pairs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +10,37 @@ import typer
 
 _MORE = "Several models in one repository"
 _SERVING = "Serving"
+_LLMAPI = "With --target llmapi"
 
-Engine = Annotated[Path, typer.Argument(help="Engine directory (of `trtbuild engine`, or of trtllm-build).")]
+
+class RepoTarget(str, Enum):
+    """Targets that the engine does not say itself."""
+
+    llmapi = "llmapi"
+
+
+Engine = Annotated[
+    Path,
+    typer.Argument(help="Engine directory (of `trtbuild engine`, or of trtllm-build); llmapi: a Hugging Face folder."),
+]
+Target = Annotated[
+    RepoTarget | None,
+    typer.Option(
+        help="llmapi: TensorRT-LLM's PyTorch backend serves a Hugging Face checkpoint. Default: the engine's own.",
+        show_default=False,
+    ),
+]
+TpSize = Annotated[int, typer.Option("--tp", min=1, help="Tensor parallel GPUs.", rich_help_panel=_LLMAPI)]
+PpSize = Annotated[int, typer.Option("--pp", min=1, help="Pipeline stages.", rich_help_panel=_LLMAPI)]
+Argument = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--llm",
+        metavar="KEY=VALUE",
+        help="Any other argument of tensorrt_llm.LLM; the value is YAML.",
+        rich_help_panel=_LLMAPI,
+    ),
+]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the repository goes.")]
 Tokenizer = Annotated[
     Path | None,

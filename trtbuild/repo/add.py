@@ -21,7 +21,7 @@ from trtbuild.errors import EngineError, OutputError, PlanError
 from trtbuild.manifest import MANIFEST, read_manifest, sha256_file
 from trtbuild.repo.info import EngineFacts, read_engine_facts
 from trtbuild.repo.options import RepositoryOptions, model_names, policy_text
-from trtbuild.repo.render import check_config, templates_dir
+from trtbuild.repo.render import check_config, copy_code
 from trtbuild.repo.write import engine_source, plan_chain, tokenizer_folder, vocabulary, write_chain
 from trtbuild.staging import write_error
 
@@ -83,7 +83,7 @@ def add_version(engine_dir: Path, out: Path, version: int, options: RepositoryOp
         with _beside(out) as partial:
             made = partial / str(version)
             made.mkdir()
-            shutil.copyfile(templates_dir() / "tensorrt_llm" / "1" / "model.py", made / "model.py")
+            copy_code("tensorrt_llm", made)
             source = engine_source(engine)
             (made / ENGINE_FILE).write_text(json.dumps({"gpt_model_path": source["engine"]}, indent=2) + "\n")
             versions = {**chains[options.name].get("versions", {}), str(version): source}

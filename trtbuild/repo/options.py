@@ -14,7 +14,7 @@ from trtbuild.repo.parameters import PARAMETERS, parameter_problems
 _LOGITS = {"float32": "TYPE_FP32", "float16": "TYPE_FP16"}
 ROLES = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")
 """The models of one chain, by upstream's names."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _POLICIES = "latest, latest:N, all, or version numbers with commas"
 
 
@@ -109,7 +109,7 @@ def check_options(options: RepositoryOptions, engine: EngineFacts, tokenizer_voc
             for kind, count in instances
         ),
         (
-            bool(options.name) and not _NAME.fullmatch(options.name),
+            bool(options.name) and not NAME.fullmatch(options.name),
             f"name {options.name!r} must be of letters, digits, dots, dashes and underscores",
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,15 @@ def render_configs(values: Mapping[str, Any]) -> dict[str, str]:
         check_config(name, text)
         texts[role] = text
     return texts
+
+
+def copy_code(role: str, version: Path) -> None:
+    """model.py of a model into its version folder; an empty file where it has none, so that the folder is kept."""
+    code = templates_dir() / role / "1" / "model.py"
+    if code.is_file():
+        shutil.copyfile(code, version / "model.py")
+    else:
+        (version / ".keep").touch()
 
 
 def check_config(model: str, text: str) -> None:

@@ -12,7 +12,7 @@ from trtbuild.errors import EngineError
 from trtbuild.manifest import sha256_file, tool_versions, write_manifest
 from trtbuild.repo.info import EngineFacts, read_engine_facts
 from trtbuild.repo.options import RepositoryOptions, check_options, model_names, template_values
-from trtbuild.repo.render import render_configs, templates_dir
+from trtbuild.repo.render import copy_code, render_configs
 from trtbuild.staging import check_not_input, check_output, staged_dir
 from trtbuild.text.tokenizer import TOKENIZER_FILES, check_tokenizer
 
@@ -103,11 +103,10 @@ def _write_model(folder: Path, role: str, config: str, engine: EngineFacts) -> N
     version = folder / FIRST_VERSION
     version.mkdir(parents=True)
     (folder / "config.pbtxt").write_text(config, encoding="utf-8")
-    code = templates_dir() / role / "1" / "model.py"
-    if code.is_file() and (role != "tensorrt_llm" or engine.target == "cpu"):
-        shutil.copyfile(code, version / "model.py")
-    else:
+    if role == "tensorrt_llm" and engine.target != "cpu":  # the C++ backend brings its own
         (version / ".keep").touch()
+    else:
+        copy_code(role, version)
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:

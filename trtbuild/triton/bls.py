@@ -17,7 +17,7 @@ from typing import Any
 from trtbuild.errors import TrtbuildError
 from trtbuild.text.detokenize import Decodes
 from trtbuild.triton.bls_answer import Answer, InnerError, Settings
-from trtbuild.triton.bls_call import Call
+from trtbuild.triton.call import Call
 from trtbuild.triton.prompts import parse_switch
 
 _CLOSING_S = 5.0

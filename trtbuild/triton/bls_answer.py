@@ -8,9 +8,9 @@ from typing import Any
 
 from trtbuild.errors import RequestError
 from trtbuild.text.detokenize import Decodes
-from trtbuild.triton.bls_call import Call
 from trtbuild.triton.bls_tensors import PASSED_ON, check_request, engine_tensors, flag, prompt_tensors, stop_words
 from trtbuild.triton.bls_text import RowText
+from trtbuild.triton.call import Call
 
 _PROMPT_OUTPUTS = (
     "INPUT_ID", "REQUEST_INPUT_LEN", "DECODER_INPUT_ID", "REQUEST_DECODER_INPUT_LEN", "REQUEST_OUTPUT_LEN",

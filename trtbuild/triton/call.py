@@ -1,4 +1,4 @@
-"""One request of `tensorrt_llm_bls` in flight: what its client may be sent, and whether it is still there.
+"""One request of `tensorrt_llm_bls` or `llmapi` in flight: what its client may be sent, and whether it is still there.
 
 A response sender must not be touched after its FINAL flag: asking a finished one `is_cancelled` crashes the server.
 Every use of it is therefore inside the lock and behind `_open`.
@@ -22,6 +22,8 @@ class Call:
         self._open = True
         self.inner_id = inner_id
         self.cancelled = False
+        self.begun = False
+        """Whether a response was sent."""
 
     def client_left(self) -> bool:
         """Whether the client has cancelled or is gone; nobody asks once the answer has ended."""
@@ -53,6 +55,7 @@ class Call:
         with self._lock:
             if not self._open:
                 return
+            self.begun = True
             if final:
                 self._open = False
                 self._sender.send(response, flags=self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
