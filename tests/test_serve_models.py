@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import threading
@@ -100,4 +101,4 @@ def test_eight_streams_of_each_model_at_once(server: Running, expected: dict[int
         assert all(len(texts) > 4 for texts in found[model]), "it is a stream"
     assert [texts[-1] for texts in found["so_far"]] == expected[1]
     for texts in found["so_far"]:
-        assert all(later.startswith(sooner) for sooner, later in zip(texts, texts[1:], strict=False))
+        assert all(later.startswith(sooner) for sooner, later in itertools.pairwise(texts))
