@@ -127,7 +127,7 @@ def running(repository: Path, log_dir: Path) -> Iterator[Running]:
     command = [sys.executable, "-c", "from trtbuild.cli.app import main; main()", "serve", repository, *ports]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     process = subprocess.Popen(
-        [*map(str, command), "--log-dir", str(log_dir)],
+        [*map(str, command), "--timeout", "600", "--log-dir", str(log_dir)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
