@@ -219,8 +219,13 @@ class _Run:
         elif stage == "verify":
             found["report.json"] = None
         elif stage == "repo":
-            found |= {f"{model}/config.pbtxt": None for model in _repository_models()}
+            found |= {f"{model}/config.pbtxt": None for model in self._repository_models()}
         return {**found, MANIFEST: None}
+
+    def _repository_models(self) -> tuple[str, ...]:
+        from trtbuild.repo.options import model_names
+
+        return tuple(model_names(self._recipe.repo).values())
 
     def _digest(self, stage: str) -> str:
         """SHA-256 of a stage's manifest, which holds those of its files; empty where there is none."""
@@ -295,12 +300,6 @@ def _hf_files(plan: ModelPlan) -> dict[str, int | None]:
     ranks = plan.parts[0].ranks
     found: dict[str, int | None] = {name: rank.nbytes for name, rank in zip(file_names(len(ranks)), ranks, strict=True)}
     return {**found, "config.json": None, **({"model.safetensors.index.json": None} if len(ranks) > 1 else {})}
-
-
-def _repository_models() -> tuple[str, ...]:
-    from trtbuild.repo.render import MODELS
-
-    return MODELS
 
 
 def _identity(source: ModelSource | ModelHeaders) -> dict[str, Any]:

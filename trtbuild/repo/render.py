@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trtbuild.errors import EngineError
-
-MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble")
 
 
 def templates_dir() -> Path:
@@ -37,7 +36,7 @@ def pbtxt_string(value: object) -> str:
 
 
 def render_configs(values: Mapping[str, Any]) -> dict[str, str]:
-    """The config.pbtxt of every model of the repository.
+    """The config.pbtxt of every model in `values["names"]`, by role.
 
     Raises:
         EngineError: a template misses a value, or the text is not a model configuration.
@@ -53,14 +52,23 @@ def render_configs(values: Mapping[str, Any]) -> dict[str, str]:
     environment.filters["pbtxt"] = pbtxt_string
     environment.filters["tf"] = lambda value: "true" if value else "false"
     texts = {}
-    for model in MODELS:
+    for role, name in values["names"].items():
         try:
-            text = environment.get_template(f"{model}/config.pbtxt.j2").render(**values)
+            text = environment.get_template(f"{role}/config.pbtxt.j2").render(**values)
         except TemplateError as error:
-            raise EngineError(f"template {model}/config.pbtxt.j2: {error}") from error
-        check_config(model, text)
-        texts[model] = text
+            raise EngineError(f"template {role}/config.pbtxt.j2: {error}") from error
+        check_config(name, text)
+        texts[role] = text
     return texts
+
+
+def copy_code(role: str, version: Path) -> None:
+    """model.py of a model into its version folder; an empty file where it has none, so that the folder is kept."""
+    code = templates_dir() / role / "1" / "model.py"
+    if code.is_file():
+        shutil.copyfile(code, version / "model.py")
+    else:
+        (version / ".keep").touch()
 
 
 def check_config(model: str, text: str) -> None:

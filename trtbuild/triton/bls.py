@@ -1,0 +1,117 @@
+"""What `tensorrt_llm_bls` does: preprocessing, tensorrt_llm and the text of its answers, for many requests at once.
+
+Unlike the ensemble it knows where a stream begins and ends whatever the backend, so its text is exact with
+TensorRT-LLM's C++ backend too. A thread serves each request; another asks whether clients are still there, and stops
+the engine's work for those that are not (upstream generates to the end).
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trtbuild.errors import TrtbuildError
+from trtbuild.text.detokenize import Decodes
+from trtbuild.triton.bls_answer import Answer, InnerError, Settings
+from trtbuild.triton.call import Call
+from trtbuild.triton.prompts import parse_switch
+
+_CLOSING_S = 5.0
+
+
+class Bls:
+    """The model behind its Triton class; `pb` is Triton's Python module, `config` the model's configuration."""
+
+    def __init__(self, pb: Any, config: Mapping[str, Any], tokenizer: Decodes) -> None:
+        self._pb = pb
+        self._tokenizer = tokenizer
+        parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        decoupled = bool(config.get("model_transaction_policy", {}).get("decoupled"))
+        self._settings = Settings(
+            decoupled=decoupled,
+            accumulate=decoupled and parse_switch(parameters.get("accumulate_tokens"), False),
+            skip_special_tokens=parse_switch(parameters.get("skip_special_tokens"), True),
+            exclude_input=parse_switch(parameters.get("exclude_input_in_output"), False),
+            llm=parameters.get("tensorrt_llm_model_name") or "tensorrt_llm",
+            preprocessing=parameters.get("preprocessing_model_name") or "preprocessing",
+            final_output=parameters.get("final_output") or "",
+        )
+        self._period = float(parameters.get("cancellation_check_period_ms") or 100) / 1000
+        self._calls: set[Call] = set()
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        threading.Thread(target=self._poll_clients, daemon=True, name="clients").start()
+
+    def execute(self, request: Any, tensors: Mapping[str, Any], sender: Any) -> None:
+        """Take one request; its answers go to `sender` from a thread of its own."""
+        inner_id = f"{request.request_id() or 'bls'}-{secrets.token_hex(8)}"
+        call = Call(self._pb, sender, inner_id, decoupled=self._settings.decoupled)
+        work = (call, tensors, json.loads(request.parameters() or "{}"), set(request.requested_output_names()))
+        with self._lock:
+            self._calls.add(call)
+        threading.Thread(target=self._serve, args=work, daemon=True, name=inner_id).start()
+
+    def close(self) -> None:
+        """Stop what is left and wait a moment for it."""
+        deadline = time.monotonic() + _CLOSING_S
+        while (calls := self._open_calls()) and time.monotonic() < deadline:
+            for call in calls:
+                self._stop_engine(call)
+            time.sleep(0.05)
+        self._stopping.set()
+
+    def _serve(self, call: Call, tensors: Mapping[str, Any], parameters: dict[str, Any], wanted: set[str]) -> None:
+        def ask(model: str, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Any:
+            return self._request(model, inputs, outputs, call.inner_id, parameters)
+
+        try:
+            answer = Answer(self._pb, self._settings, self._tokenizer, call, ask, lambda: self._stop_engine(call))
+            answer.run(tensors, wanted)
+        except InnerError as error:
+            call.fail(str(error), error.code)
+        except TrtbuildError as error:
+            call.fail(error.message, self._pb.TritonError.INVALID_ARG)
+        except Exception as error:  # whatever it is, the client must hear of it: nobody joins this thread
+            call.fail(f"{type(error).__name__}: {error}")
+        finally:
+            with self._lock:
+                self._calls.discard(call)
+
+    def _open_calls(self) -> list[Call]:
+        with self._lock:
+            return list(self._calls)
+
+    def _poll_clients(self) -> None:
+        """Again and again for the same client: the engine may not have known the request yet."""
+        while not self._stopping.wait(self._period):
+            for call in self._open_calls():
+                if call.client_left():
+                    self._stop_engine(call)
+
+    def _stop_engine(self, call: Call) -> None:
+        """Upstream's way to cancel: a second request with the same id and `stop`; an unknown id is no error."""
+        import numpy as np
+
+        one = np.ones((1, 1), dtype=np.int32)
+        inputs = {"input_ids": one, "input_lengths": one, "request_output_len": one, "stop": np.array([[True]])}
+        request = self._request(self._settings.llm, inputs, ["output_ids"], call.inner_id, {})
+        if self._settings.decoupled:
+            for _response in request.exec(decoupled=True):
+                pass
+        else:
+            request.exec()
+
+    def _request(
+        self, model: str, inputs: Mapping[str, Any], outputs: Sequence[str], request_id: str, parameters: dict[str, Any]
+    ) -> Any:
+        return self._pb.InferenceRequest(
+            model_name=model,
+            request_id=request_id,
+            requested_output_names=list(outputs),
+            inputs=[self._pb.Tensor(name, values) for name, values in inputs.items()],
+            parameters=parameters,
+        )
