@@ -102,7 +102,7 @@ def test_plain_values_are_those_of_yaml_1_2() -> None:
     words = ("no", "on", "yes", "off", "1:30", "2024-01-01", "0o19", "1_000", ".inf", "=")
     for word in words:
         assert parse(f"model: {word}\n").model == word
-    assert parse("model: x\nserve: {http_port: 0x1F90, timeout_s: 1e2}\n").serve.http_port == 8080
+    assert parse("model: x\nserve: {http_port: 0x1F90, ready_timeout_s: 1e2}\n").serve.http_port == 8080
 
 
 def test_sections_that_do_not_go_together() -> None:
@@ -129,7 +129,7 @@ def test_overrides_are_typed() -> None:
     sets = (
         "build.max_batch_size=32",
         "revision=123",
-        "serve.timeout_s=5",
+        "serve.ready_timeout_s=5",
         "repo.parameters.sink_token_length=3",
         layers,
     )
@@ -137,7 +137,7 @@ def test_overrides_are_typed() -> None:
         "model: x\nbuild: {max_batch_size: 4, max_seq_len: 64}\n", (*sets, "verify={}", "build.max_seq_len=null")
     )
     assert (recipe.build.max_batch_size, recipe.build.max_seq_len) == (32, None)
-    assert (recipe.revision, recipe.serve.timeout_s) == ("123", 5.0)
+    assert (recipe.revision, recipe.serve.ready_timeout_s) == ("123", 5.0)
     assert recipe.repo.parameters == {"sink_token_length": "3"}
     assert recipe.convert.quant_layers == (LayerMethod("*.mlp.fc", "fp8"),)
     assert recipe.verify is not None
