@@ -75,9 +75,9 @@ class Bls:
             call.fail(str(error), error.code)
         except TrtbuildError as error:
             call.fail(error.message, self._pb.TritonError.INVALID_ARG)
-        except Exception as error:  # whatever it is, the client must hear of it: nobody joins this thread
-            call.fail(f"{type(error).__name__}: {error}")
         finally:
+            # A call that is still open: the log has the trace, and nobody joins this thread who could tell the client.
+            call.fail("tensorrt_llm_bls failed; the server's log says why")
             with self._lock:
                 self._calls.discard(call)
 

@@ -91,7 +91,14 @@ class LlmService:
     def _start(self, request: LlmRequest, call: Call) -> None:
         task = self._loop.create_task(self._serve(request, call))
         self._tasks[task] = call
-        task.add_done_callback(lambda done: self._tasks.pop(done, None))
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Whatever the LLM raised is the answer to that request only."""
+        call = self._tasks.pop(task, None)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and call is not None:
+            call.fail(f"Error generating request: {error}")
 
     def _stop(self, _request: LlmRequest, call: Call) -> None:
         """Upstream's way to cancel: a second request with the same id and `stop`; an unknown id is no error."""
@@ -129,8 +136,6 @@ class LlmService:
             if promise is not None:
                 promise.abort()
             call.finish()
-        except Exception as error:  # whatever the LLM raises is the answer to this request only
-            call.fail(f"Error generating request: {error}")
 
     def _send(self, request: LlmRequest, call: Call, deltas: Deltas, completion: Any, *, final: bool) -> None:
         new = deltas.next(completion.text, final=final)
