@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -152,18 +152,21 @@ def _move_in(out: Path, manifest: Mapping[str, Any], moves: list[tuple[Path, Pat
     """Rename in their order, then replace the manifest; an error takes all of it back."""
     before = {target: target.read_bytes() for _source, target in moves if target.is_file()}
     moved: list[Path] = []
-    try:
+    with ExitStack() as undo:
+        undo.callback(_take_back, moved, before)
         for source, target in moves:
             source.replace(target)
             moved.append(target)
         _write_manifest(out, manifest, moved, chains)
-    except BaseException:
-        for target in moved:
-            if target in before:
-                target.write_bytes(before[target])
-            else:
-                shutil.rmtree(target, ignore_errors=True)
-        raise
+        undo.pop_all()
+
+
+def _take_back(moved: list[Path], before: Mapping[Path, bytes]) -> None:
+    for target in moved:
+        if target in before:
+            target.write_bytes(before[target])
+        else:
+            shutil.rmtree(target, ignore_errors=True)
 
 
 def _write_manifest(out: Path, manifest: Mapping[str, Any], moved: list[Path], chains: Mapping[str, Any]) -> None:
