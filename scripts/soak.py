@@ -318,7 +318,10 @@ async def sampling(
 
 
 def sample(server: Running, at_s: float, requests: int) -> dict[str, Any]:
-    """KV blocks, and for each process of the server its memory (MB), threads and file descriptors."""
+    """KV blocks, and for each process of the server its memory (MB), threads and file descriptors.
+
+    `own` memory is anonymous and shared memory without mapped files, whose share moves with other processes.
+    """
     processes = {}
     for pid in [server.process.pid, *server.marked()]:
         try:
@@ -328,6 +331,7 @@ def sample(server: Running, at_s: float, requests: int) -> dict[str, Any]:
             processes[role(pid)] = {
                 "rss": int(status["VmRSS"].split()[0]) / 1024,
                 "pss": int(rollup["Pss"].split()[0]) / 1024,
+                "own": sum(int(rollup[name].split()[0]) for name in ("Anonymous", "Pss_Shmem")) / 1024,
                 "threads": int(status["Threads"]),
                 "fds": len(list((folder / "fd").iterdir())),
             }
@@ -375,10 +379,10 @@ def judge(
     )
     growth = {}
     for name in idle["processes"]:
-        ends = [[s["processes"][name]["pss"] for s in part if name in s["processes"]] for part in (early, late)]
+        ends = [[s["processes"][name]["own"] for s in part if name in s["processes"]] for part in (early, late)]
         if all(ends):
             growth[name] = round(median(ends[1]) - median(ends[0]), 2)
-    whole = sum(process["pss"] for process in idle["processes"].values())
+    whole = sum(process["own"] for process in idle["processes"].values())
     if seconds >= 300 and sum(growth.values()) > GROWTH * whole:
         wrong.append(f"memory grows by {sum(growth.values()):.1f} of {whole:.0f} MB: {growth}")
     return {
@@ -407,11 +411,11 @@ def draw(report: dict[str, Any], path: Path) -> None:
     samples, names = report["samples"], list(report["idle_before"]["processes"])
     times = [s["at_s"] / 60 for s in samples]
     figure, axes = plt.subplots(2, 2, figsize=(12, 8))
-    for axis, what in zip(axes.flat, ("pss", "fds", "threads"), strict=False):
+    for axis, what in zip(axes.flat, ("own", "fds", "threads"), strict=False):
         for name in names:
             values = [s["processes"].get(name, {}).get(what) for s in samples]
             axis.plot(times, values, label=name)
-        axis.set_title({"pss": "memory (PSS), MB", "fds": "file descriptors"}.get(what, what))
+        axis.set_title({"own": "memory without mapped files, MB", "fds": "file descriptors"}.get(what, what))
     axes[0, 0].legend(fontsize=7)
     axes[1, 1].plot(times, [s["kv_used"] for s in samples])
     axes[1, 1].set_title(f"KV blocks used of {report['idle_before']['kv_max']}")
