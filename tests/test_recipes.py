@@ -73,7 +73,7 @@ def test_a_recipe_is_planned_without_problems_and_fits_its_gpu(name: str, models
     assert text.startswith(header(name, recipe, plan)), "python -m tests.recipe_models"
     if recipe.target == "tensorrt":
         assert recipe.gpu is not None
-        assert find_gpu(recipe.gpu.type).sm == recipe.options.sm
+        assert find_gpu(recipe.gpu.type).layout_sm == recipe.options.sm
         check_on_gpu(recipe, plan)
 
 
