@@ -192,7 +192,9 @@ class Server:
 
     def _vitals(self, now: float) -> Sequence[Vital]:
         server = [] if self._pulse is None else [self._pulse.vital(now)]
-        return [*self._beats.vitals(now), *self._states.vitals(now), *self._crew.vitals(now), *server]
+        ranks = [*self._beats.vitals(now), *self._states.vitals(now)]
+        known = {vital.pid for vital in ranks}  # by their number, which says more than the name of the program
+        return [*ranks, *(vital for vital in self._crew.vitals(now) if vital.pid not in known), *server]
 
     def _stalled(self, now: float) -> Verdict | None:
         if self._pulse is None:
