@@ -22,6 +22,7 @@ from tests.quantized_models import GROUP, KINDS, Models, reference
 from tests.tiny import load_rank, make_llama, trtbuild
 from tests.worded import add_tokenizer, text_of
 from trtbuild import pipeline
+from trtbuild.cache.stage import DOCUMENTS
 from trtbuild.checkpoint.config import read_specs
 from trtbuild.checkpoint.logical import LogicalWriter
 from trtbuild.checkpoint.pack import pack_checkpoint
@@ -118,8 +119,8 @@ def problems(folder: Path, target: str = "") -> list[Finding]:
 
 
 def same(one: Path, other: Path, *leave_out: str) -> bool:
-    names = {path.name for path in one.iterdir()} - {"trtbuild.json", *leave_out}
-    assert names == {path.name for path in other.iterdir()} - {"trtbuild.json", *leave_out}
+    names = {path.name for path in one.iterdir()} - {*DOCUMENTS, *leave_out}
+    assert names == {path.name for path in other.iterdir()} - {*DOCUMENTS, *leave_out}
     return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
 
 
