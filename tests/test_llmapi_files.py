@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tests.llmapi_models import LENGTH, SAMPLES, add_letters, calibration_text, make
 from tests.tiny import edit_config, make_llama, trtbuild
 from trtbuild import pipeline
+from trtbuild.cache.stage import OUTERMOST
 from trtbuild.errors import PlanError
 from trtbuild.layout import Job
 from trtbuild.llmapi import layout
@@ -50,7 +51,7 @@ def test_the_command_line(model: Path, tmp_path: Path) -> None:
     assert {"tokenizer.json", "generation_config.json", "hf_quant_config.json"} <= {path.name for path in out.iterdir()}
     manifest = read_manifest(out)
     assert manifest["options"]["target"] == "llmapi"
-    assert manifest["files"] == {path.name: sha256_file(path) for path in out.iterdir() if path.name != "trtbuild.json"}
+    assert manifest["files"] == {path.name: sha256_file(path) for path in out.iterdir() if path.name not in OUTERMOST}
     config = json.loads((out / "config.json").read_text())
     assert config["torch_dtype"] == "bfloat16"
     assert tensors["model.norm.weight"].dtype is torch.bfloat16

@@ -21,6 +21,7 @@ from tests.test_methods import EDGES, unpacked
 from tests.tiny import ROOT, edit_weights, load_rank, make_llama, trtbuild
 from tests.worded import add_tokenizer, text_of, with_tokenizer
 from trtbuild import pipeline
+from trtbuild.cache.stage import DOCUMENTS
 from trtbuild.calibrate import run
 from trtbuild.errors import CheckpointError, OutputError, PlanError
 from trtbuild.lint.check import check
@@ -106,8 +107,8 @@ def test_every_method_gives_a_sound_checkpoint(name: str, kv: str, model: Path, 
     needed = METHODS[name].needs_calibration or kv != "none"
     given = calibration(model) if needed else CalibrationOptions()
     made = pipeline.make_checkpoint(str(model), tmp_path / "out", options, calibration=given)
-    assert sorted(path.name for path in made.iterdir()) == [
-        "config.json", "rank0.safetensors", "rank1.safetensors", "trtbuild.json"]  # fmt: skip
+    whole = sorted(["config.json", "rank0.safetensors", "rank1.safetensors", *DOCUMENTS])
+    assert sorted(path.name for path in made.iterdir()) == whole
     assert not [found for found in check(made).findings if found.severity != "info"]
     assert json.loads((made / "config.json").read_text())["quantization"]["kv_cache_quant_algo"] == (
         None if kv == "none" else "INT8"

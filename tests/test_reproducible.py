@@ -11,11 +11,11 @@ import torch
 
 from tests.tiny import load_rank, make_llama
 from trtbuild import pipeline
-from trtbuild.cache.stage import DOCUMENTS
+from trtbuild.cache.stage import DOCUMENTS, OUTERMOST
 from trtbuild.checkpoint.reader import Reader
 from trtbuild.checkpoint.source import read_header
 from trtbuild.checkpoint.writer import ALIGNMENT
-from trtbuild.manifest import MANIFEST, read_manifest, sha256_file
+from trtbuild.manifest import read_manifest, sha256_file
 from trtbuild.spec import ConvertOptions
 
 
@@ -54,7 +54,7 @@ def test_manifest_matches_the_files(llama_folder: Path, tmp_path: Path) -> None:
     manifest = read_manifest(out)
     assert manifest["kind"] == "checkpoint"
     assert manifest["options"]["dtype"] == "float16"
-    assert manifest["files"] == {p.name: sha256_file(p) for p in out.iterdir() if p.name != MANIFEST}
+    assert manifest["files"] == {p.name: sha256_file(p) for p in out.iterdir() if p.name not in OUTERMOST}
     source = manifest["source"]
     assert source["config_sha256"] == sha256_file(llama_folder / "config.json")
     assert source["files"] == {"model.safetensors": (llama_folder / "model.safetensors").stat().st_size}

@@ -256,7 +256,7 @@ def test_the_dry_run_says_all_and_does_nothing(llama_folder: Path, tmp_path: Pat
     assert made["effective"]["max_seq_len"] == 512
     assert made["effective"]["plugin_config"]["use_fp8_context_fmha"] is False
     assert made["processes"][1]["ranks"] == [1]
-    assert plan["files"] == ["config.json", "rank0.engine", "rank1.engine", "trtbuild.json"]
+    assert plan["files"] == ["config.json", "rank0.engine", "rank1.engine", *DOCUMENTS]
     assert plan["host"]["sm"] == 90
     assert plan["obstacles"] == []
     assert plan["converts"] == str(llama_folder)

@@ -201,11 +201,12 @@ class _Run:
 
     def files(self, stage: str) -> dict[str, int | None]:
         """What a stage writes, with sizes where the plan knows them."""
+        from trtbuild.cache.stage import DOCUMENTS
         from trtbuild.checkpoint.pack import configs_of
 
         found: dict[str, int | None] = {}
         if stage == "checkpoint" and self._recipe.target == "llmapi":
-            return {**_hf_files(self.plan), MANIFEST: None}
+            return {**_hf_files(self.plan), **dict.fromkeys(DOCUMENTS)}
         for part in self.plan.parts:
             if stage == "checkpoint":
                 documents = configs_of(part.family, part.spec, part.options, part.choices) if part.ranks else {}
@@ -220,7 +221,7 @@ class _Run:
             found["report.json"] = None
         elif stage == "repo":
             found |= {f"{model}/config.pbtxt": None for model in self._repository_models()}
-        return {**found, MANIFEST: None}
+        return {**found, **dict.fromkeys(DOCUMENTS if stage in ("checkpoint", "engine") else (MANIFEST,))}
 
     def _repository_models(self) -> tuple[str, ...]:
         from trtbuild.repo.options import model_names

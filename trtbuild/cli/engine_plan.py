@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtbuild.cli.output import data, note, size
-from trtbuild.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from trtbuild.building_tensorrt import EnginePlan
@@ -18,6 +17,7 @@ _SHOWN = ("max_batch_size", "max_seq_len", "max_num_tokens", "opt_num_tokens", "
 
 def document(plan: EnginePlan, output: Path) -> dict[str, Any]:
     """Everything that would run and be written; `schema` changes when a key is removed or changes its meaning."""
+    from trtbuild.cache.stage import DOCUMENTS
     from trtbuild.engine.tensorrt.describe import describe
     from trtbuild.engine.tensorrt.ranks import CHECKPOINT, FOLDER
 
@@ -41,7 +41,7 @@ def document(plan: EnginePlan, output: Path) -> dict[str, Any]:
             "tensorrt": host.tensorrt,
         },
         "builds": [{"part": part, **build} for part, build in builds.items()],
-        "files": [*files, MANIFEST],
+        "files": [*files, *DOCUMENTS],
         "warnings": plan.warnings,
         "obstacles": plan.obstacles,
     }
