@@ -25,12 +25,11 @@ from trtbuild.mixed import Choices, choices_of, quantizable, quantized_of, unmat
 from trtbuild.quantize.method import Method
 from trtbuild.quantize.methods import METHODS
 from trtbuild.shard import shard
-from trtbuild.spec import ConvertOptions, ModelSpec, resolved_dtype
+from trtbuild.spec import SEARCHES, ConvertOptions, ModelSpec, resolved_dtype
 
 _PROCESS_BYTES = 60_000_000  # anonymous memory of Python with numpy, measured
 _TORCH_BYTES = 300_000_000  # the same with torch and a tokenizer
 _COPIES = 6  # of one weight, in a method's arithmetic
-_SQUARES = 3  # of one linear's second moments, where they are scaled and factorized
 _BLOCKS = 48  # of a conversion with 8 threads: those on the way, and temporaries of casts
 _WIDEST_ELEMENT = 8
 _HEADER_BYTES = 160  # of a safetensors header, per tensor
@@ -263,8 +262,7 @@ def _quantizing_memory(whole: RankJobs, methods: Sequence[Method], quantize_lm_h
     """
     layer = [job for job in whole.jobs if job.group.split(".")[:3] == ["transformer", "layers", "0"]]
     linears = [job for job in layer if len(job.shape) > 1]
-    squares = [4 * job.shape[-1] ** 2 for job in linears] if any(method.gram_for for method in methods) else []
-    grams = sum(squares) + _SQUARES * max(squares, default=0)
+    grams = sum(4 * job.shape[-1] ** 2 for job in linears) if any(SEARCHES[0] in m.gram_for for m in methods) else 0
     weights = sum(4 * job.elements for job in layer)
     head = [job for job in whole.jobs if job.group == f"{HEAD}.weight" and quantize_lm_head]
     largest = max((4 * prod(job.shape[-2:]) for job in (*linears, *head)), default=0)

@@ -181,7 +181,7 @@ class ConvertOptions:
         return self.tp_size, 1
 
 
-SEARCHES = ("fine", "modelopt")
+SEARCHES = ("fine", "modelopt", "compensate")
 """How a method looks for its scales: as well as it can, or for the numbers of NVIDIA ModelOpt's defaults."""
 
 

@@ -163,7 +163,7 @@ class Quantizer:
         """Quantize lm_head, whose input is what the last norm gives, and write its part."""
         weight = weights[f"{_HEAD}.weight"]
         inputs = InputAccumulator(
-            weight.shape[-1], gram=options.search in method.gram_for, even=options.search == "fine"
+            weight.shape[-1], gram=options.search in method.gram_for, even=options.search == "compensate"
         )
         for states in hidden:
             inputs.add(self._blocks.head_input(states, weights))
@@ -195,7 +195,7 @@ class Quantizer:
         ways = [way for way in self._ways(layer) if way[1].needs_calibration]
         sizes = {linear.name: linear.in_features for linear, _, _ in ways}
         gram = _needs_gram((method, options) for _, method, options in ways)
-        return LayerStatistics(sizes, gram=gram, even=any(options.search == "fine" for _, _, options in ways))
+        return LayerStatistics(sizes, gram=gram, even=any(options.search == "compensate" for _, _, options in ways))
 
     def _through(
         self, run: LayerRun, statistics: LayerStatistics | None, hidden: Iterator[torch.Tensor], layer: int
@@ -216,7 +216,7 @@ class Quantizer:
         algo, factor = self._task.kv_cache_algo, 1.0
         if algo is None:
             return {}
-        if algo == "INT8" and self._task.search == "fine":
+        if algo == "INT8" and self._task.search != "modelopt":
             # What entered the layer is still in the spool; an FP8 cache has no scale to speak of.
             hidden = [states.to(self._device) for states in islice(spool.read(layer), SEQUENCES)]
             factor = searched_factor(run, kv_cache_scale(algo, statistics.amax_k, statistics.amax_v), hidden)

@@ -145,7 +145,7 @@ CalibSearchOpt = Annotated[
         metavar="NAME",
         callback=_search,
         autocompletion=lambda: list(SEARCHES),
-        help="fine: the scale of each int4 group is searched too; modelopt: the numbers of ModelOpt's defaults.",
+        help="fine: searches more scales than ModelOpt; modelopt: its numbers; compensate: GPTQ's rounding, slow.",
     ),
 ]
 CalibChatOpt = Annotated[bool, typer.Option("--calib-chat", help="Put the text through the model's chat template.")]

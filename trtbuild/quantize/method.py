@@ -67,7 +67,7 @@ class InputStats:
 
     amax [in]: greatest |x|. abs_mean [in]: mean over batches of the mean over a batch's tokens of |x|.
     gram [in, in] or None: mean over tokens of x x^T, for the error of a changed weight without the activations
-    themselves: mean over tokens of |(W' - W) x|^2 = trace((W' - W) gram (W' - W)^T). Where the search is "fine"
+    themselves: mean over tokens of |(W' - W) x|^2 = trace((W' - W) gram (W' - W)^T). Where the search is "compensate"
     they are of `statistics.evened` inputs.
     """
 

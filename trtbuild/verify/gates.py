@@ -40,18 +40,17 @@ class Gates:
 _FLIPS = 0.25
 """Where inputs are rounded, sums in another order may round to the next step."""
 _GPTQ_LOSS = 9.0  # it trades errors of weights for those of outputs
-_COMPENSATED = 6.0  # as well, with the scales that are ours
 
 GATES: dict[str, Gates] = {
     "": Gates(),
     # The engine build quantizes each rank's part on its own, so that one rank is another quantization.
     "W8A16": Gates(2.0, 0.93, 0.01, 25.0, 1.0, 20.0, None),
     "W4A16": Gates(100.0, 0.5, 1.0, 8.0, 1.0, 4.0, None),
-    "W4A16_AWQ": Gates(30.0, 0.65, 0.4, 10.0, _COMPENSATED, 6.0),
-    "W4A8_AWQ": Gates(35.0, 0.65, 0.45, 10.0, _COMPENSATED, 6.0, _FLIPS),
+    "W4A16_AWQ": Gates(30.0, 0.65, 0.4, 10.0, 1.0, 6.0),
+    "W4A8_AWQ": Gates(35.0, 0.65, 0.45, 10.0, 1.0, 6.0, _FLIPS),
     "W4A16_GPTQ": Gates(30.0, 0.65, 0.4, 8.0, _GPTQ_LOSS, 6.0),
     "W8A16_GPTQ": Gates(2.0, 0.93, 0.01, 22.0, _GPTQ_LOSS, 18.0),
-    "FP8": Gates(5.0, 0.88, 0.05, 25.0, _COMPENSATED, 14.0, _FLIPS),
+    "FP8": Gates(5.0, 0.88, 0.05, 25.0, 1.0, 14.0, _FLIPS),
     # Each rank takes the scale of its part of a token.
     "FP8_PER_CHANNEL_PER_TOKEN": Gates(5.0, 0.88, 0.05, 25.0, 1.0, 14.0, None),
     "W8A8_SQ_PER_CHANNEL": Gates(8.0, 0.8, 0.1, 20.0, 1.0, 10.0, _FLIPS),

@@ -1,7 +1,7 @@
 """Fp8 weights and activations with one scale per tensor (FP8): ModelOpt's FP8_DEFAULT_CFG (checkpoint format 4.6).
 
-The scales are ModelOpt's. With search "fine" the weights are rounded so that the errors of the inputs of a linear make
-up for each other; with "modelopt" each is rounded to its nearest.
+The scales are ModelOpt's. Each weight is rounded to its nearest; with search "compensate" so that the errors of the
+inputs of a linear make up for each other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ METHOD = Method(
     quant_algo="FP8",
     description="fp8 (e4m3) weights and activations, one calibrated scale per tensor",
     needs_calibration=True,
-    gram_for=("fine",),
+    gram_for=("compensate",),
     weight_bits=8,
     dtypes=("float16", "bfloat16"),
     fields=(
@@ -49,7 +49,7 @@ def quantize(group: LinearGroup, stats: InputStats | None, options: QuantOptions
         block = module.rpartition(".")[0]
         amax = weight.abs().amax(dim=(-2, -1)).unsqueeze(-1) / E4M3_MAX
         scales[block] = amax.maximum(scales[block]) if block in scales else amax
-    gram = found.gram if options.search == "fine" else None
+    gram = found.gram if options.search == "compensate" else None
     made: dict[str, Fields] = {}
     for module, weight in weights.items():
         scale = positive(scales[module.rpartition(".")[0]])

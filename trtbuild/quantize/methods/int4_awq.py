@@ -1,7 +1,7 @@
 """Int4 weights in groups of inputs, activation-aware (W4A16_AWQ; checkpoint format 4.3, 6).
 
 With search "modelopt" it is ModelOpt's INT4_AWQ_CFG; "fine" then also searches the scale of each group,
-and rounds weights so that the errors of the inputs of a linear make up for each other.
+and "compensate" rounds weights so that the errors of the inputs of a linear make up for each other.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trtbuild.layout import GROUP, Field
-from trtbuild.quantize.awq import compensated_groups, int4_groups, shared_prequant
+from trtbuild.quantize.awq import clipped_groups, compensated_groups, int4_groups, shared_prequant
 from trtbuild.quantize.method import Fields, InputStats, LinearGroup, Method, QuantOptions
 from trtbuild.quantize.values import require_finite, require_stats, stacked
 from trtbuild.spec import SEARCHES
@@ -54,21 +54,22 @@ def quantize(group: LinearGroup, stats: InputStats | None, options: QuantOptions
 def made_with(p: torch.Tensor, parts: tuple[torch.Tensor, ...], stats: InputStats, options: QuantOptions) -> Fields:
     """Fields of a module whose parts have the factors p [in]."""
     smoothed = stacked(parts) / p
-    if options.search == "fine" and stats.gram is not None and stats.tokens:
-        return compensated_fields(smoothed, p, stats.gram, options.group_size)
-    return fields(smoothed, p, options.group_size)
+    if options.search == "modelopt" or stats.gram is None or not stats.tokens:
+        return fields(smoothed, p, options.group_size)
+    return searched_fields(smoothed, p, stats.gram, options)
 
 
-def compensated_fields(smoothed: torch.Tensor, p: torch.Tensor, gram: torch.Tensor, group_size: int) -> Fields:
-    """As `fields`, with the scales and weights that the inputs' gram [in, in] or [E, in, in] favours."""
+def searched_fields(smoothed: torch.Tensor, p: torch.Tensor, gram: torch.Tensor, options: QuantOptions) -> Fields:
+    """As `fields`, with the scales (and weights) that the inputs' gram [in, in] or [E, in, in] favours."""
     import torch
 
+    groups = compensated_groups if options.search == "compensate" else clipped_groups
     met = (gram * p).mul_(p.unsqueeze(1))
     if smoothed.dim() == 2:
-        q, scale = compensated_groups(smoothed, met, group_size)
+        q, scale = groups(smoothed, met, options.group_size)
     else:
         grams = met if met.dim() == 3 else met.expand(len(smoothed), -1, -1)
-        pairs = [compensated_groups(weight, own, group_size) for weight, own in zip(smoothed, grams, strict=True)]
+        pairs = [groups(weight, own, options.group_size) for weight, own in zip(smoothed, grams, strict=True)]
         q, scale = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
     return _stored(q, scale, p)
 

@@ -12,7 +12,7 @@ from trtbuild.quantize.values import positive, require_finite, require_seen, req
 
 _DEAD = 2.0**-31
 """An input channel that never exceeds it is left as it is, as in ModelOpt."""
-_ALPHA = {"fine": 0.8, "modelopt": 1.0}
+_ALPHA = {"fine": 0.8, "modelopt": 1.0, "compensate": 0.8}
 """Search -> alpha. Where a channel of one token is hundreds of times beyond all others, 1.0 leaves that range to the
 weights, and outputs lose the rest of theirs; 0.8 shares it (figures: quantize/README.md)."""
 

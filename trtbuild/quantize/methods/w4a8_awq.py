@@ -1,6 +1,6 @@
 """Int4 AWQ weights computed with in fp8 (W4A8_AWQ): ModelOpt's W4A8_AWQ_BETA_CFG (checkpoint format 4.4, 6).
 
-Of the int4 weights, search "fine" makes those of int4_awq.
+With search "compensate" the int4 weights are made as int4_awq makes them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from trtbuild.layout import Field
 from trtbuild.quantize.awq import dequantized, own_prequants
 from trtbuild.quantize.method import Fields, InputStats, LinearGroup, QuantOptions
 from trtbuild.quantize.methods import int4_awq
-from trtbuild.quantize.values import positive, require_finite, require_seen, require_stats
+from trtbuild.quantize.values import positive, require_finite, require_seen, require_stats, stacked
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,10 @@ def quantize(group: LinearGroup, stats: InputStats | None, options: QuantOptions
         owns = own_prequants(parts, found, options.group_size, None if modelopt else _through_fp8)
         p = owns.mean(dim=0)
         largest = owns.amax(dim=0) if modelopt else p
-        own = int4_awq.made_with(p, parts, found, options)
+        if options.search == "compensate":
+            own = int4_awq.made_with(p, parts, found, options)
+        else:
+            own = int4_awq.fields(stacked(parts) / p, p, options.group_size)
         weights = dequantized(own["weight"], own["weights_scaling_factor"])
         scale = positive(weights.abs().amax(dim=(-2, -1)) / E4M3_MAX)
         # Over all experts, of which some may never have run.
