@@ -273,7 +273,7 @@ FAULTS: list[tuple[str, str, Edit]] = [
     ("tokenizer-ends", "cpu", no_ends),
 ]  # fmt: skip
 TOGETHER = {
-    "model-config": {"ensemble-model"},  # a model that cannot be read is missing where it is used
+    "model-config": {"ensemble-model", "bls-model"},  # a model that cannot be read is missing where it is used
     "chunked-context": {"engine-plugins", "kv-reuse"},
     "input-length": set(),
     "prompt-table": {"ensemble-type"},
