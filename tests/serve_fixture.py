@@ -160,7 +160,7 @@ def running(
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, **(env or {})}
     process = subprocess.Popen(
-        [*map(str, command), "--timeout", "600", "--log-dir", str(log_dir)],
+        [*map(str, command), "--log-dir", str(log_dir)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
