@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -41,13 +40,14 @@ def build_engine(folder: Path, tp: int, pp: int) -> Path:
     return make_engine(str(model), folder / "engine", options, BuildOptions(max_batch_size=32))
 
 
-def build_repository(folder: Path, tp: int = 1, pp: int = 1, **options: Any) -> Path:
+def build_repository(folder: Path, tp: int = 1, pp: int = 1) -> Path:
     from trtbuild.repo.options import RepositoryOptions
     from trtbuild.repo.write import write_repository
 
     engine = build_engine(folder, tp, pp)
-    chosen = RepositoryOptions(max_tokens_in_paged_kv_cache=16 * LONGEST, **options)
-    write_repository(engine, folder / "repo", demo_tokenizer(), chosen)
+    write_repository(
+        engine, folder / "repo", demo_tokenizer(), RepositoryOptions(max_tokens_in_paged_kv_cache=16 * LONGEST)
+    )
     return folder / "repo"
 
 

@@ -126,7 +126,7 @@ ONLY_IN = {
     "botocore": {"cache"},
     "cyclonedx": {"cache"},
     "typer": {"cli"},
-    "yaml": {"recipe", "repo"},
+    "yaml": {"recipe", "repo", "triton"},
     "rich": {"cli"},
 }
 HEAVY = {

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.serve_fixture import demo_tokenizer
 from tests.tiny import trtbuild
 from trtbuild.finding import Report
+from trtbuild.repo.add import add_models, add_version
 from trtbuild.repo.check.rules import RULES
 from trtbuild.repo.check.run import check_repository
+from trtbuild.repo.llmapi import LlmapiOptions, write_llmapi_repository
 from trtbuild.repo.options import RepositoryOptions
 from trtbuild.repo.write import write_repository
 
@@ -56,7 +59,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sound")
     for target in ("cpu", "tensorrt"):
         built = engine(folder / f"{target}-engine", target)
-        write_repository(built, folder / target, demo_tokenizer(), RepositoryOptions(bls=True))
+        write_repository(built, folder / target, demo_tokenizer(), RepositoryOptions())
     return folder
 
 
@@ -100,6 +103,27 @@ def built(**changes: Any) -> Edit:
     return edit
 
 
+def not_streamed(repository: Path) -> None:
+    """accumulate_tokens in a chain that is not decoupled."""
+    for model in ("tensorrt_llm", "tensorrt_llm_bls"):
+        text(model, "decoupled: true", "decoupled: false")(repository)
+    for path in repository.glob("*/config.pbtxt"):
+        path.write_text(re.sub(r"max_batch_size: \d+", "max_batch_size: 1", path.read_text()))
+    text("tensorrt_llm_bls", *given("accumulate_tokens", "true"))(repository)
+
+
+def ranks_of_two(repository: Path) -> None:
+    """Two engines of two ranks, on GPUs of their own, that share an MPI rank."""
+    several()(repository)
+    for model, devices, ranks in (("tensorrt_llm", "0,1", "1,2"), ("two_tensorrt_llm", "2,3", "2,3")):
+        path = repository / model / "config.pbtxt"
+        lines = "".join(
+            f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n'
+            for key, value in (("gpu_device_ids", devices), ("participant_ids", ranks))
+        )
+        path.write_text(path.read_text() + lines)
+
+
 PRETRAINED = ("vocab_size", "logits_dtype", "mapping")
 
 
@@ -112,13 +136,52 @@ def gone(*names: str) -> Edit:
     return edit
 
 
-def llmapi(repository: Path) -> None:
-    folder = repository / "llm" / "1"
-    folder.mkdir(parents=True)
-    (folder / "model.py").touch()
-    (folder / "model.yaml").write_text("model: x\ntriton_config: {max_batch_size: 0, decoupled: true}\n")
-    tensor = 'input [ { name: "text_input" data_type: TYPE_STRING dims: [ -1 ] } ]'
-    (folder.parent / "config.pbtxt").write_text(f'name: "llm"\nbackend: "python"\n{tensor}\n')
+def llmapi(**changes: Any) -> Edit:
+    """A sound llmapi model beside the others, then changes of its model.yaml (or its decoupled in config.pbtxt)."""
+
+    def edit(repository: Path) -> None:
+        source = repository.parent / "hf"
+        source.mkdir()
+        (source / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+        (source / "model.safetensors").touch()
+        (source / "tokenizer.json").write_text("{}")
+        name = write_llmapi_repository(source, repository.parent / "llmapi", LlmapiOptions(name="llm"))
+        shutil.copytree(repository.parent / "llmapi" / name, repository / name)
+        path = repository / name / "1" / "model.yaml"
+        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}))
+
+    return edit
+
+
+def several(*changes: tuple[str, str, str]) -> Edit:
+    """A second chain of the same engine, then (model, pattern, text) changes."""
+
+    def edit(repository: Path) -> None:
+        built = next(repository.parent.glob("*-engine"))
+        add_models(built, repository, demo_tokenizer(), RepositoryOptions(name="two"))
+        for change in changes:
+            text(*change)(repository)
+
+    return edit
+
+
+def version(engine: str | None, policy: str = "all") -> Edit:
+    """A version 2 of tensorrt_llm; `engine` None takes its folder away again."""
+
+    def edit(repository: Path) -> None:
+        built = next(repository.parent.glob("*-engine"))
+        add_version(built, repository, 2, RepositoryOptions(version_policy=policy))
+        if engine is None:
+            shutil.rmtree(repository / "tensorrt_llm" / "2")
+        else:
+            (repository / "tensorrt_llm" / "2" / "engine.json").write_text(json.dumps({"gpt_model_path": engine}))
+
+    return edit
+
+
+def given(key: str, value: str) -> tuple[str, str]:
+    """Pattern and text that set a parameter which is written."""
+    return rf'(key: "{key}"\s*value {{ string_value: )"[^"]*"', rf'\1"{value}"'
 
 
 def tokenizer(name: str, **changes: Any) -> Edit:
@@ -136,7 +199,6 @@ def no_ends(repository: Path) -> None:
 
 
 FAULTS: list[tuple[str, str, Edit]] = [
-    ("bls-model", "cpu", text("tensorrt_llm_bls", r'string_value: "tensorrt_llm"', 'string_value: "llm"')),
     # rule, target, fault
     ("model-config", "cpu", text("ensemble", r"max_batch_size: \d+", "max_batch_size: ${triton_max_batch_size}")),
     ("model-config", "tensorrt", text("tensorrt_llm", "TYPE_FP32", "${logits_datatype}")),
@@ -181,7 +243,25 @@ FAULTS: list[tuple[str, str, Edit]] = [
     ("stream-order", "cpu", text("postprocessing", "count: 1", "count: 4")),
     ("decoupled", "tensorrt", text("tensorrt_llm", "decoupled: true", "decoupled: false")),
     ("decoupled", "tensorrt", text("tensorrt_llm_bls", "decoupled: true", "decoupled: false")),
-    ("llmapi-yaml", "cpu", llmapi),
+    ("decoupled", "cpu", several(("two_tensorrt_llm_bls", "decoupled: true", "decoupled: false"))),
+    ("stream-order", "cpu", several(("two_postprocessing", "count: 1", "count: 2"))),
+    ("batch-size", "cpu", several(("two_ensemble", r"max_batch_size: \d+", "max_batch_size: 3"))),
+    ("engine-missing", "cpu", several(("two_tensorrt_llm", *given("gpt_model_path", "/nowhere")))),
+    ("engine-missing", "cpu", version("/nowhere")),
+    ("version-policy", "cpu", version(None, "1,2")),
+    ("model-code", "cpu", lambda repository: (repository / "preprocessing" / "2").mkdir()),
+    ("bls-model", "cpu", text("tensorrt_llm_bls", *given("tensorrt_llm_model_name", "llm"))),
+    ("bls-model", "cpu", several(("two_tensorrt_llm_bls", *given("preprocessing_model_name", "two")))),
+    ("bls-type", "tensorrt", text("tensorrt_llm_bls", r'(name: "seq\w+"\s*data_type: )TYPE_INT32', r"\1TYPE_INT64")),
+    ("accumulate-tokens", "cpu", not_streamed),
+    ("shared-gpus", "tensorrt", several()),
+    ("participants", "tensorrt", ranks_of_two),
+    ("llmapi-yaml", "cpu", llmapi(triton_config={"max_batch_size": 0, "decoupled": False})),
+    ("llmapi-yaml", "cpu", llmapi(triton_config={"max_batch_size": 4, "decoupled": True})),
+    ("llmapi-argument", "cpu", llmapi(tensor_parallel="2")),
+    ("llmapi-argument", "cpu", llmapi(tensor_parallel_size="2")),
+    ("llmapi-argument", "cpu", llmapi(backend="tensorrt")),
+    ("llmapi-model", "cpu", llmapi(model="/nowhere")),
     ("ensemble-model", "cpu", gone("postprocessing")),
     ("ensemble-tensor", "cpu", text("ensemble", 'key: "runtime_top_k"', 'key: "top_k"')),
     ("ensemble-tensor", "cpu", text("ensemble", 'value: "seed"', 'value: "sead"')),
@@ -198,6 +278,7 @@ TOGETHER = {
     "input-length": set(),
     "prompt-table": {"ensemble-type"},
     "model-placeholder": set(),
+    "batch-size": {"ensemble-type"},
 }
 
 
@@ -217,6 +298,15 @@ def rules(report: Report) -> set[str]:
 @pytest.mark.parametrize("target", ["cpu", "tensorrt"])
 def test_a_repository_of_ours_is_sound(sound: Path, target: str) -> None:
     report = check_repository(sound / target)
+    assert not report.findings
+
+
+def test_several_chains_versions_and_llmapi_are_sound(sound: Path, tmp_path: Path) -> None:
+    repository = copy(sound, "cpu", tmp_path)
+    several()(repository)
+    version(str(tmp_path / "cpu-engine"))(repository)
+    llmapi()(repository)
+    report = check_repository(repository)
     assert not report.findings
 
 

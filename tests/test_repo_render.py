@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
+from tests import triton_contract as contract
 from trtbuild.errors import EngineError, PlanError
 from trtbuild.repo.info import read_engine_facts
-from trtbuild.repo.options import RepositoryOptions, check_options, template_values
+from trtbuild.repo.options import ROLES, RepositoryOptions, check_options, policy_text, template_values
 from trtbuild.repo.parameters import PARAMETERS
-from trtbuild.repo.render import MODELS, models_of, pbtxt_string, render_configs
+from trtbuild.repo.render import pbtxt_string, render_configs
 from trtbuild.repo.write import write_repository
-from trtbuild.triton.bls import PASSED_ON
-from trtbuild.triton.chain import FROM_PROMPTS, TO_ENGINE, TO_PROMPTS
+
+STREAMS = ("STREAM_ID", "IS_FINAL")
 
 
 def engine(folder: Path, *, target: str = "cpu", tp: int = 1, **build: Any) -> Path:
@@ -52,30 +53,32 @@ def parsed(texts: dict[str, str]) -> dict[str, Any]:
 
 def configs(folder: Path, target: str, **options: Any) -> dict[str, Any]:
     facts = read_engine_facts(engine(folder / target, target=target))
-    chosen = RepositoryOptions(**options)
-    return parsed(render_configs(models_of(bls=chosen.bls), template_values(chosen, facts, "preprocessing/tokenizer")))
+    return parsed(render_configs(template_values(RepositoryOptions(**options), facts, "preprocessing/tokenizer")))
 
 
 @pytest.mark.parametrize("target", ["cpu", "tensorrt"])
 def test_both_targets_parse_and_fit_together(tmp_path: Path, target: str) -> None:
     models = configs(tmp_path, target)
     llm = models["tensorrt_llm"]
+    for role, model in models.items():
+        streams = contract.tensors_of(contract.STREAMS) if (role, target) == ("tensorrt_llm", "cpu") else {}
+        assert contract.tensors(model.input) == contract.INPUTS[role], role
+        assert contract.tensors(model.output) == {**contract.OUTPUTS[role], **streams}, role
+        assert model.version_policy.latest.num_versions == 1
     assert llm.backend == {"cpu": "python", "tensorrt": "tensorrtllm"}[target]
     assert llm.model_transaction_policy.decoupled
-    assert len(llm.input) == 62
-    assert len(llm.output) == 21 + (2 if target == "cpu" else 0)
-    assert {i.name for i in llm.input if not i.optional} == {"input_lengths", "request_output_len"}
     assert llm.parameters["gpt_model_type"].string_value == "inflight_fused_batching"
     assert {"tokenizer_dir", "guided_decoding_backend", "xgrammar_tokenizer_info_path"} <= set(llm.parameters)
     assert set(llm.parameters) <= set(PARAMETERS)
-    assert len(models["preprocessing"].input) == 14
-    assert len(models["preprocessing"].output) == 20
     assert models["postprocessing"].instance_group[0].count == 1
     ensemble = models["ensemble"]
-    assert (len(ensemble.input), len(ensemble.output)) == (36, 19)
     outer = {i.name for i in ensemble.input}
     for step in ensemble.ensemble_scheduling.step:
         model = models[step.model_name]
+        inner, outer_names = (
+            {k: v for k, v in side.items() if k not in STREAMS} for side in (step.input_map, step.output_map)
+        )
+        assert (inner, outer_names) == tuple(map(contract.mapped, contract.MAPS[step.model_name]))
         assert set(step.input_map) <= {i.name for i in model.input}
         assert set(step.output_map) <= {o.name for o in model.output}
         assert set(step.input_map.values()) <= outer, f"{step.model_name} reads what nobody writes"
@@ -83,25 +86,72 @@ def test_both_targets_parse_and_fit_together(tmp_path: Path, target: str) -> Non
     assert {o.name for o in ensemble.output} <= outer
 
 
-def test_bls_is_the_ensemble_in_one_model(tmp_path: Path) -> None:
-    """Its tensors, dtypes and the names that it gives them inside are the ensemble's."""
-    models = configs(tmp_path, "cpu", bls=True)
-    bls, ensemble, llm = (models[name] for name in ("tensorrt_llm_bls", "ensemble", "tensorrt_llm"))
-    more = {"image_input", "image_bytes_input", "image_url_input", "image_sizes_input", "video_bytes_input"}
-    kinds = {tensor.name: tensor.data_type for tensor in bls.input}
-    assert kinds.keys() == {tensor.name for tensor in ensemble.input} | more | {"num_draft_tokens", "use_draft_logits"}
-    assert all(kinds[tensor.name] == tensor.data_type for tensor in ensemble.input)
-    assert [(o.name, o.data_type) for o in bls.output] == [(o.name, o.data_type) for o in ensemble.output]
-    scalars = {tensor.name for tensor in bls.input if tensor.HasField("reshape")}
-    flags = {name for name in kinds if name.startswith("return_")}
-    assert scalars == flags | {"num_return_sequences", "lora_task_id", "use_draft_logits"}
-    assert bls.model_transaction_policy.decoupled == llm.model_transaction_policy.decoupled
-    prompts, engine_step, _ = ensemble.ensemble_scheduling.step
-    assert {inner: outer for outer, inner in TO_PROMPTS.items()} == dict(prompts.input_map)
-    made = {outer: inner for inner, outer in prompts.output_map.items()}
-    names = {made.get(outer, outer): inner for inner, outer in engine_step.input_map.items()}
-    assert names == {**FROM_PROMPTS, **TO_ENGINE}
-    assert set(PASSED_ON) == {outer for outer in engine_step.output_map.values() if not outer.startswith("_")}
+def test_the_other_settings_of_upstreams_models(tmp_path: Path) -> None:
+    models = configs(tmp_path, "tensorrt", max_queue_size=7, max_queue_delay_microseconds=9, preprocessing_instances=3)
+    llm = models["tensorrt_llm"]
+    assert list(llm.dynamic_batching.preferred_batch_size) == [8]
+    assert llm.dynamic_batching.max_queue_delay_microseconds == 9
+    assert llm.dynamic_batching.default_queue_policy.max_queue_size == 7
+    assert {role for role, model in models.items() if model.HasField("dynamic_batching")} == {
+        "preprocessing",
+        "tensorrt_llm",
+        "postprocessing",
+    }
+    assert {role for role, model in models.items() if model.model_transaction_policy.decoupled} == {
+        "tensorrt_llm",
+        "tensorrt_llm_bls",
+    }
+    assert not any(model.HasField("sequence_batching") for model in models.values())
+    counts = {role: [(g.count, g.kind) for g in model.instance_group] for role, model in models.items()}
+    assert counts == {
+        "ensemble": [],
+        "preprocessing": [(3, 2)],
+        "tensorrt_llm": [(1, 2)],
+        "postprocessing": [(1, 2)],
+        "tensorrt_llm_bls": [(1, 2)],
+    }
+    for role, keys in contract.OTHER_PARAMETERS.items():
+        assert keys <= set(models[role].parameters)
+    flags = [m.model_transaction_policy.decoupled for m in configs(tmp_path / "n", "cpu", decoupled=False).values()]
+    assert flags == [False] * 5
+
+
+def test_every_parameter_is_there_or_has_no_value(tmp_path: Path) -> None:
+    """No key is left to a default that the file does not say."""
+    assert {key: p.default if p.is_default_written else None for key, p in PARAMETERS.items()} == contract.PARAMETERS
+    written = {key: p.string_value for key, p in configs(tmp_path, "tensorrt")["tensorrt_llm"].parameters.items()}
+    silent = {key for key, value in contract.PARAMETERS.items() if value is None} - {
+        "gpt_model_type",
+        "gpt_model_path",
+        "tokenizer_dir",
+        "guided_decoding_backend",
+        "xgrammar_tokenizer_info_path",
+    }
+    lora = {key for key in PARAMETERS if key.startswith("lora_")}  # an engine without LoRA gets none of them
+    assert set(written) == set(PARAMETERS) - silent - lora
+    decided = {"enable_chunked_context", "enable_kv_cache_reuse", "max_beam_width"}
+    same = {key: value for key, value in contract.PARAMETERS.items() if value is not None and key not in decided | lora}
+    assert {key: written[key] for key in same} == same
+    some = configs(tmp_path / "t", "tensorrt", max_tokens_in_paged_kv_cache=999, parameters={"lora_prefetch_dir": "/l"})
+    written = {key: p.string_value for key, p in some["tensorrt_llm"].parameters.items()}
+    assert "kv_cache_free_gpu_mem_fraction" not in written, "both would mean the smaller"
+    assert written["lora_cache_max_adapter_size"] == "64"
+
+
+def test_names_and_versions(tmp_path: Path) -> None:
+    models = configs(tmp_path, "cpu", name="llama-7b", version_policy="1,3", bls_instances=2, accumulate_tokens=True)
+    assert {model.name for model in models.values()} == {f"llama-7b_{role}" for role in ROLES}
+    steps = [step.model_name for step in models["ensemble"].ensemble_scheduling.step]
+    assert steps == ["llama-7b_preprocessing", "llama-7b_tensorrt_llm", "llama-7b_postprocessing"]
+    assert list(models["tensorrt_llm"].version_policy.specific.versions) == [1, 3]
+    bls = models["tensorrt_llm_bls"]
+    assert bls.parameters["tensorrt_llm_model_name"].string_value == "llama-7b_tensorrt_llm"
+    assert bls.parameters["accumulate_tokens"].string_value == "true"
+    assert bls.instance_group[0].count == 2
+    assert "tensorrt_llm_bls" not in configs(tmp_path / "n", "cpu", bls=False)
+    for wrong in ("", "newest", "0", "1,", "latest:0"):
+        with pytest.raises(PlanError, match="version policy"):
+            policy_text(wrong)
 
 
 def test_kinds_agree_along_the_ensemble(tmp_path: Path) -> None:
@@ -129,7 +179,7 @@ def test_a_variable_without_value_is_an_error(tmp_path: Path) -> None:
     values = template_values(RepositoryOptions(), read_engine_facts(engine(tmp_path / "e")), "t")
     del values["triton_max_batch_size"]
     with pytest.raises(EngineError, match="triton_max_batch_size"):
-        render_configs(MODELS, values)
+        render_configs(values)
 
 
 def test_all_contradictions_at_once(tmp_path: Path) -> None:
@@ -139,11 +189,16 @@ def test_all_contradictions_at_once(tmp_path: Path) -> None:
         max_tokens_in_paged_kv_cache=64,
         batch_scheduler_policy="fast",
         kv_cache_free_gpu_mem_fraction=1.5,
+        name="a/b",
+        version_policy="newest",
+        preprocessing_instances=0,
+        bls=False,
+        accumulate_tokens=True,
         parameters={"max_queue": "1", "gpt_model_path": "/x"},
     )
     with pytest.raises(PlanError) as caught:
         check_options(options, facts, tokenizer_vocab=513)
-    assert len(caught.value.problems) == 7
+    assert len(caught.value.problems) == 11
 
 
 def test_chunked_context_and_reuse_follow_the_engine(tmp_path: Path) -> None:
@@ -165,7 +220,7 @@ def test_a_repository_is_self_contained_and_reproducible(tmp_path: Path) -> None
         for name in ("one", "two")
     )
     assert one == two
-    assert {path.split("/")[0] for path in one} == {*MODELS, "trtbuild.json"}
+    assert {path.split("/")[0] for path in one} == {*ROLES, "trtbuild.json"}
     assert "preprocessing/tokenizer/tokenizer.json" in one
     assert not any(path.endswith("safetensors") for path in one)
     assert "tensorrt_llm/1/model.py" in one

@@ -220,10 +220,13 @@ class _Run:
         elif stage == "verify":
             found["report.json"] = None
         elif stage == "repo":
-            from trtbuild.repo.render import models_of
-
-            found |= {f"{model}/config.pbtxt": None for model in models_of(bls=self._recipe.repo.bls)}
+            found |= {f"{model}/config.pbtxt": None for model in self._repository_models()}
         return {**found, **dict.fromkeys(DOCUMENTS if stage in ("checkpoint", "engine") else (MANIFEST,))}
+
+    def _repository_models(self) -> tuple[str, ...]:
+        from trtbuild.repo.options import model_names
+
+        return tuple(model_names(self._recipe.repo).values())
 
     def _digest(self, stage: str) -> str:
         """SHA-256 of a stage's manifest, which holds those of its files; empty where there is none."""

@@ -47,7 +47,7 @@ def read_engine_facts(directory: Path) -> EngineFacts:
         raise EngineError(f"cannot read {path}: {error}") from error
     if not isinstance(config, dict) or not {"pretrained_config", "build_config"} <= config.keys():
         hint = (
-            "This looks like a Hugging Face model: build its engine first, or serve it with --target llmapi."
+            "This looks like a Hugging Face model: build its engine first."
             if isinstance(config, dict) and "architectures" in config
             else ""
         )

@@ -1,117 +1,198 @@
-"""The Triton repository of the llmapi target: one model around TensorRT-LLM's LLM class, and its model.yaml."""
+"""A Hugging Face checkpoint, quantized or not -> the repository of upstream's `llmapi` model (TensorRT-LLM's PyTorch).
+
+config.pbtxt and model.yaml say the same of decoupled and the batch size: upstream leaves both to model.yaml and to
+Triton's auto-completion, which upstream's own launcher (and `trtbuild serve`) switches off; every streamed answer would
+then end with "Non-decoupled model cannot send more than one response".
+"""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trtbuild.errors import EngineError, PlanError
 from trtbuild.manifest import sha256_file, tool_versions, write_manifest
-from trtbuild.repo.render import render_config, templates_dir
+from trtbuild.repo.options import NAME, policy_text
+from trtbuild.repo.render import copy_code, render_configs
 from trtbuild.staging import check_not_input, check_output, staged_dir
+from trtbuild.text.tokenizer import check_tokenizer
 
-TEMPLATE, MODEL = "llmapi", "tensorrt_llm"
-_OURS = ("model", "tensor_parallel_size", "pipeline_parallel_size", "triton_config")
+MODEL = "tensorrt_llm"
+"""Upstream's name of it."""
+MODEL_FILE = "model.yaml"
+ARGUMENTS = {
+    "backend": str, "tokenizer": str, "tokenizer_mode": str, "skip_tokenizer_init": bool, "trust_remote_code": bool,
+    "tensor_parallel_size": int, "pipeline_parallel_size": int, "context_parallel_size": int, "gpus_per_node": int,
+    "moe_tensor_parallel_size": int, "moe_expert_parallel_size": int, "enable_attention_dp": bool, "dtype": str,
+    "revision": str, "max_batch_size": int, "max_num_tokens": int, "max_seq_len": int, "max_input_len": int,
+    "max_beam_width": int, "enable_chunked_prefill": bool, "enable_lora": bool, "lora_config": dict,
+    "guided_decoding_backend": str, "kv_cache_config": dict, "cuda_graph_config": dict, "speculative_config": dict,
+    "scheduler_config": dict, "moe_config": dict, "torch_compile_config": dict, "cache_transceiver_config": dict,
+    "disable_overlap_scheduler": bool, "attn_backend": str, "batch_wait_timeout_ms": (int, float),
+    "iter_stats_max_iterations": int, "request_stats_max_iterations": int, "enable_iter_perf_stats": bool,
+    "return_perf_metrics": bool, "stream_interval": int, "load_format": str, "num_postprocess_workers": int,
+}  # fmt: skip
+"""Arguments of tensorrt_llm.LLM 1.2 with the kind of their values; `model` is the checkpoint's own."""
 
 
 @dataclass(frozen=True)
-class LlmApiOptions:
-    """`arguments`: of the LLM class by name, such as kv_cache_config; they go to model.yaml as they are."""
+class LlmapiOptions:
+    """What the user may choose. `arguments`: any other argument of tensorrt_llm.LLM."""
 
+    name: str = ""
     tp_size: int = 1
     pp_size: int = 1
     decoupled: bool = True
-    accumulate_text: bool = False
+    accumulate_tokens: bool = False
+    version_policy: str = "latest"
+    max_tokens_in_paged_kv_cache: int | None = None
+    kv_cache_free_gpu_mem_fraction: float | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_llmapi_repository(model: Path, out: Path, options: LlmApiOptions, *, force: bool = False) -> None:
-    """Make the repository `out` for a Hugging Face folder, which stays where it is.
+def write_llmapi_repository(source: Path, out: Path, options: LlmapiOptions, *, force: bool = False) -> str:
+    """Make the repository `out` of the checkpoint `source`, which stays where it is; returns the model's name.
 
     Raises:
-        EngineError: not a Hugging Face model. PlanError: options that contradict. OutputError.
+        EngineError: `source` is no Hugging Face checkpoint. PlanError: options that do not fit. OutputError.
     """
     check_output(out, force=force)
-    check_not_input(out, model)
-    architectures = _architectures(model)
-    _check(options)
-    config = render_config(TEMPLATE, MODEL, {"decoupled": options.decoupled})
+    check_not_input(out, source)
+    config = read_hf_config(source)
+    check_tokenizer(source)
+    _check(options, config)
+    name = f"{options.name}_{MODEL}" if options.name else MODEL
+    policy = policy_text(options.version_policy)
+    values = {"names": {"llmapi": name}, "version_policy": policy, "decoupled": options.decoupled}
+    configs = render_configs(values)
     with staged_dir(out, force=force) as partial:
-        version = partial / MODEL / "1"
+        version = partial / name / "1"
         version.mkdir(parents=True)
-        (partial / MODEL / "config.pbtxt").write_text(config, encoding="utf-8")
-        shutil.copyfile(templates_dir() / TEMPLATE / "1" / "model.py", version / "model.py")
-        (version / "model.yaml").write_text(model_yaml(model.resolve(), options), encoding="utf-8")
-        source = {
-            "model": str(model.resolve()),
-            "architectures": architectures,
-            "config_sha256": sha256_file(model / "config.json"),
+        (partial / name / "config.pbtxt").write_text(configs["llmapi"], encoding="utf-8")
+        copy_code("llmapi", version)
+        (version / MODEL_FILE).write_text(model_yaml(source, options), encoding="utf-8")
+        described = {
+            "engine": str(source.resolve()),
+            "engine_config_sha256": sha256_file(source / "config.json"),
             "target": "llmapi",
-            "world_size": 1,  # one tritonserver: LLM starts its own workers
+            "world_size": 1,  # the LLM class starts the processes of its other ranks itself
         }
-        chosen = {**asdict(options), "arguments": dict(options.arguments)}
-        write_manifest(partial, kind="repository", source=source, options=chosen, versions=tool_versions("jinja2"))
+        chosen = {**options.__dict__, "arguments": dict(options.arguments)}
+        write_manifest(
+            partial,
+            kind="repository",
+            source={**described, "chains": {options.name: {**described, "models": [name], "options": chosen}}},
+            options=chosen,
+            versions=tool_versions("jinja2"),
+        )
+    return name
 
 
-def llm_arguments(texts: Mapping[str, str]) -> dict[str, Any]:
-    """Arguments of the LLM class, each written in YAML.
+def model_yaml(source: Path, options: LlmapiOptions) -> str:
+    """The arguments of the LLM class, and what concerns Triton."""
+    import yaml
+
+    cache: dict[str, Any] = {"enable_block_reuse": True}
+    if options.max_tokens_in_paged_kv_cache is not None:
+        cache["max_tokens"] = options.max_tokens_in_paged_kv_cache
+    else:
+        cache["free_gpu_memory_fraction"] = options.kv_cache_free_gpu_mem_fraction or 0.9
+    given = dict(options.arguments)
+    document = {
+        "model": str(source.resolve()),
+        "backend": "pytorch",
+        "tensor_parallel_size": options.tp_size,
+        "pipeline_parallel_size": options.pp_size,
+        "enable_chunked_prefill": True,
+        **given,
+        "kv_cache_config": {**cache, **given.get("kv_cache_config", {})},
+        "triton_config": {
+            "max_batch_size": 0,
+            "decoupled": options.decoupled,
+            "cancellation_check_period_ms": 100,
+            "accumulate_tokens": options.accumulate_tokens,
+        },
+    }
+    return "# All but triton_config goes to tensorrt_llm.LLM.\n" + yaml.safe_dump(document, sort_keys=False)
+
+
+def read_arguments(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Values that were given as YAML texts.
 
     Raises:
-        PlanError: one sentence for each that is not YAML.
+        PlanError: a text is not YAML.
     """
     import yaml
 
     found, problems = {}, []
-    for name, text in texts.items():
+    for key, text in texts.items():
         try:
-            found[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            problems.append(f"--llm {name}: {text!r} is not YAML")
+            found[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            problems.append(f"argument {key}: {text!r} is not YAML: {str(error).splitlines()[0]}")
     if problems:
         raise PlanError(problems)
     return found
 
 
-def model_yaml(model: Path, options: LlmApiOptions) -> str:
-    """All keys but triton_config are arguments of the LLM class (triton-repo, section 9)."""
-    import yaml
-
-    document = {
-        "model": str(model),
-        "backend": "pytorch",
-        "tensor_parallel_size": options.tp_size,
-        "pipeline_parallel_size": options.pp_size,
-        **options.arguments,
-        "triton_config": {
-            "max_batch_size": 0,
-            "decoupled": options.decoupled,
-            "cancellation_check_period_ms": 100,
-            "accumulate_text": options.accumulate_text,
-        },
-    }
-    return str(yaml.safe_dump(document, sort_keys=False))
+def argument_problems(arguments: Mapping[str, Any]) -> list[str]:
+    """One sentence for every argument that tensorrt_llm.LLM 1.2 does not have, and every value of another kind."""
+    problems = []
+    for key, value in arguments.items():
+        kind = ARGUMENTS.get(key)
+        if key == "model":
+            problems.append("argument model is the checkpoint's own folder and cannot be set")
+        elif kind is None:
+            problems.append(f"unknown argument {key} of tensorrt_llm.LLM")
+        elif not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):  # type: ignore[arg-type]
+            wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+            problems.append(f"argument {key}: {value!r} is not of the kind {wanted}")
+    if arguments.get("backend", "pytorch") != "pytorch":
+        problems.append(f"argument backend {arguments['backend']!r}: upstream's llmapi model serves pytorch only")
+    return problems
 
 
-def _check(options: LlmApiOptions) -> None:
-    problems = [f"--llm {name} has an option of its own" for name in _OURS if name in options.arguments]
-    sizes = {"tp_size": options.tp_size, "pp_size": options.pp_size}
-    problems += [f"{name} {value} must be 1 or more" for name, value in sizes.items() if value < 1]
-    if options.accumulate_text and not options.decoupled:
-        problems.append("accumulate_text is of streams, which want decoupled")
+def read_hf_config(source: Path) -> dict[str, Any]:
+    """config.json of a Hugging Face checkpoint with safetensors.
+
+    Raises:
+        EngineError: it is something else.
+    """
+    hint = "Make one: trtbuild checkpoint MODEL -o DIR --target llmapi"
+    try:
+        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EngineError(f"{source} is no Hugging Face checkpoint: {error}", hint=hint) from error
+    if not isinstance(config, dict) or not config.get("architectures"):
+        what = "a TensorRT-LLM engine" if isinstance(config, dict) and "build_config" in config else "something else"
+        raise EngineError(f"{source} is no Hugging Face checkpoint but {what}: no architectures", hint=hint)
+    if not any(source.glob("*.safetensors")):
+        raise EngineError(f"{source} has no *.safetensors", hint=hint)
+    return config
+
+
+def _check(options: LlmapiOptions, config: Mapping[str, Any]) -> None:
+    text = config.get("text_config") or config
+    heads, layers = text.get("num_attention_heads"), text.get("num_hidden_layers")
+    fraction, tokens = options.kv_cache_free_gpu_mem_fraction, options.max_tokens_in_paged_kv_cache
+    checks = (
+        (
+            options.tp_size < 1 or options.pp_size < 1,
+            f"tp {options.tp_size} and pp {options.pp_size} must be 1 or more",
+        ),
+        (
+            isinstance(heads, int) and options.tp_size > 1 and heads % options.tp_size,
+            f"{heads} attention heads are not divisible by tp {options.tp_size}",
+        ),
+        (isinstance(layers, int) and options.pp_size > layers, f"pp {options.pp_size} is more than {layers} layers"),
+        (fraction is not None and not 0 < fraction < 1, f"KV cache fraction {fraction} must be above 0 and below 1"),
+        (tokens is not None and tokens < 1, f"{tokens} tokens in the KV cache must be 1 or more"),
+        (options.accumulate_tokens and not options.decoupled, "accumulated tokens want decoupled mode"),
+        (bool(options.name) and not NAME.fullmatch(options.name), f"name {options.name!r} is no name of a model"),
+    )
+    problems = [sentence for wrong, sentence in checks if wrong] + argument_problems(options.arguments)
     if problems:
         raise PlanError(problems)
-
-
-def _architectures(model: Path) -> list[str]:
-    hint = "Pass what `trtbuild checkpoint --target llmapi` wrote, or another Hugging Face model."
-    try:
-        found = json.loads((model / "config.json").read_text(encoding="utf-8")).get("architectures")
-    except (OSError, ValueError, AttributeError) as error:
-        raise EngineError(f"{model} has no config.json of a model: {error}", hint=hint) from error
-    if not found or not any(model.glob("*.safetensors")):
-        raise EngineError(f"{model} is no Hugging Face model: no architectures, or no safetensors", hint=hint)
-    return list(found)

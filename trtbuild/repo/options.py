@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,17 +12,27 @@ from trtbuild.repo.info import EngineFacts
 from trtbuild.repo.parameters import PARAMETERS, parameter_problems
 
 _LOGITS = {"float32": "TYPE_FP32", "float16": "TYPE_FP16"}
+ROLES = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")
+"""The models of one chain, by upstream's names."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_POLICIES = "latest, latest:N, all, or version numbers with commas"
 
 
 @dataclass(frozen=True)
 class RepositoryOptions:
     """What the user may choose; None leaves it to the engine or the server.
 
-    `bls`: also the model tensorrt_llm_bls; with `accumulate_tokens` its streamed answers are all text so far.
+    `name`: goes before the names of the models ("llama" gives llama_ensemble), so that several fit in one repository.
+    `version_policy`: which versions the server loads: latest, latest:N, all, or "1,3". `bls`: with tensorrt_llm_bls.
     """
 
+    name: str = ""
     triton_max_batch_size: int | None = None
     preprocessing_instances: int | None = None
+    bls: bool = True
+    bls_instances: int | None = None
+    accumulate_tokens: bool = False
+    version_policy: str = "latest"
     add_special_tokens: bool = True
     skip_special_tokens: bool = True
     exclude_input_in_output: bool = False
@@ -31,9 +42,31 @@ class RepositoryOptions:
     max_tokens_in_paged_kv_cache: int | None = None
     kv_cache_free_gpu_mem_fraction: float | None = None
     batch_scheduler_policy: str | None = None
-    bls: bool = False
-    accumulate_tokens: bool = False
     parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+def model_names(options: RepositoryOptions) -> dict[str, str]:
+    """Role -> name of the model in the repository, for the models that these options give."""
+    prefix = f"{options.name}_" if options.name else ""
+    return {role: prefix + role for role in ROLES if options.bls or role != "tensorrt_llm_bls"}
+
+
+def policy_text(policy: str) -> str:
+    """A version policy as Triton's text.
+
+    >>> policy_text("latest:2"), policy_text("all"), policy_text("1,3")
+    ('latest { num_versions: 2 }', 'all { }', 'specific { versions: [ 1, 3 ] }')
+
+    Raises:
+        PlanError: it is none.
+    """
+    if match := re.fullmatch(r"latest(?::([1-9]\d*))?", policy):
+        return f"latest {{ num_versions: {match[1] or 1} }}"
+    if policy == "all":
+        return "all { }"
+    if re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", policy):
+        return f"specific {{ versions: [ {', '.join(policy.split(','))} ] }}"
+    raise PlanError([f"version policy {policy!r} is not {_POLICIES}"])
 
 
 def check_options(options: RepositoryOptions, engine: EngineFacts, tokenizer_vocab: int) -> None:
@@ -44,6 +77,7 @@ def check_options(options: RepositoryOptions, engine: EngineFacts, tokenizer_voc
     """
     batch = options.triton_max_batch_size
     tokens = options.max_tokens_in_paged_kv_cache
+    instances = (("preprocessing", options.preprocessing_instances), ("tensorrt_llm_bls", options.bls_instances))
     checks = (
         (batch is not None and batch < 1, f"max batch size {batch} must be 1 or more"),
         (
@@ -63,12 +97,20 @@ def check_options(options: RepositoryOptions, engine: EngineFacts, tokenizer_voc
             f"the backend returns logits as float32 or float16, not {engine.logits_dtype}",
         ),
         (
-            batch is not None and batch > 1 and not options.decoupled,
-            f"max batch size {batch} wants decoupled; a model that is not takes one prompt a request",
+            not options.decoupled and batch is not None and batch > 1,
+            f"max batch size {batch} wants decoupled mode: without it a request has one answer",
         ),
         (
             options.accumulate_tokens and not (options.bls and options.decoupled),
-            "accumulate_tokens is of the model tensorrt_llm_bls (--bls), and of streams (--decoupled)",
+            "accumulated tokens want tensorrt_llm_bls and decoupled mode",
+        ),
+        *(
+            (count is not None and count < 1, f"{count} {kind} instances must be 1 or more")
+            for kind, count in instances
+        ),
+        (
+            bool(options.name) and not NAME.fullmatch(options.name),
+            f"name {options.name!r} must be of letters, digits, dots, dashes and underscores",
         ),
     )
     given = {
@@ -78,15 +120,22 @@ def check_options(options: RepositoryOptions, engine: EngineFacts, tokenizer_voc
     named = {key: str(value) for key, value in given.items() if value is not None}
     problems = [sentence for wrong, sentence in checks if wrong]
     problems += parameter_problems({**named, **options.parameters})
+    try:
+        policy_text(options.version_policy)
+    except PlanError as error:
+        problems += error.problems
     if problems:
         raise PlanError(problems)
 
 
 def template_values(options: RepositoryOptions, engine: EngineFacts, tokenizer_dir: str) -> dict[str, Any]:
     """The variables of the templates; `tokenizer_dir` as pre- and postprocessing shall find it."""
+    # A model that is not decoupled gives one answer for a request, so a request is one prompt.
     batch = options.triton_max_batch_size or (engine.max_batch_size if options.decoupled else 1)
     parameters = _parameters(options, engine, tokenizer_dir)
     return {
+        "names": model_names(options),
+        "version_policy": policy_text(options.version_policy),
         "target": engine.target,
         "engine_dir": str(engine.directory),
         "tokenizer_dir": tokenizer_dir,
@@ -98,12 +147,14 @@ def template_values(options: RepositoryOptions, engine: EngineFacts, tokenizer_d
         "encoder_input_features_data_type": "TYPE_FP16",
         "prompt_embedding_table_data_type": "TYPE_FP16",
         "preprocessing_instance_count": options.preprocessing_instances or (1 if engine.target == "cpu" else 4),
+        # A thread serves each request of a decoupled tensorrt_llm_bls; more instances spread them over processes.
+        "bls_instance_count": options.bls_instances or 1,
+        "accumulate_tokens": options.accumulate_tokens,
+        "exclude_input_in_output": options.exclude_input_in_output,
+        "cancellation_check_period_ms": parameters["cancellation_check_period_ms"],
         "add_special_tokens": options.add_special_tokens,
         "skip_special_tokens": options.skip_special_tokens,
         "max_input_len": engine.max_input_len,
-        "accumulate_tokens": options.accumulate_tokens,
-        # Twice what runs at once: the engine's queue never is empty because this model waits.
-        "concurrent_requests": 2 * engine.max_batch_size,
         "parameters": {key: value for key, value in parameters.items() if value is not None},
         "unset_parameters": [key for key, value in parameters.items() if value is None],
     }
@@ -130,7 +181,18 @@ def _parameters(options: RepositoryOptions, engine: EngineFacts, tokenizer_dir: 
         "xgrammar_tokenizer_info_path": "",
     }
     chosen |= options.parameters
-    return {key: _text(chosen.get(key)) for key in PARAMETERS}
+    given = {key: _text(value) for key, value in chosen.items() if value is not None}
+    return {key: given.get(key, _written_default(key, given)) for key in PARAMETERS}
+
+
+def _written_default(key: str, given: Mapping[str, str | None]) -> str | None:
+    """The backend's own default, so that the file says all; None where saying it would change something."""
+    parameter = PARAMETERS[key]
+    if key == "kv_cache_free_gpu_mem_fraction" and "max_tokens_in_paged_kv_cache" in given:
+        return None  # alone, the number of tokens holds; with a fraction, the smaller of both
+    if key.startswith("lora_") and not any(name.startswith("lora_") for name in given):
+        return None
+    return parameter.default if parameter.is_default_written else None
 
 
 def _text(value: Any) -> str | None:

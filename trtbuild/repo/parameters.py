@@ -39,6 +39,11 @@ class Parameter:
     derived: bool = False
     required: bool = False
 
+    @property
+    def is_default_written(self) -> bool:
+        """Whether `default` is a value, and not words about what happens."""
+        return self.default != "unset" and self.kind != "choices" and not self.problem(self.default)
+
     def problem(self, text: str) -> str:
         """Why `text` is no value of this parameter; empty where it is one."""
         if self.choices:

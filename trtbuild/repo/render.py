@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trtbuild.errors import EngineError
-
-MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble")
-BLS = "tensorrt_llm_bls"
-
-
-def models_of(*, bls: bool) -> tuple[str, ...]:
-    """The models of a repository; `bls`: with the one that does the work of the ensemble by itself."""
-    return (*MODELS, BLS) if bls else MODELS
 
 
 def templates_dir() -> Path:
@@ -42,13 +35,8 @@ def pbtxt_string(value: object) -> str:
     return f'"{text}"'
 
 
-def render_configs(models: Sequence[str], values: Mapping[str, Any]) -> dict[str, str]:
-    """The config.pbtxt of every one of `models`; raises as `render_config`."""
-    return {model: render_config(model, model, values) for model in models}
-
-
-def render_config(template: str, model: str, values: Mapping[str, Any]) -> str:
-    """The config.pbtxt of a model, from the template of that name.
+def render_configs(values: Mapping[str, Any]) -> dict[str, str]:
+    """The config.pbtxt of every model in `values["names"]`, by role.
 
     Raises:
         EngineError: a template misses a value, or the text is not a model configuration.
@@ -63,12 +51,24 @@ def render_config(template: str, model: str, values: Mapping[str, Any]) -> str:
     )
     environment.filters["pbtxt"] = pbtxt_string
     environment.filters["tf"] = lambda value: "true" if value else "false"
-    try:
-        text = environment.get_template(f"{template}/config.pbtxt.j2").render(**values)
-    except TemplateError as error:
-        raise EngineError(f"template {template}/config.pbtxt.j2: {error}") from error
-    check_config(model, text)
-    return text
+    texts = {}
+    for role, name in values["names"].items():
+        try:
+            text = environment.get_template(f"{role}/config.pbtxt.j2").render(**values)
+        except TemplateError as error:
+            raise EngineError(f"template {role}/config.pbtxt.j2: {error}") from error
+        check_config(name, text)
+        texts[role] = text
+    return texts
+
+
+def copy_code(role: str, version: Path) -> None:
+    """model.py of a model into its version folder; an empty file where it has none, so that the folder is kept."""
+    code = templates_dir() / role / "1" / "model.py"
+    if code.is_file():
+        shutil.copyfile(code, version / "model.py")
+    else:
+        (version / ".keep").touch()
 
 
 def check_config(model: str, text: str) -> None:

@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from trtbuild.errors import EngineError
 from trtbuild.manifest import sha256_file, tool_versions, write_manifest
 from trtbuild.repo.info import EngineFacts, read_engine_facts
-from trtbuild.repo.options import RepositoryOptions, check_options, template_values
-from trtbuild.repo.render import models_of, render_configs, templates_dir
+from trtbuild.repo.options import RepositoryOptions, check_options, model_names, template_values
+from trtbuild.repo.render import copy_code, render_configs
 from trtbuild.staging import check_not_input, check_output, staged_dir
 from trtbuild.text.tokenizer import TOKENIZER_FILES, check_tokenizer
 
-TOKENIZER_FOLDER = "preprocessing/tokenizer"
-"""Inside of a model, as tritonserver takes every folder of the repository for one."""
+FIRST_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One engine's models, ready to be written. `configs`: config.pbtxt by role; `names`: their folders."""
+
+    engine: EngineFacts
+    tokenizer: Path
+    options: RepositoryOptions
+    names: dict[str, str]
+    configs: dict[str, str]
+
+    @property
+    def tokenizer_folder(self) -> str:
+        return tokenizer_folder(self.options)
+
+    def source(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        chosen = {**asdict(self.options), "parameters": dict(self.options.parameters)}
+        return {**engine_source(self.engine), "models": sorted(self.names.values()), "options": chosen}
 
 
 def write_repository(
@@ -30,38 +49,64 @@ def write_repository(
     """
     check_output(out, force=force)
     check_not_input(out, engine_dir)
+    chain = plan_chain(engine_dir, out, tokenizer, options)
+    with staged_dir(out, force=force) as partial:
+        write_chain(partial, chain)
+        described = chain.source()
+        source = {**engine_source(chain.engine), "chains": {options.name: described}}
+        write_manifest(
+            partial, kind="repository", source=source, options=described["options"], versions=tool_versions("jinja2")
+        )
+    return chain.engine
+
+
+def plan_chain(engine_dir: Path, out: Path, tokenizer: Path, options: RepositoryOptions) -> Chain:
+    """Everything that will be written into `out`, checked.
+
+    Raises:
+        EngineError: no engine or no tokenizer. PlanError: options that the engine cannot honour.
+    """
     engine = read_engine_facts(engine_dir)
     check_tokenizer(tokenizer)
-    check_options(options, engine, _vocabulary(tokenizer))
+    check_options(options, engine, vocabulary(tokenizer))
+    folder = tokenizer_folder(options)
     # The C++ backend wants a path that holds from anywhere; our model.py files take it from the repository.
-    folder = TOKENIZER_FOLDER if engine.target == "cpu" else str(out.resolve() / TOKENIZER_FOLDER)
-    models = models_of(bls=options.bls)
-    configs = render_configs(models, template_values(options, engine, folder))
-    with staged_dir(out, force=force) as partial:
-        for model in models:
-            _write_model(partial / model, model, configs[model], engine)
-        _copy_tokenizer(tokenizer, partial / TOKENIZER_FOLDER)
-        source = {
-            "engine": str(engine.directory),
-            "engine_config_sha256": sha256_file(engine.directory / "config.json"),
-            "target": engine.target,
-            "world_size": engine.world_size,
-        }
-        chosen: dict[str, Any] = {**asdict(options), "parameters": dict(options.parameters)}
-        write_manifest(partial, kind="repository", source=source, options=chosen, versions=tool_versions("jinja2"))
-    return engine
+    named = folder if engine.target == "cpu" else str(out.resolve() / folder)
+    configs = render_configs(template_values(options, engine, named))
+    return Chain(engine, tokenizer, options, model_names(options), configs)
 
 
-def _write_model(folder: Path, model: str, config: str, engine: EngineFacts) -> None:
+def tokenizer_folder(options: RepositoryOptions) -> str:
+    """Inside of a model, as tritonserver takes every folder of the repository for one."""
+    return f"{model_names(options)['preprocessing']}/tokenizer"
+
+
+def write_chain(folder: Path, chain: Chain) -> None:
+    """The models of a chain as folders of `folder`."""
+    for role, name in chain.names.items():
+        _write_model(folder / name, role, chain.configs[role], chain.engine)
+    _copy_tokenizer(chain.tokenizer, folder / chain.tokenizer_folder)
+
+
+def engine_source(engine: EngineFacts) -> dict[str, Any]:
+    """An engine as the manifest names it."""
+    return {
+        "engine": str(engine.directory),
+        "engine_config_sha256": sha256_file(engine.directory / "config.json"),
+        "target": engine.target,
+        "world_size": engine.world_size,
+    }
+
+
+def _write_model(folder: Path, role: str, config: str, engine: EngineFacts) -> None:
     """One model; its version directory must exist even where it is empty."""
-    version = folder / "1"
+    version = folder / FIRST_VERSION
     version.mkdir(parents=True)
     (folder / "config.pbtxt").write_text(config, encoding="utf-8")
-    code = templates_dir() / model / "1" / "model.py"
-    if code.is_file() and (model != "tensorrt_llm" or engine.target == "cpu"):
-        shutil.copyfile(code, version / "model.py")
-    else:
+    if role == "tensorrt_llm" and engine.target != "cpu":  # the C++ backend brings its own
         (version / ".keep").touch()
+    else:
+        copy_code(role, version)
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
@@ -72,8 +117,12 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
                 shutil.copyfile(file, target / file.name)
 
 
-def _vocabulary(tokenizer: Path) -> int:
-    """The highest token id + 1 by tokenizer.json; 0 where only another format is there."""
+def vocabulary(tokenizer: Path) -> int:
+    """The highest token id + 1 by tokenizer.json; 0 where only another format is there.
+
+    Raises:
+        EngineError: the file cannot be read.
+    """
     path = tokenizer / "tokenizer.json"
     if not path.is_file():
         return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,18 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
         raise EngineError(f"cannot read the tokenizer in {folder}: {type(error).__name__}: {error}") from error
     return Tokenizer(hf, read_json(folder / "generation_config.json"))
+
+
+def load_tokenizer_alone(directory: str | Path) -> Tokenizer:
+    """`load_tokenizer` for a process that does nothing else: transformers then goes without torch.
+
+    Tokenizing needs none of it, and importing it takes twice as long as all the rest, and 300 MB, in every process.
+
+    Raises:
+        EngineError: as `load_tokenizer`.
+    """
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # Python's own mark of "not to be found"
+    return load_tokenizer(directory)
 
 
 def check_tokenizer(folder: Path) -> None:

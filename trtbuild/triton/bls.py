@@ -1,149 +1,117 @@
-"""`tensorrt_llm_bls`: text in, text out by one model that calls `tensorrt_llm`, for both targets.
+"""What `tensorrt_llm_bls` does: preprocessing, tensorrt_llm and the text of its answers, for many requests at once.
 
-Tokenizing and detokenizing happen in this process, where a stream's state lives from its first to its last token: text
-is exact whatever the request ids are, and stop words are looked for in the text. Each request has a thread, as what it
-does is to wait; Python runs between the tokens of others.
+Unlike the ensemble it knows where a stream begins and ends whatever the backend, so its text is exact with
+TensorRT-LLM's C++ backend too. A thread serves each request; another asks whether clients are still there, and stops
+the engine's work for those that are not (upstream generates to the end).
 """
 
 from __future__ import annotations
 
+import json
+import secrets
 import threading
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trtbuild.errors import RequestError, TrtbuildError
-from trtbuild.text.tokenizer import load_tokenizer
-from trtbuild.triton.answer import Answer
-from trtbuild.triton.chain import TextRequest, text_request
-from trtbuild.triton.prompts import Prompts, parse_switch
-from trtbuild.triton.texts import Texts
+from trtbuild.errors import TrtbuildError
+from trtbuild.text.detokenize import Decodes
+from trtbuild.triton.bls_answer import Answer, InnerError, Settings
+from trtbuild.triton.call import Call
+from trtbuild.triton.prompts import parse_switch
 
-PASSED_ON = (
-    *("cum_log_probs", "output_log_probs", "context_logits", "generation_logits", "batch_index", "sequence_index"),
-    *("kv_cache_alloc_new_blocks", "kv_cache_reused_blocks", "kv_cache_alloc_total_blocks", "arrival_time_ns"),
-    *("first_scheduled_time_ns", "first_token_time_ns", "last_token_time_ns", "acceptance_rate"),
-    *("total_accepted_draft_tokens", "total_draft_tokens", "num_input_tokens", "num_output_tokens"),
-)
-"""Outputs of `tensorrt_llm` that are outputs of this model."""
-_READ = ("output_ids", "sequence_length")
-_CPU = ("STREAM_ID", "IS_FINAL")
+_CLOSING_S = 5.0
 
 
 class Bls:
-    """The model. `execute` is called by the Python backend, the rest by threads of its own."""
+    """The model behind its Triton class; `pb` is Triton's Python module, `config` the model's configuration."""
 
-    def __init__(self, pb: Any, parameters: Mapping[str, str], repository: Path, *, decoupled: bool) -> None:
-        self._pb, self._decoupled = pb, decoupled
-        self._model = parameters.get("tensorrt_llm_model_name") or "tensorrt_llm"
-        self._accumulate = parse_switch(parameters.get("accumulate_tokens"), False)
-        self._skip_special = parse_switch(parameters.get("skip_special_tokens"), True)
-        self._tokenizer = load_tokenizer(repository / parameters["tokenizer_dir"])
-        self._prompts = Prompts(
-            self._tokenizer,
-            add_special_tokens=parse_switch(parameters.get("add_special_tokens"), True),
-            max_input_len=int(parameters.get("max_input_len") or 0),
+    def __init__(self, pb: Any, config: Mapping[str, Any], tokenizer: Decodes) -> None:
+        self._pb = pb
+        self._tokenizer = tokenizer
+        parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        decoupled = bool(config.get("model_transaction_policy", {}).get("decoupled"))
+        self._settings = Settings(
+            decoupled=decoupled,
+            accumulate=decoupled and parse_switch(parameters.get("accumulate_tokens"), False),
+            skip_special_tokens=parse_switch(parameters.get("skip_special_tokens"), True),
+            exclude_input=parse_switch(parameters.get("exclude_input_in_output"), False),
+            llm=parameters.get("tensorrt_llm_model_name") or "tensorrt_llm",
+            preprocessing=parameters.get("preprocessing_model_name") or "preprocessing",
+            final_output=parameters.get("final_output") or "",
         )
-        own = _CPU if parse_switch(parameters.get("stream_ids"), False) else ()
-        self._outputs = [*_READ, *PASSED_ON, *own]
-        self._pool = ThreadPoolExecutor(int(parameters.get("concurrent_requests") or 64), thread_name_prefix="bls")
-        self._waiting: dict[str, Answer] = {}  # id of the inner request -> answer
-        self._closing = threading.Event()
         self._period = float(parameters.get("cancellation_check_period_ms") or 100) / 1000
+        self._calls: set[Call] = set()
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
         threading.Thread(target=self._poll_clients, daemon=True, name="clients").start()
 
-    def execute(self, tensors: Mapping[str, Any], parameters: Mapping[str, Any], sender: Any) -> None:
-        """Take one request; its answers go to `sender`, now or later."""
-        answer = Answer(self._pb, sender, decoupled=self._decoupled)
-        work = self._pool.submit(self._run, answer, tensors, parameters.get("add_special_tokens"))
-        work.add_done_callback(answer.fail_with)
+    def execute(self, request: Any, tensors: Mapping[str, Any], sender: Any) -> None:
+        """Take one request; its answers go to `sender` from a thread of its own."""
+        inner_id = f"{request.request_id() or 'bls'}-{secrets.token_hex(8)}"
+        call = Call(self._pb, sender, inner_id, decoupled=self._settings.decoupled)
+        work = (call, tensors, json.loads(request.parameters() or "{}"), set(request.requested_output_names()))
+        with self._lock:
+            self._calls.add(call)
+        threading.Thread(target=self._serve, args=work, daemon=True, name=inner_id).start()
 
     def close(self) -> None:
-        self._closing.set()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Stop what is left and wait a moment for it."""
+        deadline = time.monotonic() + _CLOSING_S
+        while (calls := self._open_calls()) and time.monotonic() < deadline:
+            for call in calls:
+                self._stop_engine(call)
+            time.sleep(0.05)
+        self._stopping.set()
 
-    def _run(self, answer: Answer, tensors: Mapping[str, Any], add_special_tokens: bool | None) -> None:
+    def _serve(self, call: Call, tensors: Mapping[str, Any], parameters: dict[str, Any], wanted: set[str]) -> None:
+        def ask(model: str, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Any:
+            return self._request(model, inputs, outputs, call.inner_id, parameters)
+
         try:
-            self._serve(answer, text_request(tensors, self._prompts, add_special_tokens))
+            answer = Answer(self._pb, self._settings, self._tokenizer, call, ask, lambda: self._stop_engine(call))
+            answer.run(tensors, wanted)
+        except InnerError as error:
+            call.fail(str(error), error.code)
         except TrtbuildError as error:
-            answer.fail(error.message, self._pb.TritonError.INVALID_ARG)
-
-    def _serve(self, answer: Answer, request: TextRequest) -> None:
-        """Raises RequestError for what cannot be served in this form."""
-        texts = Texts(request, self._tokenizer, self._skip_special, self._accumulate)
-        if self._accumulate and request.streaming and request.beams > 1:
-            raise RequestError("Accumulation of tokens is only implemented for beam width = 1")
-        with self._named(answer) as inner_id:
-            for response in self._responses(request, inner_id):
-                if response.has_error():
-                    answer.fail(response.error().message())
-                    continue  # the rest must be taken as well
-                found = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
-                if "output_ids" not in found:
-                    continue
-                ended = texts.done
-                lines = texts.text_of(found)
-                if lines is not None:
-                    told = {name: found[name] for name in PASSED_ON if name in found}
-                    last = texts.done or not self._decoupled
-                    answer.send({"text_output": _strings(lines), **told}, final=last)
-                if texts.stopped and not ended:
-                    self._stop(inner_id)
-            for (row, number), text in texts.rest():
-                answer.send({"text_output": _strings([text]), **_place(request, row, number)})
-        answer.end()
-
-    def _responses(self, request: TextRequest, inner_id: str) -> Iterable[Any]:
-        tensors = [self._pb.Tensor(name, values) for name, values in request.inner.items()]
-        inner = self._inner(tensors, self._outputs, inner_id)
-        return inner.exec(decoupled=True) if self._decoupled else (inner.exec(),)
-
-    def _inner(self, tensors: list[Any], outputs: list[str], inner_id: str) -> Any:
-        return self._pb.InferenceRequest(
-            model_name=self._model, request_id=inner_id, inputs=tensors, requested_output_names=outputs
-        )
-
-    @contextmanager
-    def _named(self, answer: Answer) -> Iterator[str]:
-        """An id for the inner request: a client's own may be used twice, and `stop` goes by id."""
-        inner_id = uuid.uuid4().hex
-        self._waiting[inner_id] = answer
-        try:
-            yield inner_id
+            call.fail(error.message, self._pb.TritonError.INVALID_ARG)
         finally:
-            del self._waiting[inner_id]
+            # A call that is still open: the log has the trace, and nobody joins this thread who could tell the client.
+            call.fail("tensorrt_llm_bls failed; the server's log says why")
+            with self._lock:
+                self._calls.discard(call)
+
+    def _open_calls(self) -> list[Call]:
+        with self._lock:
+            return list(self._calls)
 
     def _poll_clients(self) -> None:
-        """Clients that cancelled or disconnected; Triton only answers when asked."""
-        while not self._closing.wait(self._period):
-            for inner_id, answer in list(self._waiting.items()):
-                if answer.left() or answer.gone:  # again and again: the inner request may not have begun
-                    self._stop(inner_id)
+        """Again and again for the same client: the engine may not have known the request yet."""
+        while not self._stopping.wait(self._period):
+            for call in self._open_calls():
+                if call.client_left():
+                    self._stop_engine(call)
 
-    def _stop(self, inner_id: str) -> None:
-        """Upstream's way to cancel: a second request with the same id, `stop` and the tensors that are required."""
+    def _stop_engine(self, call: Call) -> None:
+        """Upstream's way to cancel: a second request with the same id and `stop`; an unknown id is no error."""
         import numpy as np
 
         one = np.ones((1, 1), dtype=np.int32)
-        tensors = {"input_ids": one, "input_lengths": one, "request_output_len": one, "stop": np.array([[True]])}
-        made = [self._pb.Tensor(name, values) for name, values in tensors.items()]
-        request = self._inner(made, list(_READ), inner_id)
-        for _ in request.exec(decoupled=True) if self._decoupled else (request.exec(),):
-            pass
+        inputs = {"input_ids": one, "input_lengths": one, "request_output_len": one, "stop": np.array([[True]])}
+        request = self._request(self._settings.llm, inputs, ["output_ids"], call.inner_id, {})
+        if self._settings.decoupled:
+            for _response in request.exec(decoupled=True):
+                pass
+        else:
+            request.exec()
 
-
-def _strings(lines: list[str]) -> Any:
-    """(1, beams) of bytes."""
-    import numpy as np
-
-    return np.array([line.encode() for line in lines], dtype=object).reshape(1, -1)
-
-
-def _place(request: TextRequest, row: int, number: int) -> dict[str, Any]:
-    import numpy as np
-
-    named = {"batch_index": (row, len(request.prompts) > 1), "sequence_index": (number, request.sequences > 1)}
-    return {name: np.array([[value]], dtype=np.int32) for name, (value, told) in named.items() if told}
+    def _request(
+        self, model: str, inputs: Mapping[str, Any], outputs: Sequence[str], request_id: str, parameters: dict[str, Any]
+    ) -> Any:
+        return self._pb.InferenceRequest(
+            model_name=model,
+            request_id=request_id,
+            requested_output_names=list(outputs),
+            inputs=[self._pb.Tensor(name, values) for name, values in inputs.items()],
+            parameters=parameters,
+        )

@@ -1,158 +1,146 @@
-"""`tensorrt_llm` of the llmapi target: TensorRT-LLM's own LLM class (PyTorch backend) behind upstream's tensors.
+"""What the `llmapi` model does: requests of Triton to tensorrt_llm.LLM, on an event loop of its own thread.
 
-Requests run in one event loop on a thread of its own. A streamed response is the new piece of the text, as in all
-repositories of trtbuild; with `accumulate_text` in model.yaml's triton_config it is all text so far, as upstream's is.
+tensorrt_llm is imported when the model is loaded, and nowhere else in trtbuild's serving.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from trtbuild.errors import RequestError
-from trtbuild.triton.answer import Answer
+from trtbuild.errors import EngineError, TrtbuildError
+from trtbuild.triton.call import Call
+from trtbuild.triton.llmapi_tensors import Deltas, LlmRequest, answer_tensors, parse_llm_request
 
-_SAMPLING = "sampling_param_"
-_USUAL = {"best_of": 1, "exclude_input_from_output": False}
-"""What upstream sends where a request says nothing; of the rest the LLM class has its own defaults."""
-
-
-@dataclass(frozen=True)
-class LlmRequest:
-    """`sampling`: arguments of SamplingParams. The rest: what the answer holds."""
-
-    prompt: str
-    sampling: Mapping[str, Any]
-    streaming: bool = False
-    finish_reason: bool = False
-    stop_reason: bool = False
-    cumulative_logprob: bool = False
-    stop: bool = False
+MODEL_FILE = "model.yaml"
+FILE_ENV = "LLM_CONFIG_PATH"
+"""Upstream's way to name another file, from the version folder."""
 
 
-def llm_request(tensors: Mapping[str, Any], *, decoupled: bool) -> LlmRequest:
-    """Check and convert the input tensors of one request.
+def read_arguments(folder: Path, environment: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(arguments of the LLM class, triton_config) of model.yaml.
 
     Raises:
-        RequestError: no prompt, several of them, or a stream where the model answers once.
+        EngineError: it is missing or no mapping.
     """
-    flags = {name: _flag(tensors, f"return_{name}") for name in ("finish_reason", "stop_reason", "cumulative_logprob")}
-    if _flag(tensors, "stop"):
-        return LlmRequest("", {}, stop=True)
-    prompts = tensors["text_input"].reshape(-1).tolist() if "text_input" in tensors else []
-    if len(prompts) != 1:
-        raise RequestError(f"text_input: one prompt a request, not {len(prompts)}")
-    streaming = _flag(tensors, "streaming")
-    if streaming and not decoupled:
-        raise RequestError("Streaming is only supported in decoupled mode.")
-    given = {name[len(_SAMPLING) :]: values for name, values in tensors.items() if name.startswith(_SAMPLING)}
-    sampling = {name: _value(name, values) for name, values in given.items()}
-    return LlmRequest(_text("text_input", prompts[0]), {**_USUAL, **sampling}, streaming, **flags)
+    import yaml
+
+    path = folder / environment.get(FILE_ENV, MODEL_FILE)
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise EngineError(f"'{path.name}' containing TRT-LLM engine args not found in {folder}: {error}") from error
+    if not isinstance(document, dict) or not isinstance(document.get("triton_config") or {}, dict):
+        raise EngineError(f"{path} is not a mapping of arguments")
+    return {k: v for k, v in document.items() if k != "triton_config"}, dict(document.get("triton_config") or {})
 
 
-class LlmServing:
-    """`llm` has `generate_async` and `shutdown`, `sampling_params` makes its SamplingParams."""
+class LlmService:
+    """One LLM behind Triton; `config`: the model's configuration, `folder`: its version folder."""
 
-    def __init__(
-        self, pb: Any, llm: Any, sampling_params: Callable[..., Any], options: Mapping[str, Any], *, decoupled: bool
-    ) -> None:
-        self._pb, self._llm, self._sampling_params, self._decoupled = pb, llm, sampling_params, decoupled
-        self._accumulate = bool(options.get("accumulate_text", False))
-        self._period = float(options.get("cancellation_check_period_ms", 100)) / 1000
-        self._running: dict[str, list[Any]] = {}  # Triton's request id -> results in flight
+    def __init__(self, pb: Any, config: Mapping[str, Any], folder: Path) -> None:
+        arguments, triton = read_arguments(folder, os.environ)
+        self._pb = pb
+        self._decoupled = bool(config.get("model_transaction_policy", {}).get("decoupled"))
+        if bool(triton.get("decoupled", False)) != self._decoupled:
+            raise EngineError(
+                f"{MODEL_FILE} says decoupled {bool(triton.get('decoupled'))}, config.pbtxt {self._decoupled}: write "
+                "the same in both, as Triton reads the one and this model the other"
+            )
+        self._accumulate = bool(triton.get("accumulate_tokens", False))
+        self._period = float(triton.get("cancellation_check_period_ms", 100)) / 1000
+        self._tasks: dict[asyncio.Task[None], Call] = {}
+        from tensorrt_llm import LLM, SamplingParams
+
+        self._sampling_params = SamplingParams
+        self._llm = LLM(**arguments)
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True, name="llm").start()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="llm")
+        self._thread.start()
 
     def execute(self, request_id: str, tensors: Mapping[str, Any], sender: Any) -> None:
-        """Take one request; its answers go to `sender`, now or later."""
-        answer = Answer(self._pb, sender, decoupled=self._decoupled)
+        """Take one request; its answers go to `sender` from the event loop."""
+        call = Call(self._pb, sender, request_id, decoupled=self._decoupled)
         try:
-            request = llm_request(tensors, decoupled=self._decoupled)
-        except RequestError as error:
-            answer.fail(error.message, self._pb.TritonError.INVALID_ARG)
+            request = parse_llm_request(tensors, decoupled=self._decoupled)
+        except TrtbuildError as error:
+            call.fail(error.message, self._pb.TritonError.INVALID_ARG)
             return
-        work = self._stop(request_id, answer) if request.stop else self._serve(request_id, request, answer)
-        asyncio.run_coroutine_threadsafe(work, self._loop).add_done_callback(answer.fail_with)
+        self._loop.call_soon_threadsafe(self._stop if request.stop else self._start, request, call)
 
     def close(self) -> None:
+        """Cancel what is left, then let the LLM go."""
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._llm.shutdown()
+        self._thread.join(5.0)
+        if hasattr(self._llm, "shutdown"):
+            self._llm.shutdown()
 
-    async def _serve(self, request_id: str, request: LlmRequest, answer: Answer) -> None:
-        sampling = self._sampling_params(**request.sampling)
-        result = self._llm.generate_async(request.prompt, sampling, streaming=request.streaming)
-        self._running.setdefault(request_id, []).append(result)
-        watch = asyncio.ensure_future(self._watch(answer, result))
-        try:
-            sent = ""
-            async for output in _outputs(result, streaming=request.streaming):
-                told = output.text if self._accumulate or not request.streaming else output.text[len(sent) :]
-                sent = output.text
-                answer.send(_tensors(request, output, told), final=not self._decoupled)
-            answer.end()
-        finally:
-            watch.cancel()
-            self._running[request_id].remove(result)
-            if not self._running[request_id]:
-                del self._running[request_id]
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        poll = self._loop.create_task(self._poll_clients())
+        self._loop.run_forever()
+        left = [poll, *self._tasks]
+        for task in left:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
 
-    async def _watch(self, answer: Answer, result: Any) -> None:
-        """End what nobody waits for any more; Triton only answers when asked."""
-        while not answer.left():
-            await asyncio.sleep(self._period)
-        result.abort()
+    def _start(self, request: LlmRequest, call: Call) -> None:
+        task = self._loop.create_task(self._serve(request, call))
+        self._tasks[task] = call
+        task.add_done_callback(self._ended)
 
-    async def _stop(self, request_id: str, answer: Answer) -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Whatever the LLM raised is the answer to that request only."""
+        call = self._tasks.pop(task, None)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and call is not None:
+            call.fail(f"Error generating request: {error}")
+
+    def _stop(self, _request: LlmRequest, call: Call) -> None:
         """Upstream's way to cancel: a second request with the same id and `stop`; an unknown id is no error."""
-        for result in self._running.get(request_id, ()):
-            result.abort()
+        if not call.inner_id:
+            call.fail("Trying to stop a request but request ID is not provided", self._pb.TritonError.INVALID_ARG)
+            return
+        for task, other in list(self._tasks.items()):
+            if other.inner_id == call.inner_id:
+                task.cancel()
         if self._decoupled:
-            answer.end()
+            call.finish()
         else:
-            answer.send({}, final=True)
+            call.send([], final=True)
 
+    async def _poll_clients(self) -> None:
+        while True:
+            await asyncio.sleep(self._period)
+            for task, call in list(self._tasks.items()):
+                if call.client_left():
+                    task.cancel()
 
-async def _outputs(result: Any, *, streaming: bool) -> AsyncIterator[Any]:
-    """The completions of a request as they come; one where it is no stream."""
-    if not streaming:
-        yield (await result).outputs[0]
-        return
-    async for step in result:
-        yield step.outputs[0]
+    async def _serve(self, request: LlmRequest, call: Call) -> None:
+        promise: Any = None
+        try:
+            sampling = self._sampling_params(**request.sampling)
+            promise = self._llm.generate_async(request.prompt, sampling, streaming=request.streaming)
+            deltas = Deltas()
+            if request.streaming:
+                async for output in promise:
+                    self._send(request, call, deltas, output.outputs[0], final=bool(output.finished))
+            else:
+                self._send(request, call, deltas, (await promise).outputs[0], final=True)
+            call.finish()
+        except asyncio.CancelledError:
+            if promise is not None:
+                promise.abort()
+            call.finish()
 
-
-def _tensors(request: LlmRequest, output: Any, text: str) -> dict[str, Any]:
-    import numpy as np
-
-    found: dict[str, Any] = {"text_output": np.array([text.encode()], dtype=object)}
-    if request.finish_reason:
-        found["finish_reason"] = np.array([str(output.finish_reason or "").encode()], dtype=object)
-    if request.stop_reason:
-        found["stop_reason"] = np.array([str(output.stop_reason or "").encode()], dtype=object)
-    if request.cumulative_logprob:
-        value = float("nan") if output.cumulative_logprob is None else output.cumulative_logprob
-        found["cumulative_logprob"] = np.array([value], dtype=np.float32)
-    return found
-
-
-def _flag(tensors: Mapping[str, Any], name: str) -> bool:
-    return bool(tensors[name].reshape(-1)[0]) if name in tensors and tensors[name].size else False
-
-
-def _value(name: str, values: Any) -> Any:
-    flat = values.reshape(-1).tolist()
-    if name == "stop":
-        return [_text(name, item) for item in flat]
-    if len(flat) != 1:
-        raise RequestError(f"{_SAMPLING}{name}: one value, not {len(flat)}")
-    return flat[0]
-
-
-def _text(name: str, value: Any) -> str:
-    try:
-        return value.decode("utf-8") if isinstance(value, bytes) else str(value)
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from error
+    def _send(self, request: LlmRequest, call: Call, deltas: Deltas, completion: Any, *, final: bool) -> None:
+        new = deltas.next(completion.text, final=final)
+        text = deltas.text if self._accumulate else new
+        if request.echo and (self._accumulate or not call.begun):
+            text = request.prompt + text
+        tensors = answer_tensors(text, completion, request)
+        call.send([self._pb.Tensor(name, value) for name, value in tensors.items()], final=final)

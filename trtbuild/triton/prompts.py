@@ -45,7 +45,7 @@ class Prompts:
         special = self._add_special_tokens if add_special_tokens is None else add_special_tokens
         for name in (n for n in _MULTIMODAL if n in tensors):
             raise RequestError(f"{name}: this repository serves a text-only model")
-        prompts = [self._prompt(row, special) for row in texts_of("text_input", tensors["QUERY"])]
+        prompts = [self._prompt(row, special) for row in _texts("text_input", tensors["QUERY"])]
         batch = len(prompts)
         end_ids = _column(
             "end_id", tensors.get("END_ID"), batch, self._tokenizer.end_ids[0] if self._tokenizer.end_ids else -1
@@ -88,7 +88,7 @@ class Prompts:
     def _words(self, name: str, values: Any, batch: int, extra: list[list[int]]) -> Any:
         import numpy as np
 
-        rows = texts_of(name, values) if values is not None else [[] for _ in range(batch)]
+        rows = _texts(name, values) if values is not None else [[] for _ in range(batch)]
         if len(rows) != batch:
             raise RequestError(f"{name} has {len(rows)} rows, text_input has {batch}")
         packed = []
@@ -100,7 +100,7 @@ class Prompts:
     def _bias(self, tensors: Mapping[str, Any], batch: int) -> Any:
         import numpy as np
 
-        words = texts_of("embedding_bias_words", tensors["EMBEDDING_BIAS_WORDS"])
+        words = _texts("embedding_bias_words", tensors["EMBEDDING_BIAS_WORDS"])
         weights = tensors.get("EMBEDDING_BIAS_WEIGHTS")
         if weights is None or weights.shape != tensors["EMBEDDING_BIAS_WORDS"].shape:
             raise RequestError("embedding_bias_words and embedding_bias_weights must have the same shape")
@@ -112,7 +112,7 @@ class Prompts:
         return bias
 
 
-def texts_of(name: str, values: Any) -> list[list[str]]:
+def _texts(name: str, values: Any) -> list[list[str]]:
     """Rows of a STRING tensor."""
     rows = []
     for row in values.reshape(len(values), -1).tolist():

@@ -18,16 +18,25 @@ from trtbuild.triton.request import Limits, Parsed, parse_tensors
 from trtbuild.triton.streams import Stream
 
 
+def engine_of_version(parameters: Mapping[str, str], version_folder: Path) -> Path:
+    """The engine directory of a version: what its engine.json says, else the model's gpt_model_path."""
+    path = version_folder / "engine.json"
+    document = json.loads(path.read_text()) if path.is_file() else parameters
+    return Path(document["gpt_model_path"])
+
+
 class Serving:
     """One engine under Triton. `execute` is called by the Python backend, everything else by own threads."""
 
-    def __init__(self, pb: Any, parameters: Mapping[str, str], repository: Path, *, decoupled: bool = True) -> None:
+    def __init__(self, pb: Any, config: Mapping[str, Any], version_folder: Path) -> None:
+        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+        decoupled = bool(config.get("model_transaction_policy", {}).get("decoupled"))
         self._pb = pb
         self._streams: dict[str, list[Stream]] = {}  # Triton's request id -> its streams
         self._by_id: dict[int, tuple[Stream, str]] = {}  # STREAM_ID -> stream and runtime id
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        engine = Path(parameters["gpt_model_path"])
+        engine = engine_of_version(parameters, version_folder)
         self._limits = _limits(engine, decoupled, parameters.get("out_of_vocabulary_ids") == "wrap")
         self._exclude_input = parameters.get("exclude_input_in_output", "").lower() in ("true", "1")
         self._period = float(parameters.get("cancellation_check_period_ms") or 100) / 1000
@@ -45,7 +54,7 @@ class Serving:
             self._on_failure(error)
             raise
         try:
-            self._hangups = HangupListener(repository, self._on_hangup)
+            self._hangups = HangupListener(self._on_hangup)
         except OSError:
             self._group.close()
             raise
@@ -79,6 +88,7 @@ class Serving:
             parsed,
             sender,
             lambda ended: self._forget(request_id, ended),
+            self._hangups.next_id,
             decoupled=self._limits.decoupled,
         )
         with self._lock:

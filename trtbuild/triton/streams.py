@@ -6,7 +6,6 @@ Every use of it is therefore inside the stream's lock and behind `_open`.
 
 from __future__ import annotations
 
-import secrets
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +18,14 @@ class Stream:
     """The answers of one request; N prompts with M sequences each are N x M requests of the runtime."""
 
     def __init__(
-        self, pb: Any, parsed: Parsed, sender: Any, on_end: Callable[[Stream], None], *, decoupled: bool = True
+        self,
+        pb: Any,
+        parsed: Parsed,
+        sender: Any,
+        on_end: Callable[[Stream], None],
+        next_id: Callable[[], int],
+        *,
+        decoupled: bool = True,
     ) -> None:
         self._pb = pb
         self._decoupled = decoupled
@@ -29,7 +35,7 @@ class Stream:
         self._lock = threading.Lock()
         self._open = True
         self._client_gone = False
-        self.rows = [_RowState(row) for row in parsed.rows]
+        self.rows = [_RowState(row, next_id()) for row in parsed.rows]
         self._left = len(self.rows)
 
     def requests(self) -> list[Request]:
@@ -128,9 +134,9 @@ class Stream:
 class _RowState:
     """Tokens of one sequence that were generated and not sent yet."""
 
-    def __init__(self, row: Row) -> None:
+    def __init__(self, row: Row, stream_id: int) -> None:
         self.row = row
-        self.stream_id = secrets.randbits(63)
+        self.stream_id = stream_id
         self.runtime_id = f"{self.stream_id:016x}"
         self.token_ids: list[int] = []
         self.log_probs: list[float] = []

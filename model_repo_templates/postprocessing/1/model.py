@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from trtbuild.text.tokenizer import load_tokenizer
+from trtbuild.text.tokenizer import load_tokenizer_alone
 from trtbuild.triton.hangup import HangupSender
 from trtbuild.triton.pieces import Pieces
 from trtbuild.triton.prompts import parse_switch
@@ -17,12 +17,12 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         repository = Path(args["model_repository"]).parent
-        tokenizer = load_tokenizer(repository / parameters["tokenizer_dir"])
+        tokenizer = load_tokenizer_alone(repository / parameters["tokenizer_dir"])
         skip = parse_switch(parameters.get("skip_special_tokens"), True)
         self.pieces = Pieces(tokenizer, skip_special_tokens=skip)
         self.unended = Pieces(tokenizer, skip_special_tokens=skip, eager=True)
         self.named = parse_switch(parameters.get("stream_ids"), False)
-        self.hangups = HangupSender(repository)
+        self.hangups = HangupSender()
 
     def execute(self, requests):
         return [self.answer(request) for request in requests]

@@ -7,7 +7,7 @@ import triton_python_backend_utils as pb_utils
 
 from trtbuild.errors import TrtbuildError
 from trtbuild.handover import DRAINING, Gate
-from trtbuild.text.tokenizer import load_tokenizer
+from trtbuild.text.tokenizer import load_tokenizer_alone
 from trtbuild.triton.prompts import Prompts, parse_switch
 
 
@@ -19,7 +19,7 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]).parent / parameters["tokenizer_dir"]
         self.gate = Gate()
         self.prompts = Prompts(
-            load_tokenizer(folder),
+            load_tokenizer_alone(folder),
             add_special_tokens=parse_switch(parameters.get("add_special_tokens"), True),
             max_input_len=int(parameters.get("max_input_len") or 0),
         )

@@ -12,11 +12,8 @@ from trtbuild.triton.serving import Serving
 class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
-        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
-        self.inputs = [tensor["name"] for tensor in config["input"]]
-        decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
-        self.serving = Serving(pb_utils, parameters, Path(args["model_repository"]).parent, decoupled=decoupled)
-        period = float(parameters.get("stats_check_period_ms") or 100) / 1000
+        self.serving = Serving(pb_utils, config, Path(args["model_repository"]) / args["model_version"])
+        period = float(config["parameters"].get("stats_check_period_ms", {}).get("string_value") or 100) / 1000
         self.metrics = MetricsReporter(pb_utils, args["model_name"], args["model_version"], self.serving.stats, period)
 
     def execute(self, requests):

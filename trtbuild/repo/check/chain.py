@@ -1,4 +1,8 @@
-"""The models of one chain among each other: batch sizes, decoupled, dtypes, instances; llmapi's model.yaml. PURE."""
+"""The models of one chain among each other: batch sizes, decoupled, dtypes, instances, tensorrt_llm_bls. PURE.
+
+A chain is the models that one engine has; several chains of a repository differ by what stands before upstream's names
+("llama_ensemble").
+"""
 
 from __future__ import annotations
 
@@ -7,33 +11,51 @@ from typing import Any
 
 from trtbuild.finding import Finding
 from trtbuild.repo.check.rules import found
+from trtbuild.repo.options import ROLES
 
-CHAIN = ("ensemble", "preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls")
+_NAMED = {"tensorrt_llm_model_name": "tensorrt_llm", "preprocessing_model_name": "preprocessing"}
+"""Parameters of tensorrt_llm_bls that name a model, and what stands for them where they are empty."""
+
+
+def role_of(name: str) -> tuple[str, str]:
+    """(name of the chain, upstream's name) of a model; ("", "") for a model that is of no chain."""
+    for role in sorted(ROLES, key=len, reverse=True):
+        if name == role:
+            return "", role
+        if name.endswith(f"_{role}"):
+            return name[: -len(role) - 1], role
+    return "", ""
 
 
 def chain_findings(configs: Mapping[str, Any]) -> Iterator[Finding]:
     """`configs`: the parsed configuration (`ModelConfig`) of each model."""
-    there = {name: configs[name] for name in CHAIN if name in configs}
+    chains: dict[str, dict[str, Any]] = {}
+    for name, config in configs.items():
+        chain, role = role_of(name)
+        if role:
+            chains.setdefault(chain, {})[name] = config
+    for there in chains.values():
+        yield from _chain(there)
+    for name, config in configs.items():
+        if "tensorrt_llm_model_name" in config.parameters:
+            yield from _bls(name, config, configs)
+    yield from _shared_gpus(configs)
+
+
+def _chain(there: Mapping[str, Any]) -> Iterator[Finding]:
+    by_role = {role_of(name)[1]: (f"{name}/config.pbtxt", config) for name, config in there.items()}
     if len(there) > 1:
         yield from _batches(there)
-    llm, bls = there.get("tensorrt_llm"), there.get("tensorrt_llm_bls")
-    if llm is not None and bls is not None:
-        flags = [bool(model.model_transaction_policy.decoupled) for model in (llm, bls)]
-        if flags[0] != flags[1]:
-            said = f"tensorrt_llm {_word(flags[0])}, tensorrt_llm_bls {_word(flags[1])}"
-            yield found("decoupled", "tensorrt_llm_bls/config.pbtxt", "the same flag in both", said)
-    if bls is not None:
-        inner = bls.parameters["tensorrt_llm_model_name"].string_value or "tensorrt_llm"
-        if inner not in configs and "${" not in inner:
-            yield found("bls-model", "tensorrt_llm_bls/config.pbtxt", f"a model {inner}", f"only {', '.join(configs)}")
-    if llm is not None and llm.max_batch_size > 1 and not llm.model_transaction_policy.decoupled:
-        hint = "Batch size > 1 requires the decoupled transaction policy; so does streaming."
-        yield found("decoupled", "tensorrt_llm/config.pbtxt", "decoupled, or max_batch_size 1", "neither", hint)
-    post = there.get("postprocessing")
-    if post is not None and "STREAM_ID" in {tensor.name for tensor in post.input}:
+    if "tensorrt_llm" in by_role:
+        where, llm = by_role["tensorrt_llm"]
+        if llm.max_batch_size > 1 and not llm.model_transaction_policy.decoupled:
+            hint = "Batch size > 1 requires the decoupled transaction policy; so does streaming."
+            yield found("decoupled", where, "decoupled, or max_batch_size 1", "neither", hint)
+    if "postprocessing" in by_role:
+        where, post = by_role["postprocessing"]
         count = sum(group.count for group in post.instance_group)
-        if count != 1:
-            yield found("stream-order", "postprocessing/config.pbtxt", "1 instance", str(count))
+        if "STREAM_ID" in {tensor.name for tensor in post.input} and count != 1:
+            yield found("stream-order", where, "1 instance", str(count))
     kinds = {
         name: tensor.data_type
         for name, model in there.items()
@@ -41,7 +63,8 @@ def chain_findings(configs: Mapping[str, Any]) -> Iterator[Finding]:
         if tensor.name == "prompt_embedding_table"
     }
     if len(set(kinds.values())) > 1:
-        yield found("prompt-table", "ensemble/config.pbtxt", "one dtype of prompt_embedding_table", ", ".join(kinds))
+        where = by_role.get("ensemble", next(iter(by_role.values())))[0]
+        yield found("prompt-table", where, "one dtype of prompt_embedding_table", ", ".join(kinds))
 
 
 def _batches(there: Mapping[str, Any]) -> Iterator[Finding]:
@@ -52,19 +75,56 @@ def _batches(there: Mapping[str, Any]) -> Iterator[Finding]:
         yield found("batch-size", "config.pbtxt", "one max_batch_size, 1 or more", said, hint)
 
 
-def llmapi_findings(where: str, config: Any, document: Mapping[str, Any] | None) -> Iterator[Finding]:
-    """An `llmapi` model: launchers switch auto-complete off, so config.pbtxt must say what model.yaml says."""
-    if document is None:
-        yield found("llmapi-yaml", f"{where}/1/model.yaml", "a YAML mapping", "none that can be read")
+def _bls(name: str, bls: Any, configs: Mapping[str, Any]) -> Iterator[Finding]:
+    """A tensorrt_llm_bls, under whatever name, against the models that it calls."""
+    where = f"{name}/config.pbtxt"
+    for key, usual in _NAMED.items():
+        called = _value(bls, key) or usual
+        if called not in configs:
+            yield found("bls-model", where, f"a model {called} ({key})", f"only {', '.join(sorted(configs))}")
+    decoupled = bool(bls.model_transaction_policy.decoupled)
+    if _value(bls, "accumulate_tokens").lower() in ("true", "yes", "1", "t") and not decoupled:
+        hint = "It has no effect: a request has one answer."
+        yield found("accumulate-tokens", where, "decoupled with accumulate_tokens", "not decoupled", hint)
+    llm = configs.get(_value(bls, "tensorrt_llm_model_name") or "tensorrt_llm")
+    if llm is None:
         return
-    triton = document.get("triton_config") or {}
-    said, declared = bool(triton.get("decoupled", False)), bool(config.model_transaction_policy.decoupled)
-    if said != declared:
-        hint = "The server would refuse every streamed answer after the first: write both the same."
-        yield found("llmapi-yaml", f"{where}/config.pbtxt", f"decoupled: {_word(said)}", _word(declared), hint)
-    batch = int(triton.get("max_batch_size", 0) or 0)
-    if batch != config.max_batch_size:
-        yield found("llmapi-yaml", f"{where}/config.pbtxt", f"max_batch_size {batch}", str(config.max_batch_size))
+    if bool(llm.model_transaction_policy.decoupled) != decoupled:
+        said = f"{llm.name} {_word(not decoupled)}, {name} {_word(decoupled)}"
+        yield found("decoupled", where, "the same flag in both", said)
+    makes = {tensor.name: tensor.data_type for tensor in llm.output}
+    for tensor in bls.output:
+        if tensor.name in makes and makes[tensor.name] != tensor.data_type:
+            hint = "The model passes the tensor on as it is."
+            yield found("bls-type", where, f"the data type of {llm.name}.{tensor.name}", "another", hint)
+
+
+def _value(config: Any, key: str) -> str:
+    """A parameter's text; a left-over placeholder counts as nothing."""
+    text = str(config.parameters[key].string_value) if key in config.parameters else ""
+    return "" if text.startswith("${") else text
+
+
+def _shared_gpus(configs: Mapping[str, Any]) -> Iterator[Finding]:
+    """Several engines of TensorRT in one repository: each takes 0.9 of what memory is free, and its own MPI ranks."""
+    engines = {name: config for name, config in configs.items() if config.backend == "tensorrtllm"}
+    if len(engines) < 2:
+        return
+    devices = {name: set(_value(config, "gpu_device_ids").replace(";", ",").split(",")) - {""}
+               for name, config in engines.items()}  # fmt: skip
+    ranks: dict[str, str] = {}
+    for name, config in engines.items():
+        where = f"{name}/config.pbtxt"
+        others = [other for other in engines if other != name]
+        apart = devices[name] and not any(devices[name] & devices[other] or not devices[other] for other in others)
+        if not apart and not _value(config, "max_tokens_in_paged_kv_cache"):
+            hint = "The first one takes 0.9 of the free memory. Servers of several engines want orchestrator mode."
+            said = f"GPUs shared with {', '.join(others)}"
+            yield found("shared-gpus", where, "gpu_device_ids of its own, or max_tokens_in_paged_kv_cache", said, hint)
+        for rank in set(_value(config, "participant_ids").replace(";", ",").split(",")) - {""}:
+            if rank in ranks:
+                yield found("participants", where, "MPI ranks of its own", f"rank {rank} is of {ranks[rank]} too")
+            ranks.setdefault(rank, name)
 
 
 def _word(flag: bool) -> str:

@@ -11,6 +11,7 @@ RULES: dict[str, Check] = {
     "model-placeholder": Check(WARNING, "no ${placeholder} is left: the backend takes it for unset"),
     "model-name": Check(ERROR, "a model has the name of its folder"),
     "model-version": Check(ERROR, "a model has a version directory, be it empty"),
+    "version-policy": Check(ERROR, "every version that the policy names has its folder"),
     "model-code": Check(ERROR, "a model of the python backend has model.py in its version"),
     "model-backend": Check(ERROR, "the backend is tensorrtllm or python, or the platform ensemble"),
     # parameters of tensorrt_llm
@@ -39,8 +40,13 @@ RULES: dict[str, Check] = {
     "instance-group": Check(ERROR, "one instance of tensorrt_llm on KIND_CPU, or GPUs or tokens for each"),
     "stream-order": Check(ERROR, "one instance of postprocessing: it keeps the state of the streams"),
     "decoupled": Check(ERROR, "streaming and request batches want decoupled, the same in the models of a chain"),
-    "bls-model": Check(ERROR, "tensorrt_llm_bls calls a model of the repository"),
+    "bls-model": Check(ERROR, "the models that tensorrt_llm_bls calls are in the repository"),
+    "bls-type": Check(ERROR, "what tensorrt_llm_bls passes on has the data type that tensorrt_llm gives it"),
+    "accumulate-tokens": Check(WARNING, "accumulate_tokens only where answers are streamed"),
+    "shared-gpus": Check(WARNING, "several engines have GPUs of their own, or a number of tokens each"),
     "llmapi-yaml": Check(ERROR, "model.yaml can be read and agrees with config.pbtxt"),
+    "llmapi-argument": Check(ERROR, "model.yaml has arguments of tensorrt_llm.LLM, of the right kind"),
+    "llmapi-model": Check(ERROR, "model.yaml names a Hugging Face checkpoint"),
     # flow of the ensemble
     "ensemble-model": Check(ERROR, "every step of an ensemble is a model of the repository"),
     "ensemble-tensor": Check(ERROR, "maps name tensors that exist on both sides"),

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trtbuild.finding import Finding, Report, ordered
-from trtbuild.repo.check.chain import chain_findings, llmapi_findings
+from trtbuild.repo.check.chain import chain_findings, role_of
 from trtbuild.repo.check.engine import engine_findings, parameter_findings
 from trtbuild.repo.check.flow import flow_findings
+from trtbuild.repo.check.llmapi import llmapi_findings
 from trtbuild.repo.check.read import Model, read_repository, read_yaml
 from trtbuild.repo.check.rules import found
 from trtbuild.repo.check.tokens import engine_config, tokenizer_findings
@@ -26,14 +27,14 @@ def check_repository(folder: Path, *, read_tokenizers: bool = True) -> Report:
     """
     repository = read_repository(folder)
     findings = list(repository.findings)
-    vocabularies: list[int] = []
+    vocabularies: dict[str, list[int]] = {}  # by chain
     for model in repository.models.values():
         findings += _files(model)
         if "gpt_model_type" in model.config.parameters:
-            findings += _engine(model, vocabularies)
-        elif "text_input" in _inputs(model) and f"{_version(model)}/model.yaml" in model.files:
+            findings += _engines(model, vocabularies.setdefault(role_of(model.name)[0], []))
+        elif "sampling_param_max_tokens" in _inputs(model) or f"{_version(model)}/model.yaml" in model.files:
             path = model.folder / _version(model) / "model.yaml"
-            findings += llmapi_findings(model.name, model.config, read_yaml(path))
+            findings += llmapi_findings(f"{model.name}/{_version(model)}", model.config, read_yaml(path))
     configs = {name: model.config for name, model in repository.models.items()}
     findings += chain_findings(configs)
     findings += flow_findings(configs)
@@ -60,18 +61,32 @@ def _files(model: Model) -> Iterator[Finding]:
     backend = str(model.config.backend)
     if model.config.platform != "ensemble" and backend not in _BACKENDS and "${" not in backend:
         yield found("model-backend", where, " or ".join(_BACKENDS), backend or "none")
-    if backend == "python" and model.versions and f"{_version(model)}/model.py" not in model.files:
-        yield found("model-code", f"{model.name}/{_version(model)}", "model.py", "none")
+    for version in model.versions if backend == "python" else ():
+        if f"{version}/model.py" not in model.files:
+            yield found("model-code", f"{model.name}/{version}", "model.py", "none")
+    asked = {str(version) for version in model.config.version_policy.specific.versions}
+    if asked - set(model.versions):
+        lacking = ", ".join(sorted(asked - set(model.versions)))
+        yield found("version-policy", where, f"folders {lacking}", f"only {', '.join(model.versions) or 'none'}")
 
 
-def _engine(model: Model, vocabularies: list[int]) -> Iterator[Finding]:
+def _engines(model: Model, vocabularies: list[int]) -> Iterator[Finding]:
+    """The engine of the model, and those of versions that have their own."""
     where = f"{model.name}/config.pbtxt"
     values = {key: str(value.string_value) for key, value in model.config.parameters.items()}
     yield from parameter_findings(where, values, str(model.config.backend))
+    versions = {v: (read_yaml(model.folder / v / "engine.json") or {}).get("gpt_model_path") for v in model.versions}
+    for version, own in versions.items():
+        if own:
+            yield from _engine(f"{model.name}/{version}/engine.json", str(own), values, model, vocabularies)
     path = model.parameter("gpt_model_path")
     if not path:
         yield found("engine-missing", where, "gpt_model_path", "none", "The server says: model paths are empty.")
         return
+    yield from _engine(where, path, values, model, vocabularies)
+
+
+def _engine(where: str, path: str, values: dict[str, str], model: Model, vocabularies: list[int]) -> Iterator[Finding]:
     engine = engine_config(Path(path))
     if engine is None:
         hint = "It must exist where the server runs, under this path, with all of its ranks."
@@ -81,9 +96,9 @@ def _engine(model: Model, vocabularies: list[int]) -> Iterator[Finding]:
     yield from engine_findings(where, {k: v for k, v in values.items() if "${" not in v}, model.config, engine)
 
 
-def _tokenizers(folder: Path, models: dict[str, Model], vocabularies: list[int]) -> Iterator[Finding]:
+def _tokenizers(folder: Path, models: dict[str, Model], vocabularies: dict[str, list[int]]) -> Iterator[Finding]:
     """Each folder that a pre- or postprocessing names, once; a relative one is meant from the repository."""
-    named: dict[Path, str] = {}
+    named: dict[Path, tuple[str, str]] = {}
     for model in models.values():
         if "gpt_model_type" in model.config.parameters or "tokenizer_dir" not in model.config.parameters:
             continue
@@ -92,7 +107,6 @@ def _tokenizers(folder: Path, models: dict[str, Model], vocabularies: list[int])
         if not text:
             yield found("tokenizer-missing", where, "a tokenizer folder", "none")
         else:
-            named.setdefault(folder / text, where)
-    smallest = min(vocabularies, default=None)
-    for path, where in named.items():
-        yield from tokenizer_findings(where, path, smallest)
+            named.setdefault(folder / text, (where, role_of(model.name)[0]))
+    for path, (where, chain) in named.items():
+        yield from tokenizer_findings(where, path, min(vocabularies.get(chain, []), default=None))

@@ -1,0 +1,66 @@
+"""Token ids -> text as `tensorrt_llm_bls` gives it: exact, cut at stop words, whole on request. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trtbuild.text.detokenize import Decodes, IncrementalDecoder
+
+
+class RowText:
+    """The text of one row. Joined pieces equal the decode of all ids, up to the end of the first stop word.
+
+    A stop word stays in the text, as the engine leaves its tokens there. With `accumulate` every push returns the text
+    so far instead of what is new.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Decodes,
+        stops: Sequence[str] = (),
+        *,
+        skip_special_tokens: bool = True,
+        accumulate: bool = False,
+    ) -> None:
+        self._decoder = IncrementalDecoder(tokenizer, skip_special_tokens=skip_special_tokens)
+        self._stops = [stop for stop in stops if stop]
+        self._tail = ""  # the end of the generated text, in which a stop word can have begun
+        self._skipped = 0
+        self._accumulate = accumulate
+        self._text = ""
+        self.length = 0
+        """Characters that were given out."""
+        self.stopped = False
+        """A stop word was found; nothing is given out any more."""
+        self.ended = False
+
+    def skip_search(self, count: int) -> None:
+        """The first `count` ids are an echo of the prompt: stop words are looked for in what is generated."""
+        self._skipped = count
+
+    def push(self, ids: Sequence[int], *, final: bool = False) -> str:
+        """The text of the next ids; with `final` also what was held back."""
+        if self.stopped:
+            return self._text if self._accumulate else ""
+        piece = self._decoder.push(ids[: self._skipped])
+        generated = self._decoder.push(ids[self._skipped :])
+        self._skipped = max(0, self._skipped - len(ids))
+        piece += self._cut(generated + self._decoder.flush() if final else generated)
+        self.ended = self.ended or final
+        self.length += len(piece)
+        if not self._accumulate:
+            return piece
+        self._text += piece
+        return self._text
+
+    def _cut(self, piece: str) -> str:
+        if not self._stops or not piece:
+            return piece
+        seen = self._tail + piece
+        ends = [at + len(stop) for stop in self._stops if (at := seen.find(stop)) >= 0]
+        if ends:
+            self.stopped = True
+            return piece[: min(ends) - len(self._tail)]
+        keep = max(len(stop) for stop in self._stops) - 1
+        self._tail = seen[-keep:] if keep else ""
+        return piece
