@@ -11,9 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests import triton_contract as contract
-from tests.test_detokenize import TEXTS, mixture, tokenizer  # noqa: F401
+from tests.test_detokenize import NAMES, TEXTS, mixture, real_tokenizer
 from trtbuild.errors import RequestError
-from trtbuild.text.tokenizer import Tokenizer
 from trtbuild.triton.bls_tensors import (
     FROM_PREPROCESSING,
     FROM_REQUEST,
@@ -26,19 +25,22 @@ from trtbuild.triton.bls_tensors import (
 from trtbuild.triton.bls_text import RowText
 from trtbuild.triton.llmapi_tensors import Deltas, answer_tensors, parse_llm_request
 
+LIMITED = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+
+@pytest.mark.parametrize("name", NAMES)
+@LIMITED
 @given(seed=st.integers(0, 2**32), length=st.integers(1, 120), accumulate=st.booleans(), told=st.booleans())
 def test_joined_pieces_are_the_full_decode(
-    tokenizer: Tokenizer,  # noqa: F811
+    name: str,
     seed: int,
     length: int,
     accumulate: bool,
     told: bool,
 ) -> None:
     """Whether the engine marks the last tokens as such (`told`) or the stream just ends."""
-    rng = random.Random(seed)
-    ids = mixture(tokenizer, rng, length)
+    tokenizer, rng = real_tokenizer(name), random.Random(seed)
+    ids = mixture(name, rng, length)
     row, pieces, at = RowText(tokenizer, accumulate=accumulate), [], 0
     while at < len(ids):
         step = rng.choice([1, 1, 2, 9])
@@ -49,17 +51,18 @@ def test_joined_pieces_are_the_full_decode(
     assert (pieces[-1] if accumulate else "".join(pieces)) == tokenizer.decode(ids)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.parametrize("name", NAMES)
+@LIMITED
 @given(seed=st.integers(0, 2**32), accumulate=st.booleans(), step=st.integers(1, 5), prompt=st.integers(0, 12))
 def test_text_ends_with_the_first_stop_word(
-    tokenizer: Tokenizer,  # noqa: F811
+    name: str,
     seed: int,
     accumulate: bool,
     step: int,
     prompt: int,
 ) -> None:
     """The stop word stays, as the engine leaves its tokens; one in an echoed prompt does not count."""
-    rng = random.Random(seed)
+    tokenizer, rng = real_tokenizer(name), random.Random(seed)
     text = " ".join(rng.sample(TEXTS, 3))
     stops = [text[at : at + rng.randint(1, 6)] for at in (rng.randrange(len(text) - 1) for _ in range(3))]
     ids = tokenizer.encode(text, add_special_tokens=False)

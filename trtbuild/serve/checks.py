@@ -106,9 +106,9 @@ def _modes(engines: tuple[EngineModel, ...], options: ServeOptions, hosts: Hosts
         yield "a hostfile is for mpirun; Slurm takes the hosts of its allocation"
     if options.mode == "leader" and not options.spawn:
         yield "only an orchestrator spawns ranks or not; leader mode never does"
-    if len(kinds) > 1:
+    if len(kinds) > 1 and "tensorrt" in kinds:  # its ranks are tritonservers of their own
         yield f"one server cannot run engines of {' and '.join(sorted(kinds))}: load some of them with --load"
-    elif kinds == {"cpu"}:
+    elif "cpu" in kinds:
         yield from _cpu_only(options, hosts)
     elif kinds == {"llmapi"}:
         if options.mode == "orchestrator" or hosts.hostfile is not None:

@@ -97,8 +97,8 @@ def make_launch(
     job = _Job(install, repository.folder.resolve(), options, names, shm_prefix, exit_s)
     if kinds != {"tensorrt"}:
         wrapper = ["srun", "--mpi=pmix", "trtllm-llmapi-launch"] if hosts.slurm else []
-        own = (*wrapper, *job.rank(0), *([job.stub_timeout()] if kinds == {"cpu"} else []))
-        return Launch(own, own, 1, "cpu" if kinds == {"cpu"} else "llmapi", exit_s)
+        own = (*wrapper, *job.rank(0), *([job.stub_timeout()] if "cpu" in kinds else []))
+        return Launch(own, own, 1, "cpu" if "cpu" in kinds else "llmapi", exit_s)
     pools = _pools(machine.gpus or 0) if spawning(options) else []
     environment = _orchestrator_environment(options)
     if hosts.slurm:
