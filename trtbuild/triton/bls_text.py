@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os.path import commonprefix
 
 from trtbuild.text.detokenize import Decodes, IncrementalDecoder
 
@@ -22,10 +23,13 @@ class RowText:
         skip_special_tokens: bool = True,
         accumulate: bool = False,
     ) -> None:
+        self._tokenizer, self._skip_special_tokens = tokenizer, skip_special_tokens
         self._decoder = IncrementalDecoder(tokenizer, skip_special_tokens=skip_special_tokens)
         self._stops = [stop for stop in stops if stop]
         self._tail = ""  # the end of the generated text, in which a stop word can have begun
-        self._skipped = 0
+        self._echo: list[int] = []
+        self._to_come = 0  # ids of the echo
+        self._echo_rest = ""  # what the decoder has not given out of it yet
         self._accumulate = accumulate
         self._text = ""
         self.length = 0
@@ -36,22 +40,36 @@ class RowText:
 
     def skip_search(self, count: int) -> None:
         """The first `count` ids are an echo of the prompt: stop words are looked for in what is generated."""
-        self._skipped = count
+        self._to_come = count
 
     def push(self, ids: Sequence[int], *, final: bool = False) -> str:
         """The text of the next ids; with `final` also what was held back."""
         if self.stopped:
             return self._text if self._accumulate else ""
-        piece = self._decoder.push(ids[: self._skipped])
-        generated = self._decoder.push(ids[self._skipped :])
-        self._skipped = max(0, self._skipped - len(ids))
-        piece += self._cut(generated + self._decoder.flush() if final else generated)
+        piece = self._decoder.push(ids)
+        if final:
+            piece += self._decoder.flush()
+        at = self._echoed(ids, piece)
+        piece = piece[:at] + self._cut(piece[at:])
         self.ended = self.ended or final
         self.length += len(piece)
         if not self._accumulate:
             return piece
         self._text += piece
         return self._text
+
+    def _echoed(self, ids: Sequence[int], piece: str) -> int:
+        """How many characters of `piece` are the prompt's. The decoder may give them out later than the prompt's ids;
+        where the prompt ends inside of a character, its decode ends with another one than the whole text has there.
+        """
+        if self._to_come:
+            self._echo += ids[: self._to_come]
+            self._to_come = max(0, self._to_come - len(ids))
+            decoded = self._tokenizer.decode(self._echo, skip_special_tokens=self._skip_special_tokens)
+            self._echo_rest = decoded[self.length :]
+        count = len(commonprefix([self._echo_rest, piece]))
+        self._echo_rest = self._echo_rest[count:] if count == len(piece) else ""
+        return count
 
     def _cut(self, piece: str) -> str:
         if not self._stops or not piece:
