@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from collections.abc import Mapping as Dict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -38,6 +39,19 @@ def tool_versions(*packages: str) -> dict[str, str]:
     return found
 
 
+def all_digests(directory: Path, known: Dict[str, str], leave_out: Collection[str]) -> dict[str, str]:
+    """SHA-256 of every file by its path relative to `directory`, but for locks of writers and `leave_out`.
+
+    `known`: those that need not be read again.
+    """
+    found = dict(known)
+    for path in sorted(p for p in directory.rglob("*") if p.is_file() and not p.name.startswith(".lock")):
+        name = path.relative_to(directory).as_posix()
+        if name not in leave_out and name not in found:
+            found[name] = sha256_file(path)
+    return found
+
+
 def write_manifest(
     directory: Path,
     *,
@@ -51,18 +65,13 @@ def write_manifest(
 
     `files` holds digests that are already known (path relative to `directory` -> hex); the rest is hashed here.
     """
-    known = dict(files or {})
-    for path in sorted(p for p in directory.rglob("*") if p.is_file() and not p.name.startswith(".lock")):
-        name = path.relative_to(directory).as_posix()
-        if name != MANIFEST and name not in known:
-            known[name] = sha256_file(path)
     document = {
         "schema": SCHEMA,
         "kind": kind,
         "versions": dict(versions),
         "source": dict(source),
         "options": dict(options),
-        "files": dict(sorted(known.items())),
+        "files": dict(sorted(all_digests(directory, files or {}, (MANIFEST,)).items())),
     }
     (directory / MANIFEST).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
 

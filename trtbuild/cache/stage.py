@@ -26,7 +26,7 @@ from trtbuild.cache.lock import Lock, Measured, read_lock, stable_digests
 from trtbuild.cache.prune import Limits, ago, choose, total
 from trtbuild.cache.settings import LIMIT, cache_root, size_limit
 from trtbuild.cache.store import Damaged, Entry, Store
-from trtbuild.manifest import MANIFEST, read_manifest, sha256_file, write_manifest
+from trtbuild.manifest import MANIFEST, all_digests, read_manifest, sha256_file, write_manifest
 from trtbuild.progress import Progress, silent
 from trtbuild.staging import staged_dir
 
@@ -162,11 +162,7 @@ class Run:
         Raises:
             LockError: what was made is not what the lock demands; every file that differs.
         """
-        digests = dict(files or {})
-        for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".lock")):
-            name = path.relative_to(folder).as_posix()
-            if name not in DOCUMENTS and name not in digests:
-                digests[name] = sha256_file(path)
+        digests = all_digests(folder, files or {}, DOCUMENTS)
         inputs = self.document()
         resolved = described(options, lambda path: Path(path).name)
         stable = stable_digests(folder, digests, measured or {})

@@ -17,11 +17,11 @@ from typing import Any, Protocol
 import torch
 
 from trtbuild.calibrate.cache import SEQUENCES, searched_factor
+from trtbuild.calibrate.form import EngineForm, Form, Job
 from trtbuild.calibrate.spool import Spool
 from trtbuild.errors import CheckpointError
 from trtbuild.progress import Progress, silent
-from trtbuild.quantize.method import InputStats, LinearGroup, Method, QuantOptions
-from trtbuild.quantize.methods import QUANTIZE
+from trtbuild.quantize.method import Method, QuantOptions
 from trtbuild.quantize.statistics import InputAccumulator, LayerStatistics
 from trtbuild.quantize.values import kv_cache_scale
 from trtbuild.runtime.blockwise import Blockwise, LayerRun, Linear
@@ -41,27 +41,6 @@ class Parts(Protocol):
     def has(self, part: str) -> bool: ...
 
     def write(self, part: str, tensors: Dict[str, torch.Tensor]) -> None: ...
-
-
-class Form(Protocol):
-    """What a layer's numbers are called, and which linears are quantized together."""
-
-    def fields(
-        self,
-        base: str,
-        linear: Linear,
-        weights: Dict[str, torch.Tensor],
-        stats: InputStats | None,
-        method: Method,
-        options: QuantOptions,
-    ) -> Dict[str, torch.Tensor]:
-        """Tensors by name for one engine linear of layer `base` ("transformer.layers.0."; "" for lm_head).
-
-        `weights`: the layer's.
-        """
-
-    def kv_scales(self, base: str, algo: str, amax_k: float, amax_v: float) -> Dict[str, torch.Tensor]:
-        """The scales of the KV cache of a layer, by name."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +147,7 @@ class Quantizer:
         for states in hidden:
             inputs.add(self._blocks.head_input(states, weights))
         linear = Linear(_HEAD, (_HEAD,), (len(weight),), weight.shape[-1])
-        made = self._fields("", linear, weights, inputs.stats(), method, options)
+        made = self._fields(Job("", linear, weights, inputs.stats(), method, options))
         parts.write(_HEAD, {name: tensor.cpu() for name, tensor in made.items()})
 
     def _run_of(self, layer: int, weights: Weights) -> LayerRun:
@@ -237,62 +216,20 @@ class Quantizer:
         made = dict(beside)
         stats = statistics.stats() if statistics is not None else {}
         for linear, method, options in self._ways(layer):
-            made |= self._fields(base, linear, run.weights, stats.pop(linear.name, None), method, options)
+            made |= self._fields(Job(base, linear, run.weights, stats.pop(linear.name, None), method, options))
             searched(linear)
         parts.write(f"layer{layer}", {name: tensor.cpu() for name, tensor in made.items()})
 
-    def _fields(
-        self,
-        base: str,
-        linear: Linear,
-        weights: Dict[str, torch.Tensor],
-        stats: InputStats | None,
-        method: Method,
-        options: QuantOptions,
-    ) -> Dict[str, torch.Tensor]:
+    def _fields(self, job: Job) -> Dict[str, torch.Tensor]:
         try:
-            return self._form.fields(base, linear, weights, stats, method, options)
+            return self._form.fields(job)
         except CheckpointError as error:
-            raise CheckpointError(f"{base.rstrip('.') or linear.name}: {error.message}", hint=error.hint) from error
-
-
-@dataclass(frozen=True)
-class EngineForm:
-    """TensorRT-LLM's: fields of the checkpoint's modules; `dtype` is that of plain ones (prequant)."""
-
-    dtype: torch.dtype
-
-    def fields(
-        self,
-        base: str,
-        linear: Linear,
-        weights: Dict[str, torch.Tensor],
-        stats: InputStats | None,
-        method: Method,
-        options: QuantOptions,
-    ) -> dict[str, torch.Tensor]:
-        group = group_of(linear, weights[f"{base}{linear.name}.weight"])
-        plain = {field.suffix for field in method.fields if not field.dtype}
-        return {
-            f"{base}{module}.{suffix}": field.to(self.dtype) if suffix in plain else field
-            for module, fields in QUANTIZE[method.name](group, stats, options).items()
-            for suffix, field in fields.items()
-        }
-
-    def kv_scales(self, base: str, algo: str, amax_k: float, amax_v: float) -> dict[str, torch.Tensor]:
-        return {f"{base}attention.kv_cache_scaling_factor": kv_cache_scale(algo, amax_k, amax_v)}
+            where = job.base.rstrip(".") or job.linear.name
+            raise CheckpointError(f"{where}: {error.message}", hint=error.hint) from error
 
 
 def _needs_gram(ways: Iterable[tuple[Method, QuantOptions]]) -> bool:
     return any(options.search in method.gram_for for method, options in ways)
-
-
-def group_of(linear: Linear, weight: torch.Tensor) -> LinearGroup:
-    """The fuse group of an engine weight [out, in] or [experts, out, in]: views of its modules and their parts."""
-    pieces = weight.split(linear.parts, dim=-2)
-    if len(linear.modules) == 1:
-        return LinearGroup({linear.modules[0]: tuple(pieces)})
-    return LinearGroup({module: (piece,) for module, piece in zip(linear.modules, pieces, strict=True)})
 
 
 class _Meter:

@@ -9,7 +9,6 @@ is one: TensorRT-LLM reads one for o_proj and down_proj only.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from collections.abc import Mapping as Dict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,11 +17,11 @@ import torch
 from trtbuild.errors import CheckpointError
 from trtbuild.layout import Field
 from trtbuild.llmapi.layout import PREQUANT, SUFFIXES, HfLayout, HfLinear, HfNorm
-from trtbuild.quantize.method import Fields, InputStats, LinearGroup, Method, QuantOptions
-from trtbuild.quantize.methods import QUANTIZE
+from trtbuild.quantize.method import Fields, LinearGroup
 from trtbuild.quantize.values import kv_cache_scale
 
 if TYPE_CHECKING:
+    from trtbuild.calibrate.form import Job
     from trtbuild.runtime.blockwise import Linear
 
 Parts = list[tuple[HfLinear, torch.Tensor]]
@@ -35,25 +34,17 @@ class HfForm:
     layout: HfLayout
     dtype: torch.dtype
 
-    def fields(
-        self,
-        base: str,
-        linear: Linear,
-        weights: Dict[str, torch.Tensor],
-        stats: InputStats | None,
-        method: Method,
-        options: QuantOptions,
-    ) -> dict[str, torch.Tensor]:
+    def fields(self, job: Job) -> dict[str, torch.Tensor]:
         """Tensors of the Hugging Face linears in one engine linear, and the norm before it."""
         made: dict[str, torch.Tensor] = {}
-        norm = self.layout.norms.get(f"{base}{linear.modules[0]}")
-        for parts in self._groups(base, linear, weights[f"{base}{linear.name}.weight"]):
-            for hf, fields in _quantized(parts, stats, method, options):
+        norm = self.layout.norms.get(f"{job.base}{job.linear.modules[0]}")
+        for parts in self._groups(job.base, job.linear, job.weight):
+            for hf, fields in _quantized(parts, job):
                 p = fields.get(PREQUANT)
                 if norm is not None and p is not None:
-                    made[norm.name] = self._folded(norm, weights[norm.target], p)
+                    made[norm.name] = self._folded(norm, job.weights[norm.target], p)
                     del fields[PREQUANT]
-                for field in method.fields:
+                for field in job.method.fields:
                     if field.suffix in fields:
                         stored = _stored(fields[field.suffix], field)
                         made[f"{hf.name}.{SUFFIXES[field.suffix]}"] = stored if field.dtype else stored.to(self.dtype)
@@ -89,28 +80,23 @@ class HfForm:
         return found
 
 
-def _quantized(
-    parts: Parts, stats: InputStats | None, method: Method, options: QuantOptions
-) -> Iterator[tuple[HfLinear, Fields]]:
+def _quantized(parts: Parts, job: Job) -> Iterator[tuple[HfLinear, Fields]]:
     """Fields of each part; common ones where it is one scale that a loader takes for all."""
-    quantize = QUANTIZE[method.name]
-    if any(field.suffix == PREQUANT for field in method.fields):
+    if any(field.suffix == PREQUANT for field in job.method.fields):
         # One module of several parts: they share p, and the second scale.
-        whole = quantize(LinearGroup({"common": tuple(weight for _, weight in parts)}), stats, options)["common"]
+        whole = job.quantized(LinearGroup({"common": tuple(weight for _, weight in parts)}))["common"]
         sizes = [hf.out for hf, _ in parts]
         split = {
             field.suffix: whole[field.suffix].split(sizes) if field.rows else [whole[field.suffix]] * len(parts)
-            for field in method.fields
+            for field in job.method.fields
         }
         for number, (hf, _) in enumerate(parts):
             yield hf, {suffix: tensors[number].clone() for suffix, tensors in split.items()}
         return
     # Modules of one block share the scale of a tensor, those of different blocks do not.
-    apart = options.search == "modelopt"
+    apart = job.options.search == "modelopt"
     names = [f"{number if apart else 0}.{number}" for number in range(len(parts))]
-    made = quantize(
-        LinearGroup({name: (weight,) for name, (_, weight) in zip(names, parts, strict=True)}), stats, options
-    )
+    made = job.quantized(LinearGroup({name: (weight,) for name, (_, weight) in zip(names, parts, strict=True)}))
     for name, (hf, _) in zip(names, parts, strict=True):
         yield hf, made[name]
 

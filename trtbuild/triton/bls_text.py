@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os.path import commonprefix
+from itertools import takewhile
 
 from trtbuild.text.detokenize import Decodes, IncrementalDecoder
 
@@ -67,7 +67,8 @@ class RowText:
             self._to_come = max(0, self._to_come - len(ids))
             decoded = self._tokenizer.decode(self._echo, skip_special_tokens=self._skip_special_tokens)
             self._echo_rest = decoded[self.length :]
-        count = len(commonprefix([self._echo_rest, piece]))
+        pairs = zip(self._echo_rest, piece, strict=False)
+        count = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         self._echo_rest = self._echo_rest[count:] if count == len(piece) else ""
         return count
 
