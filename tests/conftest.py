@@ -32,6 +32,23 @@ def pytest_runtest_setup() -> None:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Who runs what where there are several workers (pytest-xdist): a file stays on one, for its fixtures' sake.
+
+    Files that start servers come first, all on the same worker: they take longest, and measure time.
+    """
+    servers = {item.path for item in items if _starts_servers(item)}
+    items.sort(key=lambda item: item.path not in servers)
+    for item in items:
+        group = "servers" if item.path in servers else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _starts_servers(item: pytest.Item) -> bool:
+    module = vars(item.getparent(pytest.Module).obj)  # type: ignore[union-attr]
+    return any(getattr(value, "__module__", "") == "tests.serve_fixture" for value in module.values())
+
+
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Llama; read only."""
