@@ -22,28 +22,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from contextlib import ExitStack, aclosing
-from dataclasses import dataclass, field
+from contextlib import ExitStack, aclosing, suppress
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.serve_fixture import Running, command_line, running  # noqa: E402
+from soak_verdict import Tally, draw, judge, sample  # noqa: E402
+
+from tests.serve_fixture import Running, running  # noqa: E402
 from trtbuild.client import AsyncClient, Generation  # noqa: E402
 from trtbuild.client.options import Reach, Retry  # noqa: E402
 from trtbuild.errors import RequestError, ServerError, TrtbuildError  # noqa: E402
 
-SHARES = {"cancelled": 0.05, "dropped": 0.02, "refused": 0.01}
+SHARES = {"cancelled": 0.05, "dropped grpc": 0.01, "dropped http": 0.01, "refused": 0.01}
+"""Of the requests; the first workers begin with one of each kind, so that a short run has them too."""
 HANGS_S = 120.0
 """A stream without a token for so long hangs. Waiting for a place in the engine counts, and so does a busy host."""
-EARLY, LATE = (0.3, 0.5), (0.8, 1.0)
-"""Parts of the time whose memory is compared."""
-GROWTH = 0.01
-"""Of all memory, between the two: what is still no leak, as arenas of malloc settle late."""
 SUBJECTS = ("the sea", "你好，世界", "prime numbers", "👩‍👩‍👧 a family", "Ñandú", "a train to Łódź", "rust", "日本語")
 OPENINGS = (
     "Tell me about {}.",
@@ -59,18 +55,6 @@ BAD = (
     ({"repetition_penalty": -1.0}, "repetition_penalty"),
     ({"top_p": 1.5}, "top_p"),
 )
-
-
-@dataclass
-class Tally:
-    """What became of the requests so far."""
-
-    ended: Counter[str] = field(default_factory=Counter)
-    tokens: int = 0
-    problems: list[str] = field(default_factory=list)
-
-    def problem(self, text: str) -> None:
-        self.problems.append(text[:500])
 
 
 def main() -> None:
@@ -182,22 +166,20 @@ async def worker(server: Running, expected: dict[Generation, str], number: int, 
     rng = random.Random(number)
     reach = Reach(timeout_s=30.0, stall_s=HANGS_S, retry=Retry(times=0))
     generations = list(expected)
+    kinds = [*SHARES, "finished"]
+    weights = [*SHARES.values(), 1 - sum(SHARES.values())]
+    kind = kinds[number % len(kinds)]
     async with AsyncClient(server.url, reach=reach) as client:
         while True:
-            generation, dice = rng.choice(generations), rng.random()
-            at = 0.0
-            kind = "finished"
-            for name, share in SHARES.items():
-                if at <= dice < at + share:
-                    kind = name
-                at += share
+            generation = rng.choice(generations)
             try:
                 await one(kind, client, server, generation, expected[generation], rng, tally)
                 tally.ended[kind] += 1
-            except (TrtbuildError, OSError, TimeoutError) as error:
+            except (TrtbuildError, OSError, asyncio.TimeoutError) as error:
                 tally.problem(f"{kind}: {type(error).__name__}: {error}")
             if time.monotonic() >= until:
                 return
+            kind = rng.choices(kinds, weights)[0]
 
 
 async def one(
@@ -221,9 +203,9 @@ async def one(
     elif kind == "cancelled":
         wanted = rng.randrange(1, 8)
         await some(client, Generation(generation.prompt, max_tokens=512), wanted)
-    elif kind == "dropped" and rng.random() < 0.5:
+    elif kind == "dropped http":
         await dropped_http(server, generation.prompt)
-    elif kind == "dropped":
+    elif kind == "dropped grpc":
         await dropped_grpc(server, generation.prompt)
     else:
         answer = await client.infer(generation)
@@ -247,8 +229,7 @@ async def dropped_http(server: Running, prompt: str) -> None:
     body = json.dumps({"text_input": prompt, "max_tokens": 512, "stream": True}).encode()
     head = f"POST /v2/models/ensemble/generate_stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
-    async with asyncio.timeout(HANGS_S):
-        await reader.read(600)
+    await asyncio.wait_for(reader.read(600), HANGS_S)
     reset(writer)
 
 
@@ -311,119 +292,8 @@ async def sampling(
 ) -> None:
     while not stop.is_set():
         samples.append(await asyncio.to_thread(sample, server, time.monotonic() - start, sum(tally.ended.values())))
-        try:
+        with suppress(asyncio.TimeoutError):  # another class before Python 3.11
             await asyncio.wait_for(stop.wait(), every)
-        except TimeoutError:
-            continue
-
-
-def sample(server: Running, at_s: float, requests: int) -> dict[str, Any]:
-    """KV blocks, and for each process of the server its memory (MB), threads and file descriptors.
-
-    `own` memory is anonymous and shared memory without mapped files, whose share moves with other processes.
-    """
-    processes = {}
-    for pid in [server.process.pid, *server.marked()]:
-        try:
-            folder = Path(f"/proc/{pid}")
-            status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
-            rollup = dict(line.split(":", 1) for line in (folder / "smaps_rollup").read_text().splitlines()[1:])
-            processes[role(pid)] = {
-                "rss": int(status["VmRSS"].split()[0]) / 1024,
-                "pss": int(rollup["Pss"].split()[0]) / 1024,
-                "own": sum(int(rollup[name].split()[0]) for name in ("Anonymous", "Pss_Shmem")) / 1024,
-                "threads": int(status["Threads"]),
-                "fds": len(list((folder / "fd").iterdir())),
-            }
-        except (OSError, KeyError):
-            continue  # it has just ended
-    return {
-        "at_s": round(at_s, 1),
-        "requests": requests,
-        "kv_used": server.gauge("used"),
-        "kv_max": server.gauge("max"),
-        "processes": processes,
-    }
-
-
-def role(pid: int) -> str:
-    command = command_line(pid)
-    for model in ("preprocessing", "tensorrt_llm_bls", "tensorrt_llm", "postprocessing"):
-        if "triton_python_backend_stub" in command and f"/{model}/" in command:
-            return f"stub {model}"
-    for word, name in (("trtbuild.runtime.rank", "rank"), ("mpirun", "mpirun"), ("tritonserver", "tritonserver")):
-        if word in command:
-            return f"rank {pid}" if name == "rank" else name
-    return "supervisor" if " serve " in command else f"other {pid}"
-
-
-def judge(
-    idle: dict[str, Any], samples: list[dict[str, Any]], at_end: dict[str, Any], tally: Tally, seconds: float
-) -> dict[str, Any]:
-    """What holds, as sentences, and what does not."""
-    wrong = list(tally.problems)
-    if at_end["kv_used"]:
-        wrong.append(f"{at_end['kv_used']} KV blocks are not free at the end")
-    for name, before in idle["processes"].items():
-        after = at_end["processes"].get(name)
-        if after is None:
-            wrong.append(f"{name} is gone")
-            continue
-        wrong += [
-            f"{name} has {after[what]} {what}, {before[what]} before"
-            for what, spare in (("threads", 4), ("fds", 4))
-            if after[what] > before[what] + spare
-        ]
-    early, late = (
-        [s for s in samples if first * seconds <= s["at_s"] <= last * seconds] for first, last in (EARLY, LATE)
-    )
-    growth = {}
-    for name in idle["processes"]:
-        ends = [[s["processes"][name]["own"] for s in part if name in s["processes"]] for part in (early, late)]
-        if all(ends):
-            growth[name] = round(median(ends[1]) - median(ends[0]), 2)
-    whole = sum(process["own"] for process in idle["processes"].values())
-    if seconds >= 300 and sum(growth.values()) > GROWTH * whole:
-        wrong.append(f"memory grows by {sum(growth.values()):.1f} of {whole:.0f} MB: {growth}")
-    return {
-        "holds": not wrong,
-        "wrong": dict(Counter(wrong).most_common(50)),
-        "seconds": seconds,
-        "requests": dict(tally.ended),
-        "tokens": tally.tokens,
-        "kv_used_at_most": max(s["kv_used"] for s in samples),
-        "kv_used_at_end": at_end["kv_used"],
-        "memory_mb": round(whole, 1),
-        "memory_growth_mb": growth,
-        "requests_between": late[-1]["requests"] - early[0]["requests"] if early and late else 0,
-        "idle_before": idle,
-        "idle_after": at_end,
-        "samples": samples,
-    }
-
-
-def draw(report: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    samples, names = report["samples"], list(report["idle_before"]["processes"])
-    times = [s["at_s"] / 60 for s in samples]
-    figure, axes = plt.subplots(2, 2, figsize=(12, 8))
-    for axis, what in zip(axes.flat, ("own", "fds", "threads"), strict=False):
-        for name in names:
-            values = [s["processes"].get(name, {}).get(what) for s in samples]
-            axis.plot(times, values, label=name)
-        axis.set_title({"own": "memory without mapped files, MB", "fds": "file descriptors"}.get(what, what))
-    axes[0, 0].legend(fontsize=7)
-    axes[1, 1].plot(times, [s["kv_used"] for s in samples])
-    axes[1, 1].set_title(f"KV blocks used of {report['idle_before']['kv_max']}")
-    for axis in axes.flat:
-        axis.set_xlabel("minutes")
-        axis.set_ylim(bottom=0)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":
