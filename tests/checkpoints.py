@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.test_families_b import MODELS as GPT_MODELS
 from tests.test_families_b import make as make_gpt
-from tests.tiny import ROOT, make_llama
+from tests.tiny import GOLDEN, make_llama
 from trtbuild import pipeline
 from trtbuild.spec import ConvertOptions
 
 Tensors = dict[str, torch.Tensor]
-SHARED = ROOT.parent / "shared"
+SHARED = GOLDEN.parent
 LINEAR = ("attention.qkv", "attention.dense", "mlp.fc", "mlp.gate", "mlp.proj")
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_hidden_layers": 2}
 

@@ -7,9 +7,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
-from tempfile import mkdtemp
 
 import pytest
 
@@ -52,11 +50,6 @@ def library(request: pytest.FixtureRequest) -> Iterator[ctypes.CDLL]:
         yield load_library()
 
 
-@lru_cache(maxsize=1)
 def _cache() -> str:
-    import atexit
-    import shutil
-
-    folder = mkdtemp(prefix="trtbuild-kernels-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    """Kept from run to run: a file's name has the hash of source, flags and CPU in it."""
+    return str(Path(_USER_CACHE or Path.home() / ".cache") / "trtbuild" / "test-kernels")

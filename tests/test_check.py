@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.checkpoints import FORMS, MADE, SHARED, Tensors, edit_config, edit_rank, make
 from tests.encoders import CASES as ENCODERS
 from tests.encoders import make_model as make_encoder
-from tests.tiny import trtbuild
+from tests.tiny import NO_GOLDEN, trtbuild
 from trtbuild import pipeline
 from trtbuild.cli.check import document
 from trtbuild.families import FAMILIES, family_of_checkpoint
@@ -57,7 +57,7 @@ def known(name: str) -> bool:
     return family_of_checkpoint(architecture) is not None
 
 
-@pytest.mark.parametrize("name", [*MADE, "falcon", *FORMS, *UPSTREAM])
+@pytest.mark.parametrize("name", [*MADE, "falcon", *FORMS, *(UPSTREAM or [NO_GOLDEN])])
 def test_sound_checkpoints_are_silent(name: str, bases: Callable[[str], Path]) -> None:
     report = check(bases(name))
     loud = [finding for finding in report.findings if finding.severity != "info"]

@@ -59,4 +59,4 @@ def test_json_is_alone_on_stdout(llama_folder: Path) -> None:
 
 def test_debug_shows_the_traceback(llama_folder: Path) -> None:
     assert "Traceback" not in trtbuild("plan", llama_folder, "--tp", "3").stderr
-    assert "Traceback" in trtbuild("--debug", "plan", llama_folder, "--tp", "3").stderr
+    assert "Traceback" in trtbuild("--debug", "plan", llama_folder, "--tp", "3", process=True).stderr

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -76,10 +77,11 @@ def test_a_rank_dies_while_building(engines: Engines, tmp_path: Path) -> None:
     def kill_one() -> None:
         while not stop.is_set():
             for pid in pids_running("trtbuild.engine.cpu_rank", str(tmp_path)):
-                environment = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-                if "OMPI_COMM_WORLD_RANK=1" in environment:
-                    os.kill(pid, signal.SIGKILL)
-                    return
+                with suppress(OSError):  # it may just have ended
+                    environment = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+                    if "OMPI_COMM_WORLD_RANK=1" in environment:
+                        os.kill(pid, signal.SIGKILL)
+                        return
             time.sleep(0.005)
 
     killer = threading.Thread(target=kill_one)

@@ -38,14 +38,14 @@ RUNS = [
     Run(model, algo, tp, pp, executor, kv)
     for model, algos, kv, tp, pp, executors in (
         ("llama", KINDS, None, 1, 1, BOTH),
-        ("llama", KINDS, None, 2, 1, BOTH),
-        ("llama", KINDS, None, 1, 2, NATIVE),
+        ("llama", KINDS, None, 2, 1, NATIVE),
+        ("llama", ["W4A16", "FP8"], None, 1, 2, NATIVE),  # stages do not know the form
         ("gpt2", KINDS, None, 1, 1, NATIVE),
         ("gpt2", KINDS, None, 2, 1, TORCH),
         ("gemma", ["W4A16", "W4A16_AWQ", "FP8", "W4A16_GPTQ"], None, 1, 1, NATIVE),
         ("qwen2", ["W4A8_AWQ", "W8A8_SQ_PER_CHANNEL", "W8A16_GPTQ"], None, 1, 1, NATIVE),
         ("mixtral", MOE, None, 1, 1, NATIVE),
-        ("mixtral", MOE, None, 2, 1, BOTH),
+        ("mixtral", MOE, None, 2, 1, NATIVE),
         ("llama", ["W4A16_AWQ"], "INT8", 1, 1, BOTH),
         ("llama", ["W4A16_AWQ"], "INT8", 2, 1, NATIVE),
         ("llama", ["W4A16_AWQ"], "FP8", 1, 2, BOTH),

@@ -156,18 +156,12 @@ def test_plan_command_needs_no_torch(llama_folder: Path) -> None:
     code = (
         "import sys; from trtbuild.cli.app import app\n"
         f"app(['plan', {str(llama_folder)!r}], standalone_mode=False)\n"
-        "assert not {'torch', 'numpy', 'transformers', 'huggingface_hub'} & set(sys.modules)"
+        "heavy = {'torch', 'numpy', 'transformers', 'huggingface_hub', 'tritonclient', 'safetensors'}\n"
+        "assert not heavy & set(sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert run.returncode == 0, run.stderr
     assert "writes" in run.stdout
-
-
-def test_plan_command_prints_json_with_its_problems(llama_folder: Path) -> None:
-    done = trtbuild("plan", llama_folder, "--tp", 3, "--json")
-    assert done.returncode == 3
-    assert "tp 1, 2, 4 or 8 works" in json.loads(done.stdout)["problems"][0]
-    assert "tp 1, 2, 4 or 8 works" in done.stderr
 
 
 @pytest.mark.parametrize("table", ["families", "gpus", "methods", "exit-codes"])

@@ -11,7 +11,7 @@ from tests.tiny import ROOT
 from trtbuild.runtime.generator import Generator
 from trtbuild.runtime.info import RuntimeOptions
 
-CONTEXT, WINDOWS = 512, 5
+CONTEXT, WINDOWS = 512, 2
 
 
 def perplexity(engine: Path, tokens: list[int]) -> float:

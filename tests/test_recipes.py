@@ -6,10 +6,6 @@ tests/data/recipes/sources.json says where each config.json was found and with w
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
-import zipfile
 from math import prod
 from pathlib import Path
 
@@ -129,19 +125,3 @@ def test_they_are_shown() -> None:
     missing = trtbuild("run", "llama-3.1-8b-instruct.fp8.1xh10", "-o", "nowhere")
     assert missing.returncode == 3
     assert "did you mean llama-3.1-8b-instruct.fp8.1xh100?" in missing.stderr
-
-
-def test_they_are_in_the_wheel(tmp_path: Path) -> None:
-    """Built of a copy, as setuptools builds inside of the tree."""
-    for name in ("trtbuild", "recipes", "model_repo_templates"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, tmp_path / "tree" / name, symlinks=True, ignore=ignored)
-    for name in ("pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, tmp_path / "tree" / name)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
-    done = subprocess.run([*pip, str(tmp_path / "tree")], capture_output=True, text=True)
-    if done.returncode and "setuptools" in done.stderr:
-        pytest.skip("setuptools is not installed here, and pip may not fetch it")
-    assert done.returncode == 0, done.stderr
-    names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
-    assert {f"trtbuild/recipes/{path.name}" for path in PATHS} | {"trtbuild/recipes/recipe.schema.json"} <= names

@@ -401,12 +401,6 @@ def test_an_encoder_and_its_decoder(tmp_path: Path, stand_in: Patch) -> None:
     assert not list(out.glob("*/.build"))
 
 
-def test_there_is_no_engine_for_llmapi(llama_folder: Path, tmp_path: Path) -> None:
-    done = trtbuild("engine", llama_folder, "-o", tmp_path / "out", "--target", "llmapi")
-    assert done.returncode == 3
-    assert "there is no engine for target 'llmapi'" in done.stderr
-
-
 def test_adapters_go_with_the_engine(trt_checkpoint: Path, tmp_path: Path, stand_in: Patch) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()

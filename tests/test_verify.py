@@ -348,5 +348,5 @@ def test_command_line_of_a_damaged_engine(models: Models, tmp_path: Path) -> Non
 
 
 def test_the_report_is_json(models: Models) -> None:
-    for report in models._reports.values():
+    for report in (models.report("none"), models.report("int4_awq", "int8")):
         json.dumps(document(report), allow_nan=False)
