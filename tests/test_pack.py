@@ -81,8 +81,7 @@ def same(ours: torch.Tensor, wanted: torch.Tensor) -> bool:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kv", ["", "INT8"])
-@pytest.mark.parametrize("name", list(QUANTIZE))
+@pytest.mark.parametrize(("name", "kv"), [*((name, "") for name in QUANTIZE), ("fp8", "INT8")])
 def test_every_rank_holds_its_slices(name: str, kv: str, source: Path, tmp_path: Path, logical_of: Logical) -> None:
     whole, logical = logical_of(name, bool(kv))
     family, spec = spec_of(source)
@@ -105,8 +104,7 @@ def test_every_rank_holds_its_slices(name: str, kv: str, source: Path, tmp_path:
         assert seen == set(whole), (tp, pp)
 
 
-@pytest.mark.parametrize("kv", ["", "FP8"])
-@pytest.mark.parametrize("name", list(QUANTIZE))
+@pytest.mark.parametrize(("name", "kv"), [*((name, "") for name in QUANTIZE), ("int4_awq", "FP8")])
 def test_resharding_a_quantized_checkpoint(
     name: str, kv: str, source: Path, tmp_path: Path, logical_of: Logical
 ) -> None:

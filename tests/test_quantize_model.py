@@ -99,8 +99,9 @@ def test_equals_the_export_of_modelopt(name: str, golden: Path, tmp_path: Path) 
     assert {key: quantization[key] for key in compared} == {key: expected[key] for key in compared}
 
 
-@pytest.mark.parametrize("kv", ["none", "int8"])
-@pytest.mark.parametrize("name", ["none", "int8", "int4", *QUANTIZE])
+@pytest.mark.parametrize(
+    ("name", "kv"), [("none", "int8"), ("int4_awq", "int8"), *((name, "none") for name in ("int8", "int4", *QUANTIZE))]
+)
 def test_every_method_gives_a_sound_checkpoint(name: str, kv: str, model: Path, tmp_path: Path) -> None:
     """The linter is silent; planned tensors are those written; what is not quantized is a plain conversion's."""
     options = ConvertOptions(1, 2, "float16", name, kv_cache=kv)
