@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from tests.bench_server import Habits, server
-from tests.serve_fixture import LONGEST, Running, build_repository, demo_tokenizer, running
+from tests.serve_fixture import LONGEST, Running, demo_tokenizer
 from tests.test_openai import started
 from tests.tiny import trtbuild
 from trtbuild.bench import memory
@@ -63,15 +63,13 @@ class Both:
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
-    folder = tmp_path_factory.mktemp("bench")
-    with running(build_repository(folder), folder / "logs") as triton:
-        process, port = started(triton, "--repo", str(triton.repository), "--api-key", KEY)
-        try:
-            yield Both(triton, port, process)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(30)
+def both(tiny_server: Running) -> Iterator[Both]:
+    process, port = started(tiny_server, "--repo", str(tiny_server.repository), "--api-key", KEY)
+    try:
+        yield Both(tiny_server, port, process)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
 
 
 def test_one_command_over_two_endpoints(both: Both, tmp_path: Path) -> None:

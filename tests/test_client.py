@@ -8,14 +8,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tests.serve_fixture import LONGEST, Running, build_repository, free_ports, running
+from tests.serve_fixture import LONGEST, Running, free_ports
 from tests.tiny import trtbuild
 from trtbuild.client import AsyncClient, Chunk, Client, Generation, Reach, Retry
 from trtbuild.client.failures import failure
@@ -28,10 +27,8 @@ NO_END = {"end_id": -1}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    folder = tmp_path_factory.mktemp("client")
-    with running(build_repository(folder), folder / "logs") as started:
-        yield started
+def server(tiny_server: Running) -> Running:
+    return tiny_server
 
 
 def text_of(chunks: list[Chunk]) -> str:

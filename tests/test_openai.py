@@ -21,7 +21,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.serve_fixture import LONGEST, Running, build_repository, free_ports, running
+from tests.serve_fixture import LONGEST, Running, free_ports
 from tests.tiny import ROOT
 from trtbuild.client import Client, Generation
 from trtbuild.text.chat import load_chat_template
@@ -68,16 +68,14 @@ def started(triton: Running, *options: str) -> tuple[subprocess.Popen[bytes], in
 
 
 @pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    folder = tmp_path_factory.mktemp("openai")
-    with running(build_repository(folder), folder / "logs") as triton:
-        limits = ("--api-key", f"other,{KEY}", "--max-concurrency", "4", "--max-prompt", "2000", "--max-body", "20000")
-        process, port = started(triton, "--repo", str(triton.repository), *limits)
-        try:
-            yield Endpoint(port, triton)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(30) in (0, 143, -signal.SIGTERM)
+def endpoint(tiny_server: Running) -> Iterator[Endpoint]:
+    limits = ("--api-key", f"other,{KEY}", "--max-concurrency", "4", "--max-prompt", "2000", "--max-body", "20000")
+    process, port = started(tiny_server, "--repo", str(tiny_server.repository), *limits)
+    try:
+        yield Endpoint(port, tiny_server)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) in (0, 143, -signal.SIGTERM)
 
 
 def straight(endpoint: Endpoint, prompt: str, **options: Any) -> str:
