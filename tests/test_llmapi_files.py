@@ -15,6 +15,7 @@ from tests.llmapi_models import LENGTH, SAMPLES, add_letters, calibration_text, 
 from tests.tiny import edit_config, make_llama, trtbuild
 from trtbuild import pipeline
 from trtbuild.cache.stage import OUTERMOST
+from trtbuild.calibrate.form import Job as LinearJob
 from trtbuild.errors import PlanError
 from trtbuild.layout import Job
 from trtbuild.llmapi import layout
@@ -108,14 +109,14 @@ def test_an_interrupted_run_goes_on(model: Path, tmp_path: Path, monkeypatch: py
     whole = pipeline.make_checkpoint(str(model), tmp_path / "whole", options, calibration=given)
     fields, seen = HfForm.fields, list[str]()
 
-    def interrupted(self: HfForm, base: str, *rest: Any) -> dict[str, torch.Tensor]:
-        if base.endswith("1."):
+    def interrupted(self: HfForm, job: LinearJob) -> dict[str, torch.Tensor]:
+        if job.base.endswith("1."):
             raise KeyboardInterrupt
-        return fields(self, base, *rest)
+        return fields(self, job)
 
-    def counted(self: HfForm, base: str, *rest: Any) -> dict[str, torch.Tensor]:
-        seen.append(base)
-        return fields(self, base, *rest)
+    def counted(self: HfForm, job: LinearJob) -> dict[str, torch.Tensor]:
+        seen.append(job.base)
+        return fields(self, job)
 
     monkeypatch.setattr(HfForm, "fields", interrupted)
     with pytest.raises(KeyboardInterrupt):

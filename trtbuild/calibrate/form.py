@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass
-from typing import Protocol
-
-import torch
+from typing import TYPE_CHECKING, Protocol
 
 from trtbuild.quantize.method import Fields, InputStats, LinearGroup, Method, QuantOptions
 from trtbuild.quantize.methods import QUANTIZE
 from trtbuild.quantize.values import kv_cache_scale
-from trtbuild.runtime.blockwise import Linear
+
+if TYPE_CHECKING:
+    import torch
+
+    from trtbuild.runtime.blockwise import Linear
 
 
 @dataclass(frozen=True)
