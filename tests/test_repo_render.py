@@ -182,6 +182,14 @@ def test_a_variable_without_value_is_an_error(tmp_path: Path) -> None:
         render_configs(values)
 
 
+def test_without_tritonclient_nothing_is_written_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)  # as on a plain install
+    with pytest.raises(EngineError, match="needs tritonclient") as caught:
+        write_repository(engine(tmp_path / "e"), tmp_path / "r", tokenizer(tmp_path / "tok"), RepositoryOptions())
+    assert "trtbuild[client]" in caught.value.hint
+    assert not (tmp_path / "r").exists()
+
+
 def test_all_contradictions_at_once(tmp_path: Path) -> None:
     facts = read_engine_facts(engine(tmp_path / "e"))
     options = RepositoryOptions(

@@ -21,7 +21,7 @@ from trtbuild.errors import EngineError, OutputError, PlanError
 from trtbuild.manifest import MANIFEST, read_manifest, sha256_file
 from trtbuild.repo.info import EngineFacts, read_engine_facts
 from trtbuild.repo.options import RepositoryOptions, model_names, policy_text
-from trtbuild.repo.render import check_config, copy_code
+from trtbuild.repo.render import copy_code, parse_config
 from trtbuild.repo.write import engine_source, plan_chain, tokenizer_folder, vocabulary, write_chain
 from trtbuild.staging import write_error
 
@@ -79,7 +79,7 @@ def add_version(engine_dir: Path, out: Path, version: int, options: RepositoryOp
         config, times = _POLICY.subn(f"version_policy: {{ {policy_text(options.version_policy)} }}", path.read_text())
         if times != 1:
             raise EngineError(f"{path} has no version_policy line of trtbuild's", hint="Write it there by hand.")
-        check_config(model, config)
+        parse_config(model, config)
         with _beside(out) as partial:
             made = partial / str(version)
             made.mkdir()
