@@ -120,6 +120,9 @@ def check_options(options: RepositoryOptions, engine: EngineFacts, tokenizer_voc
     named = {key: str(value) for key, value in given.items() if value is not None}
     problems = [sentence for wrong, sentence in checks if wrong]
     problems += parameter_problems({**named, **options.parameters})
+    if engine.target != "cpu":
+        ours = [key for key in options.parameters if key in PARAMETERS and PARAMETERS[key].cpu_only]
+        problems += [f"parameter {key} is of the cpu target only" for key in ours]
     try:
         policy_text(options.version_policy)
     except PlanError as error:
@@ -182,7 +185,8 @@ def _parameters(options: RepositoryOptions, engine: EngineFacts, tokenizer_dir: 
     }
     chosen |= options.parameters
     given = {key: _text(value) for key, value in chosen.items() if value is not None}
-    return {key: given.get(key, _written_default(key, given)) for key in PARAMETERS}
+    known = [key for key, parameter in PARAMETERS.items() if engine.target == "cpu" or not parameter.cpu_only]
+    return {key: given.get(key, _written_default(key, given)) for key in known}
 
 
 def _written_default(key: str, given: Mapping[str, str | None]) -> str | None:

@@ -26,7 +26,7 @@ def parameter_findings(where: str, values: Mapping[str, str], backend: str) -> I
     for key, text in sorted(values.items()):
         if key in RETIRED:
             yield found("parameter-value", where, RETIRED[key], f"{key}, which is retired")
-        elif key not in PARAMETERS:
+        elif key not in PARAMETERS or (PARAMETERS[key].cpu_only and backend == "tensorrtllm"):
             yield found("parameter-unknown", where, "a parameter of the backend", key)
         elif text and not text.startswith("${") and (problem := PARAMETERS[key].problem(text)):
             yield found("parameter-value", where, PARAMETERS[key].meaning, problem)
