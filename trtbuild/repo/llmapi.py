@@ -19,10 +19,10 @@ from trtbuild.repo.options import NAME, policy_text
 from trtbuild.repo.render import copy_code, render_configs
 from trtbuild.staging import check_not_input, check_output, staged_dir
 from trtbuild.text.tokenizer import check_tokenizer
+from trtbuild.versions import MODEL_FILE
 
 MODEL = "tensorrt_llm"
 """Upstream's name of it."""
-MODEL_FILE = "model.yaml"
 ARGUMENTS = {
     "backend": str, "tokenizer": str, "tokenizer_mode": str, "skip_tokenizer_init": bool, "trust_remote_code": bool,
     "tensor_parallel_size": int, "pipeline_parallel_size": int, "context_parallel_size": int, "gpus_per_node": int,
@@ -47,7 +47,7 @@ class LlmapiOptions:
     pp_size: int = 1
     decoupled: bool = True
     accumulate_tokens: bool = False
-    version_policy: str = "latest"
+    version_policy: str | None = None
     max_tokens_in_paged_kv_cache: int | None = None
     kv_cache_free_gpu_mem_fraction: float | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from trtbuild.errors import EngineError
 from trtbuild.finding import Finding
 from trtbuild.repo.check.rules import found
 from trtbuild.repo.llmapi import argument_problems, read_hf_config
+from trtbuild.versions import MODEL_FILE
 
 
 def llmapi_findings(where: str, config: Any, document: Mapping[str, Any] | None) -> Iterator[Finding]:
@@ -17,7 +18,7 @@ def llmapi_findings(where: str, config: Any, document: Mapping[str, Any] | None)
 
     Launchers switch auto-complete off, so config.pbtxt must say what model.yaml says.
     """
-    path = f"{where}/model.yaml"
+    path = f"{where}/{MODEL_FILE}"
     if document is None or not isinstance(document.get("triton_config") or {}, dict):
         yield found("llmapi-yaml", path, "a YAML mapping", "none that can be read")
         return
