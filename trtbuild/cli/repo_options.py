@@ -60,7 +60,13 @@ ModelVersion = Annotated[
     ),
 ]
 VersionPolicy = Annotated[
-    str, typer.Option(help="Versions that the server loads: latest, latest:N, all, or 1,3.", rich_help_panel=_MORE)
+    str | None,
+    typer.Option(
+        help="Versions that the server loads: latest, latest:N, all, or 1,3. Default: latest; with --model-version, "
+        "what the model has.",
+        show_default=False,
+        rich_help_panel=_MORE,
+    ),
 ]
 Bls = Annotated[
     bool, typer.Option(help="With tensorrt_llm_bls, the ensemble in one Python model.", rich_help_panel=_SERVING)

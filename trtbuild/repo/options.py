@@ -23,7 +23,8 @@ class RepositoryOptions:
     """What the user may choose; None leaves it to the engine or the server.
 
     `name`: goes before the names of the models ("llama" gives llama_ensemble), so that several fit in one repository.
-    `version_policy`: which versions the server loads: latest, latest:N, all, or "1,3". `bls`: with tensorrt_llm_bls.
+    `version_policy`: which versions the server loads: latest (a new model's), latest:N, all, or "1,3". `bls`: with
+    tensorrt_llm_bls.
     """
 
     name: str = ""
@@ -32,7 +33,7 @@ class RepositoryOptions:
     bls: bool = True
     bls_instances: int | None = None
     accumulate_tokens: bool = False
-    version_policy: str = "latest"
+    version_policy: str | None = None
     add_special_tokens: bool = True
     skip_special_tokens: bool = True
     exclude_input_in_output: bool = False
@@ -51,8 +52,8 @@ def model_names(options: RepositoryOptions) -> dict[str, str]:
     return {role: prefix + role for role in ROLES if options.bls or role != "tensorrt_llm_bls"}
 
 
-def policy_text(policy: str) -> str:
-    """A version policy as Triton's text.
+def policy_text(policy: str | None) -> str:
+    """A version policy as Triton's text; None is Triton's default.
 
     >>> policy_text("latest:2"), policy_text("all"), policy_text("1,3")
     ('latest { num_versions: 2 }', 'all { }', 'specific { versions: [ 1, 3 ] }')
@@ -60,6 +61,7 @@ def policy_text(policy: str) -> str:
     Raises:
         PlanError: it is none.
     """
+    policy = "latest" if policy is None else policy
     if match := re.fullmatch(r"latest(?::([1-9]\d*))?", policy):
         return f"latest {{ num_versions: {match[1] or 1} }}"
     if policy == "all":

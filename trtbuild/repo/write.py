@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from trtbuild.errors import EngineError
+from trtbuild.finding import ERROR, Finding
 from trtbuild.manifest import sha256_file, tool_versions, write_manifest
 from trtbuild.repo.info import EngineFacts, read_engine_facts
 from trtbuild.repo.options import RepositoryOptions, check_options, model_names, template_values
@@ -74,6 +76,16 @@ def plan_chain(engine_dir: Path, out: Path, tokenizer: Path, options: Repository
     named = folder if engine.target == "cpu" else str(out.resolve() / folder)
     configs = render_configs(template_values(options, engine, named))
     return Chain(engine, tokenizer, options, model_names(options), configs)
+
+
+def refused(findings: Iterable[Finding], rules: tuple[str, ...] = ()) -> list[str]:
+    """Errors, and findings of `rules`, as sentences."""
+    return [
+        f"{finding.rule}: expected {finding.expected}, found {finding.found}"
+        + (f" ({finding.hint})" * bool(finding.hint))
+        for finding in findings
+        if finding.severity == ERROR or finding.rule in rules
+    ]
 
 
 def tokenizer_folder(options: RepositoryOptions) -> str:
