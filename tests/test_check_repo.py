@@ -15,10 +15,10 @@ import yaml
 from tests.serve_fixture import demo_tokenizer
 from tests.tiny import trtbuild
 from trtbuild.finding import Report
-from trtbuild.repo.add import add_models, add_version
+from trtbuild.repo.add import add_llmapi, add_models, add_version
 from trtbuild.repo.check.rules import RULES
 from trtbuild.repo.check.run import check_repository
-from trtbuild.repo.llmapi import LlmapiOptions, write_llmapi_repository
+from trtbuild.repo.llmapi import LlmapiOptions
 from trtbuild.repo.options import RepositoryOptions
 from trtbuild.repo.write import write_repository
 from trtbuild.serve.look import read_repository
@@ -147,8 +147,7 @@ def llmapi(**changes: Any) -> Edit:
         (source / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
         (source / "model.safetensors").touch()
         (source / "tokenizer.json").write_text("{}")
-        name = write_llmapi_repository(source, repository.parent / "llmapi", LlmapiOptions(name="llm"))
-        shutil.copytree(repository.parent / "llmapi" / name, repository / name)
+        name = add_llmapi(source, repository, LlmapiOptions(name="llm"))
         path = repository / name / "1" / "model.yaml"
         path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}))
 
@@ -260,7 +259,8 @@ FAULTS: list[tuple[str, str, Edit]] = [
     ("participants", "tensorrt", ranks_of_two),
     ("llmapi-yaml", "cpu", llmapi(triton_config={"max_batch_size": 0, "decoupled": False})),
     ("llmapi-yaml", "cpu", llmapi(triton_config={"max_batch_size": 4, "decoupled": True})),
-    ("llmapi-argument", "cpu", llmapi(tensor_parallel="2")),
+    ("llmapi-unknown", "cpu", llmapi(tensor_parallel="2")),
+    ("llmapi-argument", "cpu", llmapi(kv_cache_config=None)),
     ("llmapi-argument", "cpu", llmapi(tensor_parallel_size="2")),
     ("llmapi-argument", "cpu", llmapi(backend="tensorrt")),
     ("llmapi-model", "cpu", llmapi(model="/nowhere")),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from tests.test_repo_render import engine, parsed, tokenizer
@@ -27,6 +28,7 @@ from trtbuild.repo import transaction
 from trtbuild.repo.add import add_models, add_version
 from trtbuild.repo.options import ROLES, RepositoryOptions
 from trtbuild.repo.write import write_repository
+from trtbuild.serve.look import read_repository
 
 
 @pytest.fixture
@@ -231,6 +233,80 @@ def test_what_is_no_place_to_add_to(repository: Path, tmp_path: Path) -> None:
     assert done.exit_code == 4, done.output
     done = run(one, "-o", tmp_path / "other", "--tokenizer", tok, "--add", "--name", "b")
     assert done.exit_code == 3, done.output
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A Hugging Face folder without weights."""
+    folder = tokenizer(tmp_path / "hf")
+    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "num_attention_heads": 6}')
+    return folder
+
+
+def test_a_model_of_the_llm_class_beside_cpu_engines(repository: Path, checkpoint: Path, tmp_path: Path) -> None:
+    before = files(repository)
+    taken = run(checkpoint, "-o", repository, "--target", "llmapi", "--add")
+    assert taken.exit_code == 4, taken.output
+    done = run(checkpoint, "-o", repository, "--target", "llmapi", "--add", "--name", "hf", "--tp", 2)
+    assert done.exit_code == 0, done.output
+    after = files(repository)
+    assert {name: after[name] for name in before} == before
+    added = {f"hf_tensorrt_llm/{name}" for name in ("config.pbtxt", "1/model.py", "1/model.yaml")}
+    assert set(after) - set(before) == added
+    assert manifest(repository)["files"] == after
+    assert manifest(repository)["source"]["chains"]["hf"]["target"] == "llmapi"
+    assert yaml.safe_load((repository / "hf_tensorrt_llm/1/model.yaml").read_text())["tensor_parallel_size"] == 2
+    assert {model.kind for model in read_repository(repository).engines} == {"cpu", "llmapi"}
+    version = run(tmp_path / "one", "-o", repository, "--add", "--model-version", 2, "--name", "hf")
+    assert version.exit_code == 3, version.output
+    assert "are of target llmapi" in version.output
+    # and an engine into a repository of the LLM class
+    assert run(checkpoint, "-o", tmp_path / "l", "--target", "llmapi", "--name", "hf").exit_code == 0
+    done = run(tmp_path / "one", "-o", tmp_path / "l", "--tokenizer", tmp_path / "tok", "--add")
+    assert done.exit_code == 0, done.output
+    assert {model.kind for model in read_repository(tmp_path / "l").engines} == {"cpu", "llmapi"}
+
+
+def test_a_model_of_the_llm_class_beside_tensorrt(checkpoint: Path, tmp_path: Path) -> None:
+    gpu = engine(tmp_path / "gpu", target="tensorrt")
+    write_repository(gpu, tmp_path / "g", tokenizer(tmp_path / "tok"), RepositoryOptions())
+    done = run(checkpoint, "-o", tmp_path / "g", "--target", "llmapi", "--add", "--name", "hf")
+    assert done.exit_code == 3, done.output
+    assert "is of the tensorrt target, the new models are of llmapi" in done.output
+
+
+LLM: list[tuple[tuple[object, ...], int, str]] = [
+    (("--llm", "peft_cache_config={host_cache_size: 1000}", "--llm", "sampler_type=TorchSampler"), 0, ""),
+    (("--llm", "cuda_graph_config=null", "--llm", "batch_wait_timeout_ms=2"), 0, ""),
+    (("--llm", "peft_cache=1"), 0, "warning: peft_cache is no argument"),
+    (("--llm", "peft_cache=1"), 0, "did you mean peft_cache_config?"),
+    (("--llm", "stream_interval=two"), 3, "'two' is not of the kind int"),
+    (("--llm", "enable_lora=1"), 3, "1 is not of the kind bool"),
+    (("--llm", "kv_cache_config={a"), 3, "is not YAML"),
+    (("--tp", 2, "--llm", "tensor_parallel_size=4"), 3, "tensor_parallel_size has an option of its own: --tp"),
+    (("--llm", "kv_cache_config={max_tokens: 4}"), 3, "kv_cache_config.max_tokens has an option of its own"),
+    (("--llm", "backend=tensorrt"), 3, "serves pytorch only"),
+    (("--llm", "model=/m"), 3, "cannot be set"),
+    (("--llm", "stream_interval"), 2, "is not KEY=VALUE"),
+    (("--tp", 4), 3, "6 attention heads are not divisible by tp 4"),
+    (("--version-policy", "newest"), 3, "version policy 'newest' is not"),
+    (("--accumulate-tokens", "--no-decoupled"), 3, "want decoupled mode"),
+    (("--kv-mem-fraction", 1.5), 3, "must be above 0 and below 1"),
+    (("--tokenizer", "tok"), 2, "--tokenizer"),
+    (("--max-batch-size", 4), 2, "--max-batch-size"),
+    (("--add", "--model-version", 2), 2, "--model-version"),
+    (("--parameter", "decoding_mode=top_k"), 2, "--parameter"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), LLM)
+def test_repositories_of_the_llm_class(
+    checkpoint: Path, tmp_path: Path, arguments: tuple[object, ...], code: int, words: str
+) -> None:
+    done = run(checkpoint, "-o", tmp_path / "l", "--target", "llmapi", *arguments)
+    assert done.exit_code == code, done.output
+    assert words in done.output
+    assert (tmp_path / "l").exists() == (code == 0)
 
 
 def _full(*_arguments: object, **_named: object) -> None:

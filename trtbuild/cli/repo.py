@@ -49,7 +49,8 @@ def command(
     _check(given)
     if target is not None:
         written = _llmapi(engine, output, given)
-        note(f"repository {output} of the model {written} for {engine} (tensorrt_llm.LLM on {tp * pp} GPU(s))")
+        what = f"more models in {output}:" if add else f"repository {output} of"
+        note(f"{what} the model {written} for {engine} (tensorrt_llm.LLM on {tp * pp} GPU(s))")
     elif model_version is not None:
         _version(engine, output, given)
     else:
@@ -125,12 +126,21 @@ def _version(engine: Path, output: Path, given: dict[str, Any]) -> None:
 
 
 def _llmapi(source: Path, output: Path, given: dict[str, Any]) -> str:
-    from trtbuild.repo.llmapi import LlmapiOptions, read_arguments, write_llmapi_repository
+    from trtbuild.errors import PlanError
+    from trtbuild.repo.add import add_llmapi
+    from trtbuild.repo.llm_arguments import read_arguments, unknown_arguments
+    from trtbuild.repo.llmapi import LlmapiOptions, write_llmapi_repository
 
-    arguments = read_arguments(_pairs(given["llm"] or [], "--llm"))
     taken = {field.name for field in fields(LlmapiOptions)}
-    _refuse_others(given, taken, ("add", "model_version", "tokenizer", "parameter"), "--target llmapi")
+    _refuse_others(given, taken, ("model_version", "tokenizer", "parameter"), "--target llmapi")
+    arguments, problems = read_arguments(_pairs(given["llm"] or [], "--llm"))
+    if problems:
+        raise PlanError(problems)
     options = _options(LlmapiOptions, {**given, "arguments": arguments})
+    for sentence in unknown_arguments(arguments):
+        note(f"warning: {sentence}")
+    if given["add"]:
+        return add_llmapi(source, output, options)
     return write_llmapi_repository(source, output, options, force=given["force"])
 
 

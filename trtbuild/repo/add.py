@@ -16,6 +16,7 @@ from typing import Any
 from trtbuild.errors import EngineError, OutputError, PlanError, some
 from trtbuild.repo.check.engine import engine_findings
 from trtbuild.repo.info import EngineFacts, read_engine_facts
+from trtbuild.repo.llmapi import LlmapiOptions, plan_llmapi, write_llmapi
 from trtbuild.repo.options import RepositoryOptions, model_names, policy_text
 from trtbuild.repo.render import copy_code, parse_config
 from trtbuild.repo.transaction import beside, locked, move_in
@@ -45,7 +46,7 @@ def add_models(engine_dir: Path, out: Path, tokenizer: Path, options: Repository
     """
     chain = plan_chain(engine_dir, out, tokenizer, options)
     with locked(out) as manifest:
-        check_beside(out, manifest, chain.engine.target, list(chain.names.values()))
+        _check_beside(out, manifest, chain.engine.target, list(chain.names.values()))
         with beside(out) as partial:
             write_chain(partial, chain)
             order = [name for role, name in chain.names.items() if role != "ensemble"] + [chain.names["ensemble"]]
@@ -55,7 +56,24 @@ def add_models(engine_dir: Path, out: Path, tokenizer: Path, options: Repository
     return chain.engine
 
 
-def check_beside(out: Path, manifest: Mapping[str, Any], target: str, names: list[str]) -> None:
+def add_llmapi(source: Path, out: Path, options: LlmapiOptions) -> str:
+    """A model of the LLM class for the checkpoint `source`; returns its name.
+
+    Raises:
+        EngineError: `out` is no repository of ours, or `source` no checkpoint. OutputError: a model of that name is
+        there. PlanError: options that do not fit, or targets that one server cannot run.
+    """
+    model = plan_llmapi(source, options)
+    with locked(out) as manifest:
+        _check_beside(out, manifest, "llmapi", [model.name])
+        with beside(out) as partial:
+            write_llmapi(partial, model)
+            chains = {**manifest["source"].get("chains", {}), options.name: model.chain}
+            move_in(partial, out, manifest, [(partial / model.name, out / model.name)], chains)
+    return model.name
+
+
+def _check_beside(out: Path, manifest: Mapping[str, Any], target: str, names: list[str]) -> None:
     """Whether models `names` of `target` may join those of a repository.
 
     Raises:
@@ -92,9 +110,12 @@ def add_version(engine_dir: Path, out: Path, version: int, options: RepositoryOp
         chain, folder = chains[options.name], out / model / str(version)
         if folder.exists():
             raise OutputError(f"{folder} exists", hint="Choose another --model-version.")
+        if engine.target != (target := str(chain["target"])):
+            said = f"the models are of target {target}, the engine is of {engine.target}"
+            raise PlanError([f"{said}: give it models of another --name"])
         changed = _changed(out, names, engine, options)
         config = parse_config(model, changed.get(model) or _text(out, model))
-        problems = list(_problems(engine, str(chain["target"]), config, version, out / tokenizer_folder(options)))
+        problems = list(_problems(engine, config, version, out / tokenizer_folder(options)))
         if problems:
             raise PlanError(problems)
         with beside(out) as partial:
@@ -144,14 +165,11 @@ def _changed(out: Path, names: Mapping[str, str], engine: EngineFacts, options: 
     return changed
 
 
-def _problems(engine: EngineFacts, target: str, config: Any, version: int, tokenizer: Path) -> Iterator[str]:
+def _problems(engine: EngineFacts, config: Any, version: int, tokenizer: Path) -> Iterator[str]:
     """Why the engine cannot be a version of the model that `config` (`ModelConfig`) is of."""
     if version < 1:
         yield f"version {version} must be 1 or more"
-    if target == "llmapi" or engine.target != target:
-        yield f"the models are of target {target}, the engine is of {engine.target}: give it models of another --name"
-        return
-    if target != "cpu":
+    if engine.target != "cpu":
         yield (
             "TensorRT-LLM's backend has one gpt_model_path for all versions of a model: add it as models of another "
             "--name"
