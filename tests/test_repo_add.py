@@ -24,8 +24,10 @@ from typer.testing import CliRunner
 from tests.test_repo_render import engine, parsed, tokenizer
 from trtbuild.cli.app import app
 from trtbuild.errors import EngineError, OutputError, PlanError, TrtbuildError
+from trtbuild.finding import ERROR
 from trtbuild.repo import transaction
 from trtbuild.repo.add import add_models, add_version
+from trtbuild.repo.check.run import check_repository
 from trtbuild.repo.options import ROLES, RepositoryOptions
 from trtbuild.repo.write import write_repository
 from trtbuild.serve.look import read_repository
@@ -233,6 +235,40 @@ def test_what_is_no_place_to_add_to(repository: Path, tmp_path: Path) -> None:
     assert done.exit_code == 4, done.output
     done = run(one, "-o", tmp_path / "other", "--tokenizer", tok, "--add", "--name", "b")
     assert done.exit_code == 3, done.output
+
+
+PAGED = {"use_paged_context_fmha": True}
+PARAMETERS: list[tuple[str, str, dict[str, Any], str]] = [
+    ("cpu", "exclude_input_in_output=true", {}, "exclude_input_in_output is an option of its own"),
+    ("cpu", "max_tokens_in_paged_kv_cache=16", {}, "is an option of its own (--max-tokens-in-kv)"),
+    ("tensorrt", "kv_cache_free_gpu_mem_fraction=0.5", {}, "is an option of its own (--kv-mem-fraction)"),
+    ("cpu", "max_beam_width=8", {}, "beam-width: expected max_beam_width within the engine's 1, found 8"),
+    ("tensorrt", "max_beam_width=8", {}, "beam-width"),
+    ("tensorrt", "enable_chunked_context=true", {}, "chunked-context"),
+    ("tensorrt", "cross_kv_cache_fraction=0.5", {}, "cross-attention"),
+    ("tensorrt", "gpu_device_ids=0,1,2", {"tp": 2}, "device-ids"),
+    ("tensorrt", "participant_ids=1", {"tp": 2}, "participants"),
+    ("tensorrt", "gpu_weights_percent=0.5", {}, "weight-streaming"),
+    ("tensorrt", "decoding_mode=medusa", {}, "decoding-mode"),
+    ("tensorrt", "out_of_vocabulary_ids=wrap", {}, "of the cpu target only"),
+    ("tensorrt", "enable_chunked_context=true", {"plugin_config": PAGED}, ""),
+    ("tensorrt", "gpu_device_ids=0,1", {"tp": 2}, ""),
+    ("cpu", "out_of_vocabulary_ids=wrap", {}, ""),
+]
+
+
+@pytest.mark.parametrize(("target", "parameter", "build", "words"), PARAMETERS)
+def test_nothing_is_written_that_check_refuses(
+    tmp_path: Path, target: str, parameter: str, build: dict[str, Any], words: str
+) -> None:
+    built = engine(tmp_path / "e", target=target, **build)
+    done = run(built, "-o", tmp_path / "r", "--tokenizer", tokenizer(tmp_path / "tok"), "--parameter", parameter)
+    assert done.exit_code == (3 if words else 0), done.output
+    assert words in done.output
+    assert (tmp_path / "r").exists() == (not words)
+    if not words:
+        errors = [f for f in check_repository(tmp_path / "r", read_tokenizers=False).findings if f.severity == ERROR]
+        assert not errors
 
 
 @pytest.fixture

@@ -15,6 +15,13 @@ _LOGITS = {"float32": "TYPE_FP32", "float16": "TYPE_FP16"}
 ROLES = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")
 """The models of one chain, by upstream's names."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+FLAGS = {
+    "max_tokens_in_paged_kv_cache": "--max-tokens-in-kv",
+    "kv_cache_free_gpu_mem_fraction": "--kv-mem-fraction",
+    "batch_scheduler_policy": "--batch-scheduler-policy",
+    "exclude_input_in_output": "--exclude-input-in-output",
+}
+"""Parameters that are options of the same name, which other models see as well -> their flags."""
 _POLICIES = "latest, latest:N, all, or version numbers with commas"
 
 
@@ -122,6 +129,8 @@ def check_options(options: RepositoryOptions, engine: EngineFacts, tokenizer_voc
     named = {key: str(value) for key, value in given.items() if value is not None}
     problems = [sentence for wrong, sentence in checks if wrong]
     problems += parameter_problems({**named, **options.parameters})
+    twice = {key: flag for key, flag in FLAGS.items() if key in options.parameters}
+    problems += [f"parameter {key} is an option of its own ({flag})" for key, flag in twice.items()]
     if engine.target != "cpu":
         ours = [key for key in options.parameters if key in PARAMETERS and PARAMETERS[key].cpu_only]
         problems += [f"parameter {key} is of the cpu target only" for key in ours]
