@@ -105,6 +105,16 @@ def built(**changes: Any) -> Edit:
     return edit
 
 
+def instances(devices: str, count: int) -> Edit:
+    """Several instances of tensorrt_llm, on these GPUs."""
+
+    def edit(repository: Path) -> None:
+        parameter("gpu_device_ids", devices)(repository)
+        text("tensorrt_llm", "count: 1 kind", f"count: {count} kind")(repository)
+
+    return edit
+
+
 def not_streamed(repository: Path) -> None:
     """accumulate_tokens in a chain that is not decoupled."""
     for model in ("tensorrt_llm", "tensorrt_llm_bls"):
@@ -241,6 +251,7 @@ FAULTS: list[tuple[str, str, Edit]] = [
     ("participants", "tensorrt", parameter("participant_ids", "1,2;3")),
     ("instance-group", "tensorrt", text("tensorrt_llm", "count: 1 kind: KIND_CPU", "count: 1 kind: KIND_GPU")),
     ("instance-group", "tensorrt", text("tensorrt_llm", "count: 1 kind: KIND_CPU", "count: 2 kind: KIND_CPU")),
+    ("instance-group", "tensorrt", instances("0,1;2,3", 3)),
     ("stream-order", "cpu", text("postprocessing", "count: 1", "count: 4")),
     ("decoupled", "tensorrt", text("tensorrt_llm", "decoupled: true", "decoupled: false")),
     ("decoupled", "tensorrt", text("tensorrt_llm_bls", "decoupled: true", "decoupled: false")),

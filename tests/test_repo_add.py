@@ -141,6 +141,8 @@ def test_an_engine_that_is_not_served_may_be_gone(repository: Path, tmp_path: Pa
         ("--tokenizer", "tok"),
         ("--parameter", "lora_prefetch_dir=/l"),
         ("--preprocessing-instances", 2),
+        ("--instances", 2),
+        ("--prompt-table-type", "BF16"),
         ("--accumulate-tokens", None),
     ],
 )
@@ -248,6 +250,8 @@ PARAMETERS: list[tuple[str, str, dict[str, Any], str]] = [
     ("tensorrt", "cross_kv_cache_fraction=0.5", {}, "cross-attention"),
     ("tensorrt", "gpu_device_ids=0,1,2", {"tp": 2}, "device-ids"),
     ("tensorrt", "participant_ids=1", {"tp": 2}, "participants"),
+    ("tensorrt", "participant_ids=1;2", {}, "instance-group"),
+    ("tensorrt", "gpu_device_ids=0,1;2,3", {"tp": 2}, ""),
     ("tensorrt", "gpu_weights_percent=0.5", {}, "weight-streaming"),
     ("tensorrt", "decoding_mode=medusa", {}, "decoding-mode"),
     ("tensorrt", "out_of_vocabulary_ids=wrap", {}, "of the cpu target only"),

@@ -116,6 +116,34 @@ def test_the_other_settings_of_upstreams_models(tmp_path: Path) -> None:
     assert flags == [False] * 5
 
 
+def test_instances_and_types_of_the_engine(tmp_path: Path) -> None:
+    def count(**options: Any) -> int:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        return int(configs(folder, "tensorrt", **options)["tensorrt_llm"].instance_group[0].count)
+
+    assert count() == 1
+    assert count(parameters={"gpu_device_ids": "0;1;2"}) == 3
+    assert count(parameters={"participant_ids": "1;2"}) == 2
+    assert count(instances=4, max_tokens_in_paged_kv_cache=999) == 4
+    models = configs(tmp_path / "t", "tensorrt", prompt_table_type="BF16", encoder_features_type="FP32")
+    types = {
+        (role, tensor.name): tensor.data_type
+        for role, model in models.items()
+        for tensor in model.input
+        if tensor.name in ("prompt_embedding_table", "encoder_input_features")
+    }
+    table = ("ensemble", "tensorrt_llm", "tensorrt_llm_bls")
+    assert types == {**{(role, "prompt_embedding_table"): 14 for role in table},  # TYPE_BF16, TYPE_FP32 in the .proto
+                     ("tensorrt_llm", "encoder_input_features"): 11}  # fmt: skip
+    with pytest.raises(PlanError, match="type INT8 is none of FP16, BF16, FP32"):
+        write_repository(
+            engine(tmp_path / "e"),
+            tmp_path / "r",
+            tokenizer(tmp_path / "tok"),
+            RepositoryOptions(prompt_table_type="INT8"),
+        )
+
+
 def test_every_parameter_is_there_or_has_no_value(tmp_path: Path) -> None:
     """No key is left to a default that the file does not say."""
     upstream = {key: p for key, p in PARAMETERS.items() if not p.cpu_only}

@@ -22,6 +22,7 @@ FLAGS = {
     "exclude_input_in_output": "--exclude-input-in-output",
 }
 """Parameters that are options of the same name, which other models see as well -> their flags."""
+TENSOR_TYPES = ("FP16", "BF16", "FP32")
 _POLICIES = "latest, latest:N, all, or version numbers with commas"
 
 
@@ -31,7 +32,8 @@ class RepositoryOptions:
 
     `name`: goes before the names of the models ("llama" gives llama_ensemble), so that several fit in one repository.
     `version_policy`: which versions the server loads: latest (a new model's), latest:N, all, or "1,3". `bls`: with
-    tensorrt_llm_bls.
+    tensorrt_llm_bls. `instances`: of the engine, each on the GPUs of its part of gpu_device_ids. The types are those of
+    encoder_input_features and prompt_embedding_table, as the engine takes them.
     """
 
     name: str = ""
@@ -39,6 +41,7 @@ class RepositoryOptions:
     preprocessing_instances: int | None = None
     bls: bool = True
     bls_instances: int | None = None
+    instances: int | None = None
     accumulate_tokens: bool = False
     version_policy: str | None = None
     add_special_tokens: bool = True
@@ -50,6 +53,8 @@ class RepositoryOptions:
     max_tokens_in_paged_kv_cache: int | None = None
     kv_cache_free_gpu_mem_fraction: float | None = None
     batch_scheduler_policy: str | None = None
+    encoder_features_type: str = "FP16"
+    prompt_table_type: str = "FP16"
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -86,7 +91,12 @@ def check_options(options: RepositoryOptions, engine: EngineFacts, tokenizer_voc
     """
     batch = options.triton_max_batch_size
     tokens = options.max_tokens_in_paged_kv_cache
-    instances = (("preprocessing", options.preprocessing_instances), ("tensorrt_llm_bls", options.bls_instances))
+    instances = (
+        ("preprocessing", options.preprocessing_instances),
+        ("tensorrt_llm_bls", options.bls_instances),
+        ("tensorrt_llm", options.instances),
+    )
+    types = (options.encoder_features_type, options.prompt_table_type)
     checks = (
         (batch is not None and batch < 1, f"max batch size {batch} must be 1 or more"),
         (
@@ -117,6 +127,11 @@ def check_options(options: RepositoryOptions, engine: EngineFacts, tokenizer_voc
             (count is not None and count < 1, f"{count} {kind} instances must be 1 or more")
             for kind, count in instances
         ),
+        (
+            engine.target == "cpu" and (options.instances or 1) > 1,
+            "an engine of the cpu target has one instance, which serves all requests",
+        ),
+        *((kind not in TENSOR_TYPES, f"type {kind} is none of {', '.join(TENSOR_TYPES)}") for kind in types),
         (
             bool(options.name) and not NAME.fullmatch(options.name),
             f"name {options.name!r} must be of letters, digits, dots, dashes and underscores",
@@ -158,8 +173,9 @@ def template_values(options: RepositoryOptions, engine: EngineFacts, tokenizer_d
         "max_queue_delay_microseconds": options.max_queue_delay_microseconds,
         "max_queue_size": options.max_queue_size,
         "logits_datatype": _LOGITS[engine.logits_dtype],
-        "encoder_input_features_data_type": "TYPE_FP16",
-        "prompt_embedding_table_data_type": "TYPE_FP16",
+        "encoder_input_features_data_type": f"TYPE_{options.encoder_features_type}",
+        "prompt_embedding_table_data_type": f"TYPE_{options.prompt_table_type}",
+        "instance_count": options.instances or _groups(parameters),
         "preprocessing_instance_count": options.preprocessing_instances or (1 if engine.target == "cpu" else 4),
         # A thread serves each request of a decoupled tensorrt_llm_bls; more instances spread them over processes.
         "bls_instance_count": options.bls_instances or 1,
@@ -172,6 +188,11 @@ def template_values(options: RepositoryOptions, engine: EngineFacts, tokenizer_d
         "parameters": {key: value for key, value in parameters.items() if value is not None},
         "unset_parameters": [key for key, value in parameters.items() if value is None],
     }
+
+
+def _groups(parameters: Mapping[str, str | None]) -> int:
+    """Instances that the lists of GPUs and ranks are for: there is a semicolon between two."""
+    return max(len((parameters.get(key) or "").split(";")) for key in ("gpu_device_ids", "participant_ids"))
 
 
 def _parameters(options: RepositoryOptions, engine: EngineFacts, tokenizer_dir: str) -> dict[str, str | None]:

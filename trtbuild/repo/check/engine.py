@@ -152,12 +152,13 @@ def _placing(where: str, values: Mapping[str, str], config: Any, world_size: int
                 yield found("participants", where, f"{world_size} ranks of {group!r}", str(len(group.split(","))))
     if config.backend != "tensorrtllm":
         return
+    tokens = values.get("max_tokens_in_paged_kv_cache")
     for group in config.instance_group:
         kind = {0: "KIND_AUTO", 1: "KIND_GPU", 2: "KIND_CPU"}.get(group.kind, str(group.kind))
         if kind != "KIND_CPU":
             hint = "Each GPU would get an instance with the whole engine in it."
             yield found("instance-group", where, "KIND_CPU", kind, hint)
-        elif group.count > 1 and not groups and not values.get("max_tokens_in_paged_kv_cache"):
+        elif group.count > len(groups.split(";")) * bool(groups) and group.count > 1 and not tokens:
             hint = "The first instance takes 90 % of what is free, and the others find nothing."
-            said = f"{group.count} instances without gpu_device_ids or max_tokens_in_paged_kv_cache"
+            said = f"{group.count} instances without a gpu_device_ids of their own, or max_tokens_in_paged_kv_cache"
             yield found("instance-group", where, "a share of the memory for each", said, hint, ERROR)
