@@ -9,9 +9,8 @@ from typing import Any
 
 from trtbuild.errors import PlanError
 from trtbuild.repo.info import EngineFacts
-from trtbuild.repo.parameters import PARAMETERS, parameter_problems
+from trtbuild.repo.parameters import LOGITS_TYPES, PARAMETERS, parameter_problems
 
-_LOGITS = {"float32": "TYPE_FP32", "float16": "TYPE_FP16"}
 ROLES = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")
 """The models of one chain, by upstream's names."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -112,7 +111,7 @@ def check_options(options: RepositoryOptions, engine: EngineFacts, tokenizer_voc
             f"{tokens} tokens in the KV cache do not hold one sequence of max_seq_len {engine.max_seq_len}",
         ),
         (
-            engine.logits_dtype not in _LOGITS,
+            engine.logits_dtype not in LOGITS_TYPES,
             f"the backend returns logits as float32 or float16, not {engine.logits_dtype}",
         ),
         (
@@ -172,7 +171,7 @@ def template_values(options: RepositoryOptions, engine: EngineFacts, tokenizer_d
         "decoupled": options.decoupled,
         "max_queue_delay_microseconds": options.max_queue_delay_microseconds,
         "max_queue_size": options.max_queue_size,
-        "logits_datatype": _LOGITS[engine.logits_dtype],
+        "logits_datatype": LOGITS_TYPES[engine.logits_dtype],
         "encoder_input_features_data_type": f"TYPE_{options.encoder_features_type}",
         "prompt_embedding_table_data_type": f"TYPE_{options.prompt_table_type}",
         "instance_count": options.instances or _groups(parameters),

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 TRUE, FALSE = ("true", "True", "TRUE", "1"), ("false", "False", "FALSE", "0")
 """All that the C++ reader understands as a switch."""
 
+LOGITS_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16"}
+"""dtype of an engine's logits -> Triton's data type; the backend returns no others."""
+
 _INT = re.compile(r"\d+")
 _LIST = re.compile(r"\d+(,\d+)*")
 _LISTS = re.compile(r"\d+(,\d+)*(;\d+(,\d+)*)*")

@@ -10,9 +10,8 @@ from typing import Any
 
 from trtbuild.finding import ERROR, Finding
 from trtbuild.repo.check.rules import found
-from trtbuild.repo.parameters import PARAMETERS, RETIRED, TRUE, together_problems
+from trtbuild.repo.parameters import LOGITS_TYPES, PARAMETERS, RETIRED, TRUE, together_problems
 
-_LOGITS = {"float32": "TYPE_FP32", "float16": "TYPE_FP16"}
 _BUILT_FOR = {4: "medusa", 8: "lookahead", 16: "redrafter", 32: "eagle"}
 """speculative_decoding_mode of an engine -> decoding_mode of the server."""
 RELEASE = "1.2.1"
@@ -90,7 +89,7 @@ def _limits(where: str, values: Mapping[str, str], config: Any, build: Mapping[s
 def _logits(where: str, config: Any, dtype: str) -> Iterator[Finding]:
     from tritonclient.grpc import model_config_pb2
 
-    wanted = _LOGITS.get(dtype)
+    wanted = LOGITS_TYPES.get(dtype)
     if wanted is None:
         yield found("logits-type", where, "an engine with float32 or float16 logits", dtype)
         return
