@@ -11,6 +11,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from dataclasses import dataclass
@@ -25,7 +26,6 @@ from tests.test_repo_render import engine, parsed, tokenizer
 from trtbuild.cli.app import app
 from trtbuild.errors import EngineError, OutputError, PlanError, TrtbuildError
 from trtbuild.finding import ERROR
-from trtbuild.repo import transaction
 from trtbuild.repo.add import add_models, add_version
 from trtbuild.repo.check.run import check_repository
 from trtbuild.repo.options import ROLES, RepositoryOptions
@@ -357,18 +357,19 @@ def _full(*_arguments: object, **_named: object) -> None:
 def test_a_full_disk_leaves_the_repository_as_it_was(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """The disk is full when the manifest is written, and stays full while everything is taken back."""
+    """Nothing can be written when the manifest is renamed, nor while everything is taken back."""
     second = engine(tmp_path / "two", max_seq_len=256, max_input_len=255)
     before, listed = files(repository), (repository / "trtbuild.json").read_bytes()
+    real = Path.replace
 
-    def write(*arguments: object, **named: object) -> None:
-        monkeypatch.setattr(Path, "write_text", _full)
-        monkeypatch.setattr(Path, "write_bytes", _full)
-        monkeypatch.setattr("shutil.copy2", _full)
-        real(*arguments, **named)
+    def replace(self: Path, target: Path) -> Path:
+        if Path(target) == repository / "trtbuild.json" and not self.name.startswith("kept"):
+            for writes in ((Path, "write_text"), (Path, "write_bytes"), (shutil, "copy2"), (shutil, "copyfile")):
+                monkeypatch.setattr(*writes, _full)
+            _full()
+        return real(self, target)
 
-    real = transaction._write_manifest  # type: ignore[attr-defined]
-    monkeypatch.setattr(transaction, "_write_manifest", write)
+    monkeypatch.setattr(Path, "replace", replace)
     add = {
         "version": lambda: add_version(second, repository, 2, RepositoryOptions(version_policy="all")),
         "models": lambda: add_models(second, repository, tmp_path / "tok", RepositoryOptions(name="b")),

@@ -282,8 +282,9 @@ def test_what_is_not_an_engine(tmp_path: Path, broken: str, words: str) -> None:
         (folder / "rank1.engine").unlink()
     else:
         (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
-    with pytest.raises(EngineError, match=words):
+    with pytest.raises(EngineError, match=words) as caught:
         read_engine_facts(folder)
+    assert ("--target llmapi" in caught.value.hint) == (broken == "hf")
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:

@@ -61,37 +61,40 @@ def move_in(
 ) -> None:
     """Rename in the order of `moves`, then replace the manifest by one with `chains`; an error takes all of it back.
 
-    `partial`: the folder of `beside`, where the files that are replaced are kept until then.
+    `partial`: the folder of `beside`. Everything is written there before the first rename.
     """
-    kept = {}
-    for number, (_source, target) in enumerate(moves):
-        if target.is_file():
-            kept[target] = partial / f"kept-{number}"
-            shutil.copy2(target, kept[target])
-    with ExitStack() as undo:
-        for source, target in moves:
-            source.replace(target)
-            if target in kept:
-                undo.callback(kept[target].replace, target)
-            else:
-                undo.callback(shutil.rmtree, target, ignore_errors=True)
-        _write_manifest(partial, out, manifest, [target for _source, target in moves], chains)
-        undo.pop_all()
-
-
-def _write_manifest(
-    partial: Path, out: Path, manifest: Mapping[str, Any], moved: Sequence[Path], chains: Mapping[str, Any]
-) -> None:
-    files = dict(manifest.get("files", {}))
-    for target in moved:
-        for path in sorted(target.rglob("*")) if target.is_dir() else [target]:
-            if path.is_file():
-                files[path.relative_to(out).as_posix()] = sha256_file(path)
     document = {
         **manifest,
         "source": {**manifest["source"], "chains": dict(chains)},
-        "files": dict(sorted(files.items())),
+        "files": dict(sorted({**manifest.get("files", {}), **_digests(out, moves)}.items())),
     }
     fresh = partial / MANIFEST
     fresh.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
-    fresh.replace(out / MANIFEST)
+    every = [*moves, (fresh, out / MANIFEST)]
+    kept = {target: partial / f"kept-{number}" for number, (_, target) in enumerate(every) if target.is_file()}
+    for target, copy in kept.items():
+        shutil.copy2(target, copy)
+    with ExitStack() as undo:
+        for source, target in every:
+            undo.callback(_take_back, source, target, kept.get(target))
+            source.replace(target)
+        undo.pop_all()
+
+
+def _digests(out: Path, moves: Sequence[Move]) -> dict[str, str]:
+    """SHA-256 of each file that goes in, by its path in the repository."""
+    found = {}
+    for source, target in moves:
+        for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
+            if path.is_file():
+                found[(target / path.relative_to(source)).relative_to(out).as_posix()] = sha256_file(path)
+    return found
+
+
+def _take_back(source: Path, target: Path, kept: Path | None) -> None:
+    if source.exists():  # the rename did not come to pass
+        return
+    if kept is None:
+        shutil.rmtree(target, ignore_errors=True)
+    else:
+        kept.replace(target)
