@@ -21,8 +21,6 @@ from trtbuild.repo.check.run import check_repository
 from trtbuild.repo.llmapi import LlmapiOptions
 from trtbuild.repo.options import RepositoryOptions
 from trtbuild.repo.write import write_repository
-from trtbuild.serve.look import read_repository
-from trtbuild.versions import served_versions
 
 Edit = Callable[[Path], None]
 PLUGINS = {"use_paged_context_fmha": True, "context_fmha": True, "gpt_attention_plugin": "auto"}
@@ -381,50 +379,6 @@ def test_the_command(sound: Path, tmp_path: Path) -> None:
     assert "beam-width" in done.stdout
     assert "parameter-value" in done.stdout
     assert "2 errors" in done.stderr
-
-
-def test_engines_of_versions_that_are_not_served_may_be_gone(sound: Path, tmp_path: Path) -> None:
-    """What the policy serves is looked at, by check and by serve alike; the rest is not."""
-    repository = copy(sound, "cpu", tmp_path)
-    engine(tmp_path / "second", "cpu")
-    add_version(tmp_path / "second", repository, 2, RepositoryOptions())
-    shutil.rmtree(tmp_path / "cpu-engine")
-    assert not check_repository(repository, read_tokenizers=False).findings
-    (served,) = read_repository(repository).engines
-    assert (served.kind, served.engine, served.problem) == ("cpu", tmp_path / "second", "")
-    (tmp_path / "second" / "rank0.engine").unlink()
-    assert rules(check_repository(repository, read_tokenizers=False)) == {"engine-missing"}
-    assert "lacks rank0.engine" in read_repository(repository).engines[0].problem
-    (repository / "tensorrt_llm" / "2" / "engine.json").write_text("{}")
-    assert "names no gpt_model_path" in read_repository(repository).engines[0].problem
-    assert rules(check_repository(repository, read_tokenizers=False)) == {"engine-missing"}
-    text("tensorrt_llm", r"version_policy: .*", "version_policy: { specific { versions: [ 1, 2 ] } }")(repository)
-    assert f"{tmp_path / 'cpu-engine'}" in read_repository(repository).engines[0].problem
-
-
-def test_the_manifests_ranks_are_not_those_of_a_version(sound: Path, tmp_path: Path) -> None:
-    repository = copy(sound, "cpu", tmp_path)
-    assert read_repository(repository).recorded_world == 1
-    add_version(tmp_path / "cpu-engine", repository, 2, RepositoryOptions())
-    assert read_repository(repository).recorded_world is None
-
-
-@pytest.mark.parametrize(
-    ("policy", "there", "served"),
-    [
-        ("", (1, 2, 10), (10,)),
-        ("latest { num_versions: 2 }", (1, 2, 10), (2, 10)),
-        ("latest { }", (3, 1), (3,)),
-        ("all { }", (10, 2, 1), (1, 2, 10)),
-        ("specific { versions: [ 2, 7 ] }", (1, 2, 3), (2,)),
-        ("all { }", (), ()),
-    ],
-)
-def test_versions_that_triton_serves(policy: str, there: tuple[int, ...], served: tuple[int, ...]) -> None:
-    text_format = pytest.importorskip("google.protobuf.text_format")
-    model_config_pb2 = pytest.importorskip("tritonclient.grpc.model_config_pb2")
-    parsed = text_format.Parse(policy, model_config_pb2.ModelVersionPolicy())
-    assert served_versions(parsed, there) == served
 
 
 def test_a_configuration_that_is_no_text(sound: Path, tmp_path: Path) -> None:

@@ -14,20 +14,16 @@ import os
 import shutil
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
-from tests.test_repo_render import engine, parsed, tokenizer
-from trtbuild.cli.app import app
-from trtbuild.errors import EngineError, OutputError, PlanError, TrtbuildError
-from trtbuild.finding import ERROR
+from tests.repositories import config, files, hf_folder, manifest, run
+from tests.test_repo_render import engine, tokenizer
+from trtbuild.errors import EngineError, OutputError, PlanError
 from trtbuild.repo.add import add_models, add_version
-from trtbuild.repo.check.run import check_repository
 from trtbuild.repo.options import ROLES, RepositoryOptions
 from trtbuild.repo.write import write_repository
 from trtbuild.serve.look import read_repository
@@ -38,38 +34,6 @@ def repository(tmp_path: Path) -> Path:
     """Models without a name of the cpu engine `one`; their tokenizer is `tok`."""
     write_repository(engine(tmp_path / "one"), tmp_path / "r", tokenizer(tmp_path / "tok"), RepositoryOptions())
     return tmp_path / "r"
-
-
-def files(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file, the manifest left out."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "trtbuild.json"
-    }
-
-
-def manifest(folder: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((folder / "trtbuild.json").read_text())
-    return loaded
-
-
-def config(folder: Path, model: str) -> Any:
-    return parsed({model: (folder / model / "config.pbtxt").read_text()})[model]
-
-
-@dataclass
-class Done:
-    exit_code: int
-    output: str
-
-
-def run(*arguments: object) -> Done:
-    """`trtbuild repo` in this process; the exit codes of errors are those that `main` ends with."""
-    result = CliRunner().invoke(app, ["repo", *map(str, arguments)], env={"COLUMNS": "200"})
-    if isinstance(result.exception, TrtbuildError):
-        return Done(result.exception.exit_code, result.output + str(result.exception))
-    return Done(result.exit_code, result.output)
 
 
 def test_models_of_another_name(repository: Path, tmp_path: Path) -> None:
@@ -239,51 +203,8 @@ def test_what_is_no_place_to_add_to(repository: Path, tmp_path: Path) -> None:
     assert done.exit_code == 3, done.output
 
 
-PAGED = {"use_paged_context_fmha": True}
-PARAMETERS: list[tuple[str, str, dict[str, Any], str]] = [
-    ("cpu", "exclude_input_in_output=true", {}, "exclude_input_in_output is an option of its own"),
-    ("cpu", "max_tokens_in_paged_kv_cache=16", {}, "is an option of its own (--max-tokens-in-kv)"),
-    ("tensorrt", "kv_cache_free_gpu_mem_fraction=0.5", {}, "is an option of its own (--kv-mem-fraction)"),
-    ("cpu", "max_beam_width=8", {}, "beam-width: expected max_beam_width within the engine's 1, found 8"),
-    ("tensorrt", "max_beam_width=8", {}, "beam-width"),
-    ("tensorrt", "enable_chunked_context=true", {}, "chunked-context"),
-    ("tensorrt", "cross_kv_cache_fraction=0.5", {}, "cross-attention"),
-    ("tensorrt", "gpu_device_ids=0,1,2", {"tp": 2}, "device-ids"),
-    ("tensorrt", "participant_ids=1", {"tp": 2}, "participants"),
-    ("tensorrt", "participant_ids=1;2", {}, "instance-group"),
-    ("tensorrt", "gpu_device_ids=0,1;2,3", {"tp": 2}, ""),
-    ("tensorrt", "gpu_weights_percent=0.5", {}, "weight-streaming"),
-    ("tensorrt", "decoding_mode=medusa", {}, "decoding-mode"),
-    ("tensorrt", "out_of_vocabulary_ids=wrap", {}, "of the cpu target only"),
-    ("tensorrt", "enable_chunked_context=true", {"plugin_config": PAGED}, ""),
-    ("tensorrt", "gpu_device_ids=0,1", {"tp": 2}, ""),
-    ("cpu", "out_of_vocabulary_ids=wrap", {}, ""),
-]
-
-
-@pytest.mark.parametrize(("target", "parameter", "build", "words"), PARAMETERS)
-def test_nothing_is_written_that_check_refuses(
-    tmp_path: Path, target: str, parameter: str, build: dict[str, Any], words: str
-) -> None:
-    built = engine(tmp_path / "e", target=target, **build)
-    done = run(built, "-o", tmp_path / "r", "--tokenizer", tokenizer(tmp_path / "tok"), "--parameter", parameter)
-    assert done.exit_code == (3 if words else 0), done.output
-    assert words in done.output
-    assert (tmp_path / "r").exists() == (not words)
-    if not words:
-        errors = [f for f in check_repository(tmp_path / "r", read_tokenizers=False).findings if f.severity == ERROR]
-        assert not errors
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """A Hugging Face folder without weights."""
-    folder = tokenizer(tmp_path / "hf")
-    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "num_attention_heads": 6}')
-    return folder
-
-
-def test_a_model_of_the_llm_class_beside_cpu_engines(repository: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_model_of_the_llm_class_beside_cpu_engines(repository: Path, tmp_path: Path) -> None:
+    checkpoint = hf_folder(tmp_path / "hf")
     before = files(repository)
     taken = run(checkpoint, "-o", repository, "--target", "llmapi", "--add")
     assert taken.exit_code == 4, taken.output
@@ -307,46 +228,13 @@ def test_a_model_of_the_llm_class_beside_cpu_engines(repository: Path, checkpoin
     assert {model.kind for model in read_repository(tmp_path / "l").engines} == {"cpu", "llmapi"}
 
 
-def test_a_model_of_the_llm_class_beside_tensorrt(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_model_of_the_llm_class_beside_tensorrt(tmp_path: Path) -> None:
+    checkpoint = hf_folder(tmp_path / "hf")
     gpu = engine(tmp_path / "gpu", target="tensorrt")
     write_repository(gpu, tmp_path / "g", tokenizer(tmp_path / "tok"), RepositoryOptions())
     done = run(checkpoint, "-o", tmp_path / "g", "--target", "llmapi", "--add", "--name", "hf")
     assert done.exit_code == 3, done.output
     assert "is of the tensorrt target, the new models are of llmapi" in done.output
-
-
-LLM: list[tuple[tuple[object, ...], int, str]] = [
-    (("--llm", "peft_cache_config={host_cache_size: 1000}", "--llm", "sampler_type=TorchSampler"), 0, ""),
-    (("--llm", "cuda_graph_config=null", "--llm", "batch_wait_timeout_ms=2"), 0, ""),
-    (("--llm", "peft_cache=1"), 0, "warning: peft_cache is no argument"),
-    (("--llm", "peft_cache=1"), 0, "did you mean peft_cache_config?"),
-    (("--llm", "stream_interval=two"), 3, "'two' is not of the kind int"),
-    (("--llm", "enable_lora=1"), 3, "1 is not of the kind bool"),
-    (("--llm", "kv_cache_config={a"), 3, "is not YAML"),
-    (("--tp", 2, "--llm", "tensor_parallel_size=4"), 3, "tensor_parallel_size has an option of its own: --tp"),
-    (("--llm", "kv_cache_config={max_tokens: 4}"), 3, "kv_cache_config.max_tokens has an option of its own"),
-    (("--llm", "backend=tensorrt"), 3, "serves pytorch only"),
-    (("--llm", "model=/m"), 3, "cannot be set"),
-    (("--llm", "stream_interval"), 2, "is not KEY=VALUE"),
-    (("--tp", 4), 3, "6 attention heads are not divisible by tp 4"),
-    (("--version-policy", "newest"), 3, "version policy 'newest' is not"),
-    (("--accumulate-tokens", "--no-decoupled"), 3, "want decoupled mode"),
-    (("--kv-mem-fraction", 1.5), 3, "must be above 0 and below 1"),
-    (("--tokenizer", "tok"), 2, "--tokenizer"),
-    (("--max-batch-size", 4), 2, "--max-batch-size"),
-    (("--add", "--model-version", 2), 2, "--model-version"),
-    (("--parameter", "decoding_mode=top_k"), 2, "--parameter"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "code", "words"), LLM)
-def test_repositories_of_the_llm_class(
-    checkpoint: Path, tmp_path: Path, arguments: tuple[object, ...], code: int, words: str
-) -> None:
-    done = run(checkpoint, "-o", tmp_path / "l", "--target", "llmapi", *arguments)
-    assert done.exit_code == code, done.output
-    assert words in done.output
-    assert (tmp_path / "l").exists() == (code == 0)
 
 
 def _full(*_arguments: object, **_named: object) -> None:

@@ -136,24 +136,28 @@ def check_options(options: RepositoryOptions, engine: EngineFacts, tokenizer_voc
             f"name {options.name!r} must be of letters, digits, dots, dashes and underscores",
         ),
     )
+    problems = [sentence for wrong, sentence in checks if wrong] + _text_problems(options, engine)
+    if problems:
+        raise PlanError(problems)
+
+
+def _text_problems(options: RepositoryOptions, engine: EngineFacts) -> list[str]:
+    """Those of parameters and of the version policy."""
     given = {
         "batch_scheduler_policy": options.batch_scheduler_policy,
         "kv_cache_free_gpu_mem_fraction": options.kv_cache_free_gpu_mem_fraction,
     }
     named = {key: str(value) for key, value in given.items() if value is not None}
-    problems = [sentence for wrong, sentence in checks if wrong]
-    problems += parameter_problems({**named, **options.parameters})
+    problems = parameter_problems({**named, **options.parameters})
     twice = {key: flag for key, flag in FLAGS.items() if key in options.parameters}
     problems += [f"parameter {key} is an option of its own ({flag})" for key, flag in twice.items()]
-    if engine.target != "cpu":
-        ours = [key for key in options.parameters if key in PARAMETERS and PARAMETERS[key].cpu_only]
-        problems += [f"parameter {key} is of the cpu target only" for key in ours]
+    ours = [key for key in options.parameters if key in PARAMETERS and PARAMETERS[key].cpu_only]
+    problems += [f"parameter {key} is of the cpu target only" for key in ours if engine.target != "cpu"]
     try:
         policy_text(options.version_policy)
     except PlanError as error:
         problems += error.problems
-    if problems:
-        raise PlanError(problems)
+    return problems
 
 
 def template_values(options: RepositoryOptions, engine: EngineFacts, tokenizer_dir: str) -> dict[str, Any]:
