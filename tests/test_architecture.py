@@ -27,6 +27,7 @@ BASE = {
     "quantization",
     "float8",
     "finding",
+    "versions",
     "__init__",
 }
 # folder or module -> what of trtbuild it may import besides its own folder

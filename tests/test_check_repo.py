@@ -15,10 +15,10 @@ import yaml
 from tests.serve_fixture import demo_tokenizer
 from tests.tiny import trtbuild
 from trtbuild.finding import Report
-from trtbuild.repo.add import add_models, add_version
+from trtbuild.repo.add import add_llmapi, add_models, add_version
 from trtbuild.repo.check.rules import RULES
 from trtbuild.repo.check.run import check_repository
-from trtbuild.repo.llmapi import LlmapiOptions, write_llmapi_repository
+from trtbuild.repo.llmapi import LlmapiOptions
 from trtbuild.repo.options import RepositoryOptions
 from trtbuild.repo.write import write_repository
 
@@ -103,6 +103,16 @@ def built(**changes: Any) -> Edit:
     return edit
 
 
+def instances(devices: str, count: int) -> Edit:
+    """Several instances of tensorrt_llm, on these GPUs."""
+
+    def edit(repository: Path) -> None:
+        parameter("gpu_device_ids", devices)(repository)
+        text("tensorrt_llm", "count: 1 kind", f"count: {count} kind")(repository)
+
+    return edit
+
+
 def not_streamed(repository: Path) -> None:
     """accumulate_tokens in a chain that is not decoupled."""
     for model in ("tensorrt_llm", "tensorrt_llm_bls"):
@@ -145,8 +155,7 @@ def llmapi(**changes: Any) -> Edit:
         (source / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
         (source / "model.safetensors").touch()
         (source / "tokenizer.json").write_text("{}")
-        name = write_llmapi_repository(source, repository.parent / "llmapi", LlmapiOptions(name="llm"))
-        shutil.copytree(repository.parent / "llmapi" / name, repository / name)
+        name = add_llmapi(source, repository, LlmapiOptions(name="llm"))
         path = repository / name / "1" / "model.yaml"
         path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}))
 
@@ -240,6 +249,7 @@ FAULTS: list[tuple[str, str, Edit]] = [
     ("participants", "tensorrt", parameter("participant_ids", "1,2;3")),
     ("instance-group", "tensorrt", text("tensorrt_llm", "count: 1 kind: KIND_CPU", "count: 1 kind: KIND_GPU")),
     ("instance-group", "tensorrt", text("tensorrt_llm", "count: 1 kind: KIND_CPU", "count: 2 kind: KIND_CPU")),
+    ("instance-group", "tensorrt", instances("0,1;2,3", 3)),
     ("stream-order", "cpu", text("postprocessing", "count: 1", "count: 4")),
     ("decoupled", "tensorrt", text("tensorrt_llm", "decoupled: true", "decoupled: false")),
     ("decoupled", "tensorrt", text("tensorrt_llm_bls", "decoupled: true", "decoupled: false")),
@@ -258,7 +268,8 @@ FAULTS: list[tuple[str, str, Edit]] = [
     ("participants", "tensorrt", ranks_of_two),
     ("llmapi-yaml", "cpu", llmapi(triton_config={"max_batch_size": 0, "decoupled": False})),
     ("llmapi-yaml", "cpu", llmapi(triton_config={"max_batch_size": 4, "decoupled": True})),
-    ("llmapi-argument", "cpu", llmapi(tensor_parallel="2")),
+    ("llmapi-unknown", "cpu", llmapi(tensor_parallel="2")),
+    ("llmapi-argument", "cpu", llmapi(kv_cache_config=None)),
     ("llmapi-argument", "cpu", llmapi(tensor_parallel_size="2")),
     ("llmapi-argument", "cpu", llmapi(backend="tensorrt")),
     ("llmapi-model", "cpu", llmapi(model="/nowhere")),
@@ -368,3 +379,9 @@ def test_the_command(sound: Path, tmp_path: Path) -> None:
     assert "beam-width" in done.stdout
     assert "parameter-value" in done.stdout
     assert "2 errors" in done.stderr
+
+
+def test_a_configuration_that_is_no_text(sound: Path, tmp_path: Path) -> None:
+    repository = copy(sound, "cpu", tmp_path)
+    (repository / "postprocessing" / "config.pbtxt").write_bytes(b"name: \xff\xfe")
+    assert "model-config" in rules(check_repository(repository, read_tokenizers=False))

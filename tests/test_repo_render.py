@@ -116,9 +116,38 @@ def test_the_other_settings_of_upstreams_models(tmp_path: Path) -> None:
     assert flags == [False] * 5
 
 
+def test_instances_and_types_of_the_engine(tmp_path: Path) -> None:
+    def count(**options: Any) -> int:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        return int(configs(folder, "tensorrt", **options)["tensorrt_llm"].instance_group[0].count)
+
+    assert count() == 1
+    assert count(parameters={"gpu_device_ids": "0;1;2"}) == 3
+    assert count(parameters={"participant_ids": "1;2"}) == 2
+    assert count(instances=4, max_tokens_in_paged_kv_cache=999) == 4
+    models = configs(tmp_path / "t", "tensorrt", prompt_table_type="BF16", encoder_features_type="FP32")
+    types = {
+        (role, tensor.name): tensor.data_type
+        for role, model in models.items()
+        for tensor in model.input
+        if tensor.name in ("prompt_embedding_table", "encoder_input_features")
+    }
+    table = ("ensemble", "tensorrt_llm", "tensorrt_llm_bls")
+    assert types == {**{(role, "prompt_embedding_table"): 14 for role in table},  # TYPE_BF16, TYPE_FP32 in the .proto
+                     ("tensorrt_llm", "encoder_input_features"): 11}  # fmt: skip
+    with pytest.raises(PlanError, match="type INT8 is none of FP16, BF16, FP32"):
+        write_repository(
+            engine(tmp_path / "e"),
+            tmp_path / "r",
+            tokenizer(tmp_path / "tok"),
+            RepositoryOptions(prompt_table_type="INT8"),
+        )
+
+
 def test_every_parameter_is_there_or_has_no_value(tmp_path: Path) -> None:
     """No key is left to a default that the file does not say."""
-    assert {key: p.default if p.is_default_written else None for key, p in PARAMETERS.items()} == contract.PARAMETERS
+    upstream = {key: p for key, p in PARAMETERS.items() if not p.cpu_only}
+    assert {key: p.default if p.is_default_written else None for key, p in upstream.items()} == contract.PARAMETERS
     written = {key: p.string_value for key, p in configs(tmp_path, "tensorrt")["tensorrt_llm"].parameters.items()}
     silent = {key for key, value in contract.PARAMETERS.items() if value is None} - {
         "gpt_model_type",
@@ -128,7 +157,7 @@ def test_every_parameter_is_there_or_has_no_value(tmp_path: Path) -> None:
         "xgrammar_tokenizer_info_path",
     }
     lora = {key for key in PARAMETERS if key.startswith("lora_")}  # an engine without LoRA gets none of them
-    assert set(written) == set(PARAMETERS) - silent - lora
+    assert set(written) == set(upstream) - silent - lora
     decided = {"enable_chunked_context", "enable_kv_cache_reuse", "max_beam_width"}
     same = {key: value for key, value in contract.PARAMETERS.items() if value is not None and key not in decided | lora}
     assert {key: written[key] for key in same} == same
@@ -180,6 +209,14 @@ def test_a_variable_without_value_is_an_error(tmp_path: Path) -> None:
     del values["triton_max_batch_size"]
     with pytest.raises(EngineError, match="triton_max_batch_size"):
         render_configs(values)
+
+
+def test_without_tritonclient_nothing_is_written_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)  # as on a plain install
+    with pytest.raises(EngineError, match="needs tritonclient") as caught:
+        write_repository(engine(tmp_path / "e"), tmp_path / "r", tokenizer(tmp_path / "tok"), RepositoryOptions())
+    assert "trtbuild[client]" in caught.value.hint
+    assert not (tmp_path / "r").exists()
 
 
 def test_all_contradictions_at_once(tmp_path: Path) -> None:
@@ -245,8 +282,9 @@ def test_what_is_not_an_engine(tmp_path: Path, broken: str, words: str) -> None:
         (folder / "rank1.engine").unlink()
     else:
         (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
-    with pytest.raises(EngineError, match=words):
+    with pytest.raises(EngineError, match=words) as caught:
         read_engine_facts(folder)
+    assert ("--target llmapi" in caught.value.hint) == (broken == "hf")
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:

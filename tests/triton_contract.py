@@ -354,7 +354,8 @@ PARAMETERS: dict[str, str | None] = {
 }
 
 OTHER_PARAMETERS: dict[str, set[str]] = {
-    "preprocessing": {"tokenizer_dir", "add_special_tokens", "multimodal_model_path", "gpt_model_path"},
+    "preprocessing": {"tokenizer_dir", "add_special_tokens", "multimodal_model_path", "gpt_model_path",
+                      "max_num_images"},
     "postprocessing": {"tokenizer_dir", "skip_special_tokens"},
     "tensorrt_llm_bls": {"accumulate_tokens", "tensorrt_llm_model_name", "tensorrt_llm_draft_model_name",
                          "multimodal_encoders_name"},

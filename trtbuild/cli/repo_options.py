@@ -60,18 +60,43 @@ ModelVersion = Annotated[
     ),
 ]
 VersionPolicy = Annotated[
-    str, typer.Option(help="Versions that the server loads: latest, latest:N, all, or 1,3.", rich_help_panel=_MORE)
+    str | None,
+    typer.Option(
+        help="Versions that the server loads: latest, latest:N, all, or 1,3. Default: latest; with --model-version, "
+        "what the model has.",
+        show_default=False,
+        rich_help_panel=_MORE,
+    ),
 ]
 Bls = Annotated[
     bool, typer.Option(help="With tensorrt_llm_bls, the ensemble in one Python model.", rich_help_panel=_SERVING)
 ]
 AccumulateTokens = Annotated[
     bool,
-    typer.Option(help="tensorrt_llm_bls streams the text so far, not what is new.", rich_help_panel=_SERVING),
+    typer.Option(
+        help="tensorrt_llm_bls (llmapi: the model) streams the text so far, not what is new.", rich_help_panel=_SERVING
+    ),
 ]
 BlsInstances = Annotated[
     int | None,
     typer.Option(help="Processes of tensorrt_llm_bls. Default: 1.", show_default=False, rich_help_panel=_SERVING),
+]
+Instances = Annotated[
+    int | None,
+    typer.Option(
+        help="Instances of the engine (tensorrt target). Default: as many as gpu_device_ids and participant_ids have "
+        "parts, with a semicolon between two.",
+        show_default=False,
+        rich_help_panel=_SERVING,
+    ),
+]
+EncoderFeaturesType = Annotated[
+    str,
+    typer.Option(help="Type of encoder_input_features: FP16, BF16 or FP32, as the engine.", rich_help_panel=_SERVING),
+]
+PromptTableType = Annotated[
+    str,
+    typer.Option(help="Type of prompt_embedding_table: FP16, BF16 or FP32, as the engine.", rich_help_panel=_SERVING),
 ]
 PreprocessingInstances = Annotated[
     int | None,
@@ -118,7 +143,9 @@ MaxTokensInKv = Annotated[
 ]
 KvMemFraction = Annotated[
     float | None,
-    typer.Option(help="Share of free GPU memory for the KV cache (TensorRT only; 0.9 there).", show_default=False),
+    typer.Option(
+        help="Share of free GPU memory for the KV cache (tensorrt and llmapi; 0.9 there).", show_default=False
+    ),
 ]
 AddSpecialTokens = Annotated[bool, typer.Option(help="Let the tokenizer add BOS and the like to every prompt.")]
 SkipSpecialTokens = Annotated[bool, typer.Option(help="Leave special tokens out of the text.")]

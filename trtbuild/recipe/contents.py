@@ -19,7 +19,7 @@ from trtbuild.layout import DTYPES
 from trtbuild.quantize.methods import METHODS
 from trtbuild.recipe.binding import Binder, Words, plain
 from trtbuild.recipe.document import Dumper, Node, read_document, with_value
-from trtbuild.repo.options import RepositoryOptions
+from trtbuild.repo.options import FLAGS, RepositoryOptions
 from trtbuild.repo.parameters import PARAMETERS
 from trtbuild.serve.options import ServeOptions
 from trtbuild.sizing.gpus import find_gpu
@@ -92,7 +92,7 @@ WORDS = Words(
         (RepositoryOptions, "batch_scheduler_policy"): PARAMETERS["batch_scheduler_policy"].choices,
     },
     keys={
-        (RepositoryOptions, "parameters"): tuple(PARAMETERS),
+        (RepositoryOptions, "parameters"): tuple(k for k, p in PARAMETERS.items() if not p.derived and k not in FLAGS),
         (VerifyOptions, "gates"): tuple(f.name for f in fields(Gates)),
     },
     elsewhere={(ConvertOptions, "target"): "the target stands at the top of a recipe, as target"},

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,8 @@ class EngineFacts:
     logits_dtype: str
     paged_context: bool
     gathers_context_logits: bool
+    document: Mapping[str, Any] = field(repr=False, compare=False)
+    """All of config.json."""
 
 
 def read_engine_facts(directory: Path) -> EngineFacts:
@@ -47,7 +50,7 @@ def read_engine_facts(directory: Path) -> EngineFacts:
         raise EngineError(f"cannot read {path}: {error}") from error
     if not isinstance(config, dict) or not {"pretrained_config", "build_config"} <= config.keys():
         hint = (
-            "This looks like a Hugging Face model: build its engine first."
+            "This looks like a Hugging Face model: build its engine first, or serve it as it is with --target llmapi."
             if isinstance(config, dict) and "architectures" in config
             else ""
         )
@@ -85,4 +88,5 @@ def _facts(directory: Path, config: dict[str, Any]) -> EngineFacts:
         logits_dtype=str(pretrained.get("logits_dtype") or "float32"),
         paged_context=target == "cpu" or bool(plugins.get("use_paged_context_fmha")),
         gathers_context_logits=bool(build.get("gather_context_logits")),
+        document=config,
     )

@@ -15,27 +15,15 @@ from typing import Any
 
 from trtbuild.errors import EngineError, PlanError
 from trtbuild.manifest import sha256_file, tool_versions, write_manifest
+from trtbuild.repo.llm_arguments import argument_problems, flag_problems
 from trtbuild.repo.options import NAME, policy_text
 from trtbuild.repo.render import copy_code, render_configs
 from trtbuild.staging import check_not_input, check_output, staged_dir
 from trtbuild.text.tokenizer import check_tokenizer
+from trtbuild.versions import MODEL_FILE
 
 MODEL = "tensorrt_llm"
 """Upstream's name of it."""
-MODEL_FILE = "model.yaml"
-ARGUMENTS = {
-    "backend": str, "tokenizer": str, "tokenizer_mode": str, "skip_tokenizer_init": bool, "trust_remote_code": bool,
-    "tensor_parallel_size": int, "pipeline_parallel_size": int, "context_parallel_size": int, "gpus_per_node": int,
-    "moe_tensor_parallel_size": int, "moe_expert_parallel_size": int, "enable_attention_dp": bool, "dtype": str,
-    "revision": str, "max_batch_size": int, "max_num_tokens": int, "max_seq_len": int, "max_input_len": int,
-    "max_beam_width": int, "enable_chunked_prefill": bool, "enable_lora": bool, "lora_config": dict,
-    "guided_decoding_backend": str, "kv_cache_config": dict, "cuda_graph_config": dict, "speculative_config": dict,
-    "scheduler_config": dict, "moe_config": dict, "torch_compile_config": dict, "cache_transceiver_config": dict,
-    "disable_overlap_scheduler": bool, "attn_backend": str, "batch_wait_timeout_ms": (int, float),
-    "iter_stats_max_iterations": int, "request_stats_max_iterations": int, "enable_iter_perf_stats": bool,
-    "return_perf_metrics": bool, "stream_interval": int, "load_format": str, "num_postprocess_workers": int,
-}  # fmt: skip
-"""Arguments of tensorrt_llm.LLM 1.2 with the kind of their values; `model` is the checkpoint's own."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +35,25 @@ class LlmapiOptions:
     pp_size: int = 1
     decoupled: bool = True
     accumulate_tokens: bool = False
-    version_policy: str = "latest"
+    version_policy: str | None = None
     max_tokens_in_paged_kv_cache: int | None = None
     kv_cache_free_gpu_mem_fraction: float | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LlmapiModel:
+    """The model of a checkpoint, ready to be written: its two files, and what the manifest says of it."""
+
+    name: str
+    config: str
+    arguments: str
+    source: dict[str, Any]
+    options: dict[str, Any]
+
+    @property
+    def chain(self) -> dict[str, Any]:
+        return {**self.source, "models": [self.name], "options": self.options}
 
 
 def write_llmapi_repository(source: Path, out: Path, options: LlmapiOptions, *, force: bool = False) -> str:
@@ -61,34 +64,48 @@ def write_llmapi_repository(source: Path, out: Path, options: LlmapiOptions, *, 
     """
     check_output(out, force=force)
     check_not_input(out, source)
+    model = plan_llmapi(source, options)
+    with staged_dir(out, force=force) as partial:
+        write_llmapi(partial, model)
+        write_manifest(
+            partial,
+            kind="repository",
+            source={**model.source, "chains": {options.name: model.chain}},
+            options=model.options,
+            versions=tool_versions("jinja2"),
+        )
+    return model.name
+
+
+def plan_llmapi(source: Path, options: LlmapiOptions) -> LlmapiModel:
+    """The model, checked.
+
+    Raises:
+        EngineError: `source` is no Hugging Face checkpoint. PlanError: options that do not fit.
+    """
     config = read_hf_config(source)
     check_tokenizer(source)
     _check(options, config)
     name = f"{options.name}_{MODEL}" if options.name else MODEL
     policy = policy_text(options.version_policy)
     values = {"names": {"llmapi": name}, "version_policy": policy, "decoupled": options.decoupled}
-    configs = render_configs(values)
-    with staged_dir(out, force=force) as partial:
-        version = partial / name / "1"
-        version.mkdir(parents=True)
-        (partial / name / "config.pbtxt").write_text(configs["llmapi"], encoding="utf-8")
-        copy_code("llmapi", version)
-        (version / MODEL_FILE).write_text(model_yaml(source, options), encoding="utf-8")
-        described = {
-            "engine": str(source.resolve()),
-            "engine_config_sha256": sha256_file(source / "config.json"),
-            "target": "llmapi",
-            "world_size": 1,  # the LLM class starts the processes of its other ranks itself
-        }
-        chosen = {**options.__dict__, "arguments": dict(options.arguments)}
-        write_manifest(
-            partial,
-            kind="repository",
-            source={**described, "chains": {options.name: {**described, "models": [name], "options": chosen}}},
-            options=chosen,
-            versions=tool_versions("jinja2"),
-        )
-    return name
+    described = {
+        "engine": str(source.resolve()),
+        "engine_config_sha256": sha256_file(source / "config.json"),
+        "target": "llmapi",
+        "world_size": 1,  # the LLM class starts the processes of its other ranks itself
+    }
+    chosen = {**options.__dict__, "arguments": dict(options.arguments)}
+    return LlmapiModel(name, render_configs(values)["llmapi"], model_yaml(source, options), described, chosen)
+
+
+def write_llmapi(folder: Path, model: LlmapiModel) -> None:
+    """The model as a folder of `folder`."""
+    version = folder / model.name / "1"
+    version.mkdir(parents=True)
+    (folder / model.name / "config.pbtxt").write_text(model.config, encoding="utf-8")
+    copy_code("llmapi", version)
+    (version / MODEL_FILE).write_text(model.arguments, encoding="utf-8")
 
 
 def model_yaml(source: Path, options: LlmapiOptions) -> str:
@@ -117,42 +134,6 @@ def model_yaml(source: Path, options: LlmapiOptions) -> str:
         },
     }
     return "# All but triton_config goes to tensorrt_llm.LLM.\n" + yaml.safe_dump(document, sort_keys=False)
-
-
-def read_arguments(texts: Mapping[str, str]) -> dict[str, Any]:
-    """Values that were given as YAML texts.
-
-    Raises:
-        PlanError: a text is not YAML.
-    """
-    import yaml
-
-    found, problems = {}, []
-    for key, text in texts.items():
-        try:
-            found[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            problems.append(f"argument {key}: {text!r} is not YAML: {str(error).splitlines()[0]}")
-    if problems:
-        raise PlanError(problems)
-    return found
-
-
-def argument_problems(arguments: Mapping[str, Any]) -> list[str]:
-    """One sentence for every argument that tensorrt_llm.LLM 1.2 does not have, and every value of another kind."""
-    problems = []
-    for key, value in arguments.items():
-        kind = ARGUMENTS.get(key)
-        if key == "model":
-            problems.append("argument model is the checkpoint's own folder and cannot be set")
-        elif kind is None:
-            problems.append(f"unknown argument {key} of tensorrt_llm.LLM")
-        elif not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):  # type: ignore[arg-type]
-            wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-            problems.append(f"argument {key}: {value!r} is not of the kind {wanted}")
-    if arguments.get("backend", "pytorch") != "pytorch":
-        problems.append(f"argument backend {arguments['backend']!r}: upstream's llmapi model serves pytorch only")
-    return problems
 
 
 def read_hf_config(source: Path) -> dict[str, Any]:
@@ -193,6 +174,7 @@ def _check(options: LlmapiOptions, config: Mapping[str, Any]) -> None:
         (options.accumulate_tokens and not options.decoupled, "accumulated tokens want decoupled mode"),
         (bool(options.name) and not NAME.fullmatch(options.name), f"name {options.name!r} is no name of a model"),
     )
-    problems = [sentence for wrong, sentence in checks if wrong] + argument_problems(options.arguments)
+    problems = [sentence for wrong, sentence in checks if wrong]
+    problems += flag_problems(options.arguments) + argument_problems(options.arguments)
     if problems:
         raise PlanError(problems)

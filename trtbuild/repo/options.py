@@ -9,12 +9,19 @@ from typing import Any
 
 from trtbuild.errors import PlanError
 from trtbuild.repo.info import EngineFacts
-from trtbuild.repo.parameters import PARAMETERS, parameter_problems
+from trtbuild.repo.parameters import LOGITS_TYPES, PARAMETERS, parameter_problems
 
-_LOGITS = {"float32": "TYPE_FP32", "float16": "TYPE_FP16"}
 ROLES = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")
 """The models of one chain, by upstream's names."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+FLAGS = {
+    "max_tokens_in_paged_kv_cache": "--max-tokens-in-kv",
+    "kv_cache_free_gpu_mem_fraction": "--kv-mem-fraction",
+    "batch_scheduler_policy": "--batch-scheduler-policy",
+    "exclude_input_in_output": "--exclude-input-in-output",
+}
+"""Parameters that are options of the same name, which other models see as well -> their flags."""
+TENSOR_TYPES = ("FP16", "BF16", "FP32")
 _POLICIES = "latest, latest:N, all, or version numbers with commas"
 
 
@@ -23,7 +30,9 @@ class RepositoryOptions:
     """What the user may choose; None leaves it to the engine or the server.
 
     `name`: goes before the names of the models ("llama" gives llama_ensemble), so that several fit in one repository.
-    `version_policy`: which versions the server loads: latest, latest:N, all, or "1,3". `bls`: with tensorrt_llm_bls.
+    `version_policy`: which versions the server loads: latest (a new model's), latest:N, all, or "1,3". `bls`: with
+    tensorrt_llm_bls. `instances`: of the engine, each on the GPUs of its part of gpu_device_ids. The types are those of
+    encoder_input_features and prompt_embedding_table, as the engine takes them.
     """
 
     name: str = ""
@@ -31,8 +40,9 @@ class RepositoryOptions:
     preprocessing_instances: int | None = None
     bls: bool = True
     bls_instances: int | None = None
+    instances: int | None = None
     accumulate_tokens: bool = False
-    version_policy: str = "latest"
+    version_policy: str | None = None
     add_special_tokens: bool = True
     skip_special_tokens: bool = True
     exclude_input_in_output: bool = False
@@ -42,6 +52,8 @@ class RepositoryOptions:
     max_tokens_in_paged_kv_cache: int | None = None
     kv_cache_free_gpu_mem_fraction: float | None = None
     batch_scheduler_policy: str | None = None
+    encoder_features_type: str = "FP16"
+    prompt_table_type: str = "FP16"
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -51,8 +63,8 @@ def model_names(options: RepositoryOptions) -> dict[str, str]:
     return {role: prefix + role for role in ROLES if options.bls or role != "tensorrt_llm_bls"}
 
 
-def policy_text(policy: str) -> str:
-    """A version policy as Triton's text.
+def policy_text(policy: str | None) -> str:
+    """A version policy as Triton's text; None is Triton's default.
 
     >>> policy_text("latest:2"), policy_text("all"), policy_text("1,3")
     ('latest { num_versions: 2 }', 'all { }', 'specific { versions: [ 1, 3 ] }')
@@ -60,6 +72,7 @@ def policy_text(policy: str) -> str:
     Raises:
         PlanError: it is none.
     """
+    policy = "latest" if policy is None else policy
     if match := re.fullmatch(r"latest(?::([1-9]\d*))?", policy):
         return f"latest {{ num_versions: {match[1] or 1} }}"
     if policy == "all":
@@ -77,7 +90,12 @@ def check_options(options: RepositoryOptions, engine: EngineFacts, tokenizer_voc
     """
     batch = options.triton_max_batch_size
     tokens = options.max_tokens_in_paged_kv_cache
-    instances = (("preprocessing", options.preprocessing_instances), ("tensorrt_llm_bls", options.bls_instances))
+    instances = (
+        ("preprocessing", options.preprocessing_instances),
+        ("tensorrt_llm_bls", options.bls_instances),
+        ("tensorrt_llm", options.instances),
+    )
+    types = (options.encoder_features_type, options.prompt_table_type)
     checks = (
         (batch is not None and batch < 1, f"max batch size {batch} must be 1 or more"),
         (
@@ -93,7 +111,7 @@ def check_options(options: RepositoryOptions, engine: EngineFacts, tokenizer_voc
             f"{tokens} tokens in the KV cache do not hold one sequence of max_seq_len {engine.max_seq_len}",
         ),
         (
-            engine.logits_dtype not in _LOGITS,
+            engine.logits_dtype not in LOGITS_TYPES,
             f"the backend returns logits as float32 or float16, not {engine.logits_dtype}",
         ),
         (
@@ -109,23 +127,37 @@ def check_options(options: RepositoryOptions, engine: EngineFacts, tokenizer_voc
             for kind, count in instances
         ),
         (
+            engine.target == "cpu" and (options.instances or 1) > 1,
+            "an engine of the cpu target has one instance, which serves all requests",
+        ),
+        *((kind not in TENSOR_TYPES, f"type {kind} is none of {', '.join(TENSOR_TYPES)}") for kind in types),
+        (
             bool(options.name) and not NAME.fullmatch(options.name),
             f"name {options.name!r} must be of letters, digits, dots, dashes and underscores",
         ),
     )
+    problems = [sentence for wrong, sentence in checks if wrong] + _text_problems(options, engine)
+    if problems:
+        raise PlanError(problems)
+
+
+def _text_problems(options: RepositoryOptions, engine: EngineFacts) -> list[str]:
+    """Those of parameters and of the version policy."""
     given = {
         "batch_scheduler_policy": options.batch_scheduler_policy,
         "kv_cache_free_gpu_mem_fraction": options.kv_cache_free_gpu_mem_fraction,
     }
     named = {key: str(value) for key, value in given.items() if value is not None}
-    problems = [sentence for wrong, sentence in checks if wrong]
-    problems += parameter_problems({**named, **options.parameters})
+    problems = parameter_problems({**named, **options.parameters})
+    twice = {key: flag for key, flag in FLAGS.items() if key in options.parameters}
+    problems += [f"parameter {key} is an option of its own ({flag})" for key, flag in twice.items()]
+    ours = [key for key in options.parameters if key in PARAMETERS and PARAMETERS[key].cpu_only]
+    problems += [f"parameter {key} is of the cpu target only" for key in ours if engine.target != "cpu"]
     try:
         policy_text(options.version_policy)
     except PlanError as error:
         problems += error.problems
-    if problems:
-        raise PlanError(problems)
+    return problems
 
 
 def template_values(options: RepositoryOptions, engine: EngineFacts, tokenizer_dir: str) -> dict[str, Any]:
@@ -143,9 +175,10 @@ def template_values(options: RepositoryOptions, engine: EngineFacts, tokenizer_d
         "decoupled": options.decoupled,
         "max_queue_delay_microseconds": options.max_queue_delay_microseconds,
         "max_queue_size": options.max_queue_size,
-        "logits_datatype": _LOGITS[engine.logits_dtype],
-        "encoder_input_features_data_type": "TYPE_FP16",
-        "prompt_embedding_table_data_type": "TYPE_FP16",
+        "logits_datatype": LOGITS_TYPES[engine.logits_dtype],
+        "encoder_input_features_data_type": f"TYPE_{options.encoder_features_type}",
+        "prompt_embedding_table_data_type": f"TYPE_{options.prompt_table_type}",
+        "instance_count": options.instances or _groups(parameters),
         "preprocessing_instance_count": options.preprocessing_instances or (1 if engine.target == "cpu" else 4),
         # A thread serves each request of a decoupled tensorrt_llm_bls; more instances spread them over processes.
         "bls_instance_count": options.bls_instances or 1,
@@ -158,6 +191,11 @@ def template_values(options: RepositoryOptions, engine: EngineFacts, tokenizer_d
         "parameters": {key: value for key, value in parameters.items() if value is not None},
         "unset_parameters": [key for key, value in parameters.items() if value is None],
     }
+
+
+def _groups(parameters: Mapping[str, str | None]) -> int:
+    """Instances that the lists of GPUs and ranks are for: there is a semicolon between two."""
+    return max(len((parameters.get(key) or "").split(";")) for key in ("gpu_device_ids", "participant_ids"))
 
 
 def _parameters(options: RepositoryOptions, engine: EngineFacts, tokenizer_dir: str) -> dict[str, str | None]:
@@ -182,7 +220,8 @@ def _parameters(options: RepositoryOptions, engine: EngineFacts, tokenizer_dir: 
     }
     chosen |= options.parameters
     given = {key: _text(value) for key, value in chosen.items() if value is not None}
-    return {key: given.get(key, _written_default(key, given)) for key in PARAMETERS}
+    known = [key for key, parameter in PARAMETERS.items() if engine.target == "cpu" or not parameter.cpu_only]
+    return {key: given.get(key, _written_default(key, given)) for key in known}
 
 
 def _written_default(key: str, given: Mapping[str, str | None]) -> str | None:

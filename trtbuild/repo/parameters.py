@@ -14,6 +14,9 @@ from dataclasses import dataclass
 TRUE, FALSE = ("true", "True", "TRUE", "1"), ("false", "False", "FALSE", "0")
 """All that the C++ reader understands as a switch."""
 
+LOGITS_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16"}
+"""dtype of an engine's logits -> Triton's data type; the backend returns no others."""
+
 _INT = re.compile(r"\d+")
 _LIST = re.compile(r"\d+(,\d+)*")
 _LISTS = re.compile(r"\d+(,\d+)*(;\d+(,\d+)*)*")
@@ -25,7 +28,8 @@ class Parameter:
     """One key. `default` is what the backend takes where the key is missing; `least` and `most` bound numbers.
 
     `derived`: it follows from the engine or the tokenizer and is not the user's. `required`: the backend reads the key
-    without a guard, so it must be there. `open_range`: the bounds themselves are not allowed.
+    without a guard, so it must be there. `open_range`: the bounds themselves are not allowed. `cpu_only`: ours, which
+    TensorRT-LLM's backend does not know.
     """
 
     key: str
@@ -38,6 +42,7 @@ class Parameter:
     open_range: bool = False
     derived: bool = False
     required: bool = False
+    cpu_only: bool = False
 
     @property
     def is_default_written(self) -> bool:
@@ -138,8 +143,8 @@ PARAMETERS = _rows(
     _P("guided_decoding_backend", "text", "grammar of answers; empty is off", required=True, choices=("", "xgrammar")),
     _P("xgrammar_tokenizer_info_path", "path", "vocabulary for xgrammar", required=True),
     _P("enable_trt_overlap", "switch", "ignored since 0.16", "ignored", choices=FALSE),
-    _P("out_of_vocabulary_ids", "text", "cpu target only: `wrap` takes them modulo the vocabulary (load generators)",
-       "refuse", choices=("refuse", "wrap")),
+    _P("out_of_vocabulary_ids", "text", "`wrap` takes them modulo the vocabulary (load generators)",
+       "refuse", choices=("refuse", "wrap"), cpu_only=True),
 )  # fmt: skip
 """In the order of upstream's template; the last one is ours."""
 

@@ -39,7 +39,7 @@ def render_configs(values: Mapping[str, Any]) -> dict[str, str]:
     """The config.pbtxt of every model in `values["names"]`, by role.
 
     Raises:
-        EngineError: a template misses a value, or the text is not a model configuration.
+        EngineError: a template misses a value, the text is not a model configuration, or tritonclient is missing.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
@@ -57,7 +57,7 @@ def render_configs(values: Mapping[str, Any]) -> dict[str, str]:
             text = environment.get_template(f"{role}/config.pbtxt.j2").render(**values)
         except TemplateError as error:
             raise EngineError(f"template {role}/config.pbtxt.j2: {error}") from error
-        check_config(name, text)
+        parse_config(name, text)
         texts[role] = text
     return texts
 
@@ -71,20 +71,24 @@ def copy_code(role: str, version: Path) -> None:
         (version / ".keep").touch()
 
 
-def check_config(model: str, text: str) -> None:
-    """Parse with Triton's own protobuf where tritonclient is installed; the server would refuse the same.
+def parse_config(model: str, text: str) -> Any:
+    """The configuration (`ModelConfig`) of `model`, as Triton's own protobuf reads it; the server would do the same.
 
     Raises:
-        EngineError: with the line that does not parse.
+        EngineError: the text is none, is of another model, or tritonclient is not installed.
     """
     try:
         from google.protobuf import text_format
         from tritonclient.grpc import model_config_pb2
-    except ImportError:
-        return
+    except ImportError as error:
+        raise EngineError(
+            "writing a repository needs tritonclient, to read the configurations back as Triton does",
+            hint="pip install 'trtbuild[client]'",
+        ) from error
     try:
         config = text_format.Parse(text, model_config_pb2.ModelConfig())
     except text_format.ParseError as error:
         raise EngineError(f"{model}/config.pbtxt is not a model configuration: {error}") from error
     if config.name != model:
         raise EngineError(f"{model}/config.pbtxt names the model {config.name!r}")
+    return config

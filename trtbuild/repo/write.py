@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trtbuild.errors import EngineError
+from trtbuild.errors import EngineError, PlanError
+from trtbuild.finding import ERROR, Finding
 from trtbuild.manifest import sha256_file, tool_versions, write_manifest
+from trtbuild.repo.check.engine import engine_findings, parameter_findings
 from trtbuild.repo.info import EngineFacts, read_engine_facts
 from trtbuild.repo.options import RepositoryOptions, check_options, model_names, template_values
-from trtbuild.repo.render import copy_code, render_configs
+from trtbuild.repo.render import copy_code, parse_config, render_configs
 from trtbuild.staging import check_not_input, check_output, staged_dir
 from trtbuild.text.tokenizer import TOKENIZER_FILES, check_tokenizer
 
@@ -72,8 +75,28 @@ def plan_chain(engine_dir: Path, out: Path, tokenizer: Path, options: Repository
     folder = tokenizer_folder(options)
     # The C++ backend wants a path that holds from anywhere; our model.py files take it from the repository.
     named = folder if engine.target == "cpu" else str(out.resolve() / folder)
-    configs = render_configs(template_values(options, engine, named))
-    return Chain(engine, tokenizer, options, model_names(options), configs)
+    names, configs = model_names(options), render_configs(template_values(options, engine, named))
+    model = names["tensorrt_llm"]
+    if problems := refused(_findings(parse_config(model, configs["tensorrt_llm"]), engine)):
+        raise PlanError(problems)
+    return Chain(engine, tokenizer, options, names, configs)
+
+
+def _findings(config: Any, engine: EngineFacts) -> Iterator[Finding]:
+    """What `trtbuild check` would find of tensorrt_llm; `parameters` of the options reach what no option is for."""
+    values = {key: str(value.string_value) for key, value in config.parameters.items()}
+    yield from parameter_findings(config.name, values, str(config.backend))
+    yield from engine_findings(config.name, values, config, engine.document)
+
+
+def refused(findings: Iterable[Finding], rules: tuple[str, ...] = ()) -> list[str]:
+    """Errors, and findings of `rules`, as sentences."""
+    return [
+        f"{finding.rule}: expected {finding.expected}, found {finding.found}"
+        + (f" ({finding.hint})" * bool(finding.hint))
+        for finding in findings
+        if finding.severity == ERROR or finding.rule in rules
+    ]
 
 
 def tokenizer_folder(options: RepositoryOptions) -> str:

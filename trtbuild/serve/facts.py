@@ -13,9 +13,10 @@ WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
 
 @dataclass(frozen=True)
 class EngineModel:
-    """A model that runs an engine.
+    """A model that runs an engine: `engine`, `kind` and `world_size` are of the newest version that is served.
 
-    `world_size`: tp * pp * cp of the engine's config.json; 0 where it cannot be read, `problem` says why. The lists are
+    `world_size`: tp * pp * cp of the engine's config.json; 0 where it cannot be read. `problem` says what is wrong with
+    the engines of all versions that are served (one after the other). The lists are
     those of the parameters of the same names, one for each instance (";" between them).
     """
 

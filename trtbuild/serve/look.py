@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from trtbuild.errors import ServerError, ToolError
+from trtbuild.errors import ServerError, ToolError, some
 from trtbuild.manifest import read_manifest
 from trtbuild.mpi import find_mpirun
 from trtbuild.serve.facts import WORKER, EngineModel, Kind, Machine, Repository, hostfile_slots, numbers
 from trtbuild.serve.options import Hosts
+from trtbuild.versions import MODEL_FILE, own_engines, served_engines
 
 _SMI_TIMEOUT_S = 20.0
 
@@ -44,44 +45,55 @@ def read_repository(folder: Path) -> Repository:
             continue
         steps[name] = tuple(str(step.model_name) for step in config.ensemble_scheduling.step)
         if "gpt_model_type" in config.parameters:
-            engines.append(_engine_model(name, config))
-        elif list(path.parent.glob("*/model.yaml")):
+            engines.append(_engine_model(path.parent, config))
+        elif list(path.parent.glob(f"*/{MODEL_FILE}")):
             engines.append(EngineModel(name, "llmapi", backend=str(config.backend)))
+    return Repository(folder, tuple(names), tuple(engines), steps, _recorded_world(folder), tuple(problems))
+
+
+def _recorded_world(folder: Path) -> int | None:
+    """Ranks by the manifest, where the repository has one engine that they are of."""
     source = read_manifest(folder).get("source") or {}
     recorded = str(source.get("world_size", ""))
-    return Repository(
-        folder,
-        tuple(names),
-        tuple(engines),
-        steps,
-        int(recorded) if recorded.isdigit() else None,
-        tuple(problems),
-    )
+    versions = [chain for chain in (source.get("chains") or {}).values() if chain.get("versions")]
+    return int(recorded) if recorded.isdigit() and not versions else None
 
 
-def _engine_model(name: str, config: Any) -> EngineModel:
+def _engine_model(folder: Path, config: Any) -> EngineModel:
+    """What is said of the newest version that is served; `problem` is of all that are."""
+    name = folder.name
+
     def value(key: str) -> str:
         text = str(config.parameters[key].string_value) if key in config.parameters else ""
         return "" if text.startswith("${") else text
 
-    engine = Path(value("gpt_model_path"))
-    kind, world, problem = _engine(name, engine) if value("gpt_model_path") else ("tensorrt", 0, _unnamed(name))
+    own, unread = own_engines(folder)
+    served = served_engines(config, own)
+    problems = [problem for version, problem in unread.items() if version in served]
+    looked_at = {path: _engine(name, Path(path)) for path in served.values() if path}
+    newest = served[max(served)] if served else ""
+    kind, world, _problem = looked_at.get(newest, ("tensorrt", 0, ""))
+    if not served:
+        problems.append(
+            f"no version of model {name} is served: there are {some(own) or 'none'}, see its version_policy"
+        )
+    elif "" in served.values():
+        problems.append(f"model {name} names no engine (gpt_model_path)")
+    problems += [problem for _kind, _world, problem in looked_at.values() if problem]
+    if len(kinds := {kind for kind, _world, problem in looked_at.values() if not problem}) > 1:
+        problems.append(f"versions of model {name} are of several targets: {some(sorted(kinds))}")
     return EngineModel(
         name,
         kind,
-        engine,
+        Path(newest),
         world,
         numbers(value("gpu_device_ids")),
         numbers(value("participant_ids")),
         int(value("num_nodes")) if value("num_nodes").isdigit() else 1,
         value("executor_worker_path") or WORKER,
         str(config.backend),
-        problem,
+        "; ".join(problems),
     )
-
-
-def _unnamed(name: str) -> str:
-    return f"model {name} names no engine (gpt_model_path)"
 
 
 def _engine(name: str, folder: Path) -> tuple[Kind, int, str]:

@@ -10,9 +10,8 @@ from typing import Any
 
 from trtbuild.finding import ERROR, Finding
 from trtbuild.repo.check.rules import found
-from trtbuild.repo.parameters import PARAMETERS, RETIRED, TRUE, together_problems
+from trtbuild.repo.parameters import LOGITS_TYPES, PARAMETERS, RETIRED, TRUE, together_problems
 
-_LOGITS = {"float32": "TYPE_FP32", "float16": "TYPE_FP16"}
 _BUILT_FOR = {4: "medusa", 8: "lookahead", 16: "redrafter", 32: "eagle"}
 """speculative_decoding_mode of an engine -> decoding_mode of the server."""
 RELEASE = "1.2.1"
@@ -26,7 +25,7 @@ def parameter_findings(where: str, values: Mapping[str, str], backend: str) -> I
     for key, text in sorted(values.items()):
         if key in RETIRED:
             yield found("parameter-value", where, RETIRED[key], f"{key}, which is retired")
-        elif key not in PARAMETERS:
+        elif key not in PARAMETERS or (PARAMETERS[key].cpu_only and backend == "tensorrtllm"):
             yield found("parameter-unknown", where, "a parameter of the backend", key)
         elif text and not text.startswith("${") and (problem := PARAMETERS[key].problem(text)):
             yield found("parameter-value", where, PARAMETERS[key].meaning, problem)
@@ -90,7 +89,7 @@ def _limits(where: str, values: Mapping[str, str], config: Any, build: Mapping[s
 def _logits(where: str, config: Any, dtype: str) -> Iterator[Finding]:
     from tritonclient.grpc import model_config_pb2
 
-    wanted = _LOGITS.get(dtype)
+    wanted = LOGITS_TYPES.get(dtype)
     if wanted is None:
         yield found("logits-type", where, "an engine with float32 or float16 logits", dtype)
         return
@@ -152,12 +151,13 @@ def _placing(where: str, values: Mapping[str, str], config: Any, world_size: int
                 yield found("participants", where, f"{world_size} ranks of {group!r}", str(len(group.split(","))))
     if config.backend != "tensorrtllm":
         return
+    tokens = values.get("max_tokens_in_paged_kv_cache")
     for group in config.instance_group:
         kind = {0: "KIND_AUTO", 1: "KIND_GPU", 2: "KIND_CPU"}.get(group.kind, str(group.kind))
         if kind != "KIND_CPU":
             hint = "Each GPU would get an instance with the whole engine in it."
             yield found("instance-group", where, "KIND_CPU", kind, hint)
-        elif group.count > 1 and not groups and not values.get("max_tokens_in_paged_kv_cache"):
+        elif group.count > len(groups.split(";")) * bool(groups) and group.count > 1 and not tokens:
             hint = "The first instance takes 90 % of what is free, and the others find nothing."
-            said = f"{group.count} instances without gpu_device_ids or max_tokens_in_paged_kv_cache"
+            said = f"{group.count} instances without a gpu_device_ids of their own, or max_tokens_in_paged_kv_cache"
             yield found("instance-group", where, "a share of the memory for each", said, hint, ERROR)

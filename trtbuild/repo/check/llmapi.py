@@ -9,7 +9,9 @@ from typing import Any
 from trtbuild.errors import EngineError
 from trtbuild.finding import Finding
 from trtbuild.repo.check.rules import found
-from trtbuild.repo.llmapi import argument_problems, read_hf_config
+from trtbuild.repo.llm_arguments import argument_problems, unknown_arguments
+from trtbuild.repo.llmapi import read_hf_config
+from trtbuild.versions import MODEL_FILE
 
 
 def llmapi_findings(where: str, config: Any, document: Mapping[str, Any] | None) -> Iterator[Finding]:
@@ -17,7 +19,7 @@ def llmapi_findings(where: str, config: Any, document: Mapping[str, Any] | None)
 
     Launchers switch auto-complete off, so config.pbtxt must say what model.yaml says.
     """
-    path = f"{where}/model.yaml"
+    path = f"{where}/{MODEL_FILE}"
     if document is None or not isinstance(document.get("triton_config") or {}, dict):
         yield found("llmapi-yaml", path, "a YAML mapping", "none that can be read")
         return
@@ -32,6 +34,9 @@ def llmapi_findings(where: str, config: Any, document: Mapping[str, Any] | None)
     arguments = {key: value for key, value in document.items() if key not in ("triton_config", "model")}
     for problem in argument_problems(arguments):
         yield found("llmapi-argument", path, "arguments of tensorrt_llm.LLM 1.2", problem)
+    for sentence in unknown_arguments(arguments):
+        hint = "The class refuses names that its release does not have."
+        yield found("llmapi-unknown", path, "arguments of tensorrt_llm.LLM 1.2", sentence, hint)
     yield from _model(path, str(document.get("model") or ""))
 
 

@@ -58,11 +58,12 @@ def read_repository(folder: Path) -> Repository:
     for path in paths:
         name = path.parent.name
         where = f"{name}/config.pbtxt"
+        text = ""
         try:
             text = path.read_text(encoding="utf-8")
             config = text_format.Parse(text, model_config_pb2.ModelConfig())
         except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-            left = sorted(set(_PLACEHOLDER.findall(text))) if not isinstance(error, OSError) else []
+            left = sorted(set(_PLACEHOLDER.findall(text)))
             hint = f"Fill {', '.join(left)}." if left else "Write the repository again with `trtbuild repo`."
             repository.findings.append(found("model-config", where, "a model configuration", _line(error), hint))
             continue
@@ -73,7 +74,7 @@ def read_repository(folder: Path) -> Repository:
 
 def _model(folder: Path, config: Any) -> Model:
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    versions = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name.isdigit())
+    versions = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name.isdecimal())
     return Model(folder.name, folder, config, versions, files)
 
 

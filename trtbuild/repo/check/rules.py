@@ -45,7 +45,8 @@ RULES: dict[str, Check] = {
     "accumulate-tokens": Check(WARNING, "accumulate_tokens only where answers are streamed"),
     "shared-gpus": Check(WARNING, "several engines have GPUs of their own, or a number of tokens each"),
     "llmapi-yaml": Check(ERROR, "model.yaml can be read and agrees with config.pbtxt"),
-    "llmapi-argument": Check(ERROR, "model.yaml has arguments of tensorrt_llm.LLM, of the right kind"),
+    "llmapi-argument": Check(ERROR, "arguments in model.yaml are of the right kind"),
+    "llmapi-unknown": Check(WARNING, "model.yaml has arguments of tensorrt_llm.LLM only"),
     "llmapi-model": Check(ERROR, "model.yaml names a Hugging Face checkpoint"),
     # flow of the ensemble
     "ensemble-model": Check(ERROR, "every step of an ensemble is a model of the repository"),

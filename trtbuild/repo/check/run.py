@@ -13,6 +13,7 @@ from trtbuild.repo.check.llmapi import llmapi_findings
 from trtbuild.repo.check.read import Model, read_repository, read_yaml
 from trtbuild.repo.check.rules import found
 from trtbuild.repo.check.tokens import engine_config, tokenizer_findings
+from trtbuild.versions import ENGINE_FILE, MODEL_FILE, own_engines, served_engines, served_versions
 
 _BACKENDS = ("python", "tensorrtllm")
 
@@ -32,9 +33,10 @@ def check_repository(folder: Path, *, read_tokenizers: bool = True) -> Report:
         findings += _files(model)
         if "gpt_model_type" in model.config.parameters:
             findings += _engines(model, vocabularies.setdefault(role_of(model.name)[0], []))
-        elif "sampling_param_max_tokens" in _inputs(model) or f"{_version(model)}/model.yaml" in model.files:
-            path = model.folder / _version(model) / "model.yaml"
-            findings += llmapi_findings(f"{model.name}/{_version(model)}", model.config, read_yaml(path))
+        elif "sampling_param_max_tokens" in _inputs(model) or any(f.endswith(f"/{MODEL_FILE}") for f in model.files):
+            for version in _served(model):
+                path = model.folder / str(version) / MODEL_FILE
+                findings += llmapi_findings(f"{model.name}/{version}", model.config, read_yaml(path))
     configs = {name: model.config for name, model in repository.models.items()}
     findings += chain_findings(configs)
     findings += flow_findings(configs)
@@ -47,9 +49,8 @@ def _inputs(model: Model) -> set[str]:
     return {tensor.name for tensor in model.config.input}
 
 
-def _version(model: Model) -> str:
-    """The version that Triton serves by default: the newest."""
-    return max(model.versions, key=int, default="1")
+def _served(model: Model) -> tuple[int, ...]:
+    return served_versions(model.config.version_policy, map(int, model.versions))
 
 
 def _files(model: Model) -> Iterator[Finding]:
@@ -71,19 +72,23 @@ def _files(model: Model) -> Iterator[Finding]:
 
 
 def _engines(model: Model, vocabularies: list[int]) -> Iterator[Finding]:
-    """The engine of the model, and those of versions that have their own."""
+    """The engines of the versions that the server loads; nobody needs the others."""
     where = f"{model.name}/config.pbtxt"
     values = {key: str(value.string_value) for key, value in model.config.parameters.items()}
     yield from parameter_findings(where, values, str(model.config.backend))
-    versions = {v: (read_yaml(model.folder / v / "engine.json") or {}).get("gpt_model_path") for v in model.versions}
-    for version, own in versions.items():
-        if own:
-            yield from _engine(f"{model.name}/{version}/engine.json", str(own), values, model, vocabularies)
-    path = model.parameter("gpt_model_path")
-    if not path:
-        yield found("engine-missing", where, "gpt_model_path", "none", "The server says: model paths are empty.")
-        return
-    yield from _engine(where, path, values, model, vocabularies)
+    own, unread = own_engines(model.folder)
+    by_path: dict[str, str] = {}
+    for version, path in served_engines(model.config, own).items():
+        if version in unread:
+            expected = f"{ENGINE_FILE} with a gpt_model_path"
+            yield found("engine-missing", f"{model.name}/{version}/{ENGINE_FILE}", expected, unread[version])
+            continue
+        by_path.setdefault(path, f"{model.name}/{version}/{ENGINE_FILE}" if path == own[version] else where)
+    for path, said in by_path.items():
+        if path:
+            yield from _engine(said, path, values, model, vocabularies)
+        else:
+            yield found("engine-missing", where, "gpt_model_path", "none", "The server says: model paths are empty.")
 
 
 def _engine(where: str, path: str, values: dict[str, str], model: Model, vocabularies: list[int]) -> Iterator[Finding]:
