@@ -90,6 +90,14 @@ def flag(tensors: Mapping[str, Any], name: str, default: bool = False) -> bool:
     return bool(tensors[name].reshape(-1)[0]) if name in tensors and tensors[name].size else default
 
 
+def number(tensors: Mapping[str, Any], name: str, row: int, default: int) -> int:
+    """A number of the request, for one row of the batch."""
+    if name not in tensors or not tensors[name].size:
+        return default
+    values = tensors[name].reshape(-1)
+    return int(values[min(row, len(values) - 1)])
+
+
 def stop_words(tensors: Mapping[str, Any], row: int) -> list[str]:
     """Stop words of one row of the batch."""
     if "stop_words" not in tensors:
