@@ -134,12 +134,20 @@ def test_a_request_of_the_llm_class() -> None:
             parse_llm_request(tensors, decoupled=False)
 
 
-def test_text_so_far_becomes_what_is_new() -> None:
-    for texts in (["He", "Hell", "Hell\ufffd", "Hellö", "Hellö"], ["He", "ll", "ö"]):
-        deltas = Deltas()
-        pieces = [deltas.next(text, final=at == len(texts) - 1) for at, text in enumerate(texts)]
-        assert "".join(pieces) == "Hellö"
-        assert "\ufffd" not in "".join(pieces)
+@pytest.mark.parametrize(
+    ("stops", "texts", "pieces"),
+    [
+        ([], ["He", "Hell", "Hell\ufffd", "Hellö", "Hellö"], ["He", "ll", "", "ö", ""]),
+        ([], ["ha", "ha", "haha", "haha!"], ["ha", "", "ha", "!"]),
+        (["bcx", "z"], ["a", "ab", "abc", "abcd"], ["a", "", "", "bcd"]),
+        (["bcd"], ["a", "ab", "abc", "a"], ["a", "", "", ""]),  # cut off by the class when it is whole
+        (["bc"], ["a", "ab", "abcde", "a"], ["a", "", "", ""]),
+        (["nothing"], ["abcn", "ab"], ["abc", ""]),
+    ],
+)
+def test_text_so_far_becomes_what_is_new(stops: list[str], texts: list[str], pieces: list[str]) -> None:
+    deltas = Deltas(stops)
+    assert [deltas.next(text, final=at == len(texts) - 1) for at, text in enumerate(texts)] == pieces
 
 
 def test_outputs_have_the_kinds_of_the_contract() -> None:

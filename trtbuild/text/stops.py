@@ -9,6 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def find_stops(text: str, stops: Sequence[str]) -> list[tuple[int, int]]:
+    """Where in `text` each of the stop strings is found first: begin and end."""
+    return [(at, at + len(stop)) for stop in stops if (at := text.find(stop)) >= 0]
+
+
+def certain(text: str, stops: Sequence[str]) -> int:
+    """How much of `text` can be given out: what comes before any stop string, and before what may become one."""
+    found = [begin for begin, _ in find_stops(text, stops)]
+    return min(found) if found else len(text) - max((_overlap(text, stop) for stop in stops), default=0)
+
+
 class StopFilter:
     """The state of one answer. `push` returns the text that is certain to be before any stop string."""
 
@@ -21,16 +32,10 @@ class StopFilter:
     def push(self, text: str) -> str:
         if self.stopped:
             return ""
-        if not self._stops:
-            return text
         self._held += text
-        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
-        if found:
-            self.stopped = True
-            before, self._held = self._held[: min(found)], ""
-            return before
-        keep = max(_overlap(self._held, stop) for stop in self._stops)
-        sure, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        self.stopped = bool(find_stops(self._held, self._stops))
+        count = certain(self._held, self._stops)
+        sure, self._held = self._held[:count], "" if self.stopped else self._held[count:]
         return sure
 
     def flush(self) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from trtbuild.text.detokenize import Decodes, IncrementalDecoder
+from trtbuild.text.stops import find_stops
 
 
 class RowText:
@@ -76,7 +77,7 @@ class RowText:
         if not self._stops or not piece:
             return piece
         seen = self._tail + piece
-        ends = [at + len(stop) for stop in self._stops if (at := seen.find(stop)) >= 0]
+        ends = [end for _, end in find_stops(seen, self._stops)]
         if ends:
             self.stopped = True
             return piece[: min(ends) - len(self._tail)]

@@ -125,7 +125,7 @@ class LlmService:
         try:
             sampling = self._sampling_params(**request.sampling)
             promise = self._llm.generate_async(request.prompt, sampling, streaming=request.streaming)
-            deltas = Deltas()
+            deltas = Deltas(request.sampling.get("stop", ()))
             if request.streaming:
                 async for output in promise:
                     self._send(request, call, deltas, output.outputs[0], final=bool(output.finished))

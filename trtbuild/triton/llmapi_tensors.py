@@ -5,11 +5,12 @@ Source: upstream's all_models/llmapi of TensorRT-LLM 1.2 (no batch dimension; sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from trtbuild.errors import RequestError
+from trtbuild.text.stops import certain
 
 _SAMPLING = ("best_of", "temperature", "top_k", "top_p", "frequency_penalty", "presence_penalty", "max_tokens", "seed")
 _KV_CACHE = {
@@ -88,20 +89,24 @@ def answer_tensors(text: str, completion: Any, request: LlmRequest) -> dict[str,
 
 
 class Deltas:
-    """Text so far, as the LLM class gives it -> what is new. What can still change (U+FFFD at the end) is held back.
+    """Text so far, as the LLM class gives it -> what is new; together the last text.
 
-    A fork of the class that gives what is new is understood too: such a text does not begin with the one before.
+    Held back is what can still change: U+FFFD at the end, and the beginning of a stop string, which the class leaves
+    in the text until it is whole and then cuts off.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stops: Sequence[str] = ()) -> None:
+        self._stops = stops
         self.text = ""
 
     def next(self, text: str, *, final: bool) -> str:
-        whole = text if text.startswith(self.text) else self.text + text
-        sure = whole if final else whole.rstrip("\ufffd")
-        if len(sure) < len(self.text):
+        sure = text if final else text.rstrip("\ufffd")
+        if not sure.startswith(self.text):  # it became shorter, and what was given out cannot be taken back
             return ""
-        new, self.text = sure[len(self.text) :], sure
+        new = sure[len(self.text) :]
+        if not final:
+            new = new[: certain(new, self._stops)]
+        self.text += new
         return new
 
 
