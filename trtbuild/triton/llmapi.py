@@ -97,7 +97,11 @@ class LlmService:
         """Whatever the LLM raised is the answer to that request only."""
         call = self._tasks.pop(task, None)
         error = None if task.cancelled() else task.exception()
-        if error is not None and call is not None:
+        if call is None:
+            return
+        if task.cancelled():  # before its first step, so that it could not end its call itself
+            call.finish()
+        elif error is not None:
             call.fail(f"Error generating request: {error}")
 
     def _stop(self, _request: LlmRequest, call: Call) -> None:

@@ -32,7 +32,7 @@ class LLM:
         return RequestOutput(self, inputs, sampling_params, streaming)
 
     def shutdown(self):
-        pass
+        print("LLM was shut down", flush=True)
 
 
 class RequestOutput:
