@@ -7,6 +7,8 @@ The engine is a script, in the form of the C++ backend (no response is marked as
 from __future__ import annotations
 
 import itertools
+import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -51,16 +53,24 @@ def tensors(prompts: list[str], *, stream: bool = False, **changes: Any) -> dict
     return found | {name: np.array(value) for name, value in changes.items()}
 
 
-def ask(pb: Backend, tokenizer: Tokenizer, inputs: dict[str, Any], *, told: bool = False, **parameters: Any) -> Sender:
-    """Every response to one request; `told`: the engine marks the last ones."""
-    decoupled = parameters.pop("decoupled", True)
-    said = {"final_output": "IS_FINAL" if told else "", **{k: str(v).lower() for k, v in parameters.items()}}
+def model(pb: Backend, tokenizer: Tokenizer, *, decoupled: bool = True, **parameters: Any) -> Bls:
     config = {
-        "parameters": {name: {"string_value": value} for name, value in said.items()},
+        "parameters": {name: {"string_value": str(value)} for name, value in parameters.items()},
         "model_transaction_policy": {"decoupled": decoupled},
     }
-    bls, sender = Bls(pb, config, tokenizer), Sender(decoupled=decoupled)
+    return Bls(pb, config, tokenizer)
+
+
+def start(bls: Bls, inputs: dict[str, Any], **how: Any) -> Sender:
+    sender = Sender(**how)
     bls.execute(Request({*PASSED_ON, "text_output"}), inputs, sender)
+    return sender
+
+
+def ask(pb: Backend, tokenizer: Tokenizer, inputs: dict[str, Any], *, told: bool = False, **parameters: Any) -> Sender:
+    """Every response to one request; `told`: the engine marks the last ones."""
+    bls = model(pb, tokenizer, final_output="IS_FINAL" if told else "", **parameters)
+    sender = start(bls, inputs, decoupled=parameters.get("decoupled", True))
     assert sender.done.wait(20), sender.got
     bls.close()
     return sender
@@ -171,3 +181,101 @@ def test_one_response_where_it_is_not_decoupled(tokenizer: Tokenizer) -> None:
     pb = backend(tokenizer, lambda _: [ids_of([ids])])
     inputs = tensors(["x"], exclude_input_in_output=[[True]])
     assert ask(pb, tokenizer, inputs, decoupled=False).texts() == [["Hello\n"]]
+
+
+class Endless:
+    """An engine that generates until it is stopped, or until `broken`, when stopping fails."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.token, self.stopped, self.asked = encoded(tokenizer, "a")[:1], threading.Event(), 0
+        self.most = self.now = 0
+        self.broken = False
+
+    def __call__(self, _: Any) -> Answers:
+        self.asked, self.now = self.asked + 1, self.now + 1
+        self.most = max(self.most, self.now)
+        while not self.stopped.wait(0.01):
+            yield ids_of([self.token])
+        self.now -= 1
+
+    def backend(self, tokenizer: Tokenizer) -> Backend:
+        pb = backend(tokenizer, self)
+        models, inner = pb.models, pb.models["tensorrt_llm"]
+
+        def llm(request: Any) -> Answers:
+            if "stop" in request.values() and self.broken:
+                self.broken = False
+                raise RuntimeError("no such model")
+            if "stop" in request.values():
+                self.stopped.set()
+            return inner(request)
+
+        models["tensorrt_llm"] = llm
+        return pb
+
+
+def wait_for(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not done() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert done()
+
+
+def test_a_client_that_leaves_stops_the_engine(tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+    """Even where the first try fails, and others are served meanwhile."""
+    engine = Endless(tokenizer)
+    engine.broken = True
+    bls = model(engine.backend(tokenizer), tokenizer, cancellation_check_period_ms=10)
+    sender = start(bls, tensors(["x"], stream=True))
+    wait_for(lambda: len(sender.got) > 2)
+    sender.cancelled = True
+    assert sender.done.wait(5)
+    assert engine.stopped.is_set()
+    assert "no such model" in capsys.readouterr().err
+    bls.close()
+
+
+def test_requests_wait_for_a_thread(tokenizer: Tokenizer) -> None:
+    """Two at once; one whose client leaves while it waits is never asked of the engine, nor is one left at the end."""
+    engine = Endless(tokenizer)
+    bls = model(engine.backend(tokenizer), tokenizer, concurrent_requests=2, cancellation_check_period_ms=10)
+    first = [start(bls, tensors(["x"], stream=True)) for _ in range(2)]
+    wait_for(lambda: all(sender.got for sender in first))
+    left, last = (start(bls, tensors(["x"], stream=True)) for _ in range(2))
+    left.cancelled = True
+    assert left.done.wait(5)
+    assert not left.got
+    threading.Timer(0.3, engine.stopped.set).start()
+    bls.close()
+    assert last.got == ["tensorrt_llm_bls: the model is unloaded"]
+    assert [sender.done.is_set() for sender in first] == [True, True]
+    assert (engine.asked, engine.most) == (2, 2)
+
+
+def test_closing_calls_no_model(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton lets none be called while a model is finalized; what is open gets a moment."""
+    monkeypatch.setattr("trtbuild.triton.bls._CLOSING_S", 0.2)
+    engine = Endless(tokenizer)
+    pb = engine.backend(tokenizer)
+    bls = model(pb, tokenizer)
+    sender = start(bls, tensors(["x"], stream=True))
+    wait_for(lambda: bool(sender.got))
+    bls.close()
+    assert not pb.stopped()
+    engine.stopped.set()
+    assert sender.done.wait(5)
+
+
+def test_no_thread_for_a_request(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    bls = model(backend(tokenizer, lambda _: []), tokenizer)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        sender = start(bls, tensors(["x"]))
+    assert sender.got == ["tensorrt_llm_bls: can't start new thread"]
+    assert sender.codes == [TritonError.UNAVAILABLE]
+    assert start(bls, tensors(["x"])).done.wait(5)
+    bls.close()

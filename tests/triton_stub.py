@@ -59,14 +59,6 @@ class InferenceResponse:
         return self._error
 
 
-class Logger:
-    lines: list[str] = []  # noqa: RUF012
-
-    @classmethod
-    def log_error(cls, line: str) -> None:
-        cls.lines.append(line)
-
-
 class Sender:
     """What a client gets. `got`: outputs of every response, or the message of its error; `finals`: FINAL flags."""
 
@@ -128,11 +120,12 @@ class Request:
 class Backend:
     """The module `pb_utils` with models behind it: name -> a function of a request's inputs to its responses."""
 
-    Tensor, InferenceResponse, TritonError, Logger = Tensor, InferenceResponse, TritonError, Logger
+    Tensor, InferenceResponse, TritonError = Tensor, InferenceResponse, TritonError
     TRITONSERVER_RESPONSE_COMPLETE_FINAL = TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
     def __init__(self, models: Mapping[str, Callable[[Any], Iterable[InferenceResponse]]]) -> None:
         self.requests: list[Any] = []
+        self.models = dict(models)
         backend = self
 
         @dataclass
@@ -145,7 +138,7 @@ class Backend:
 
             def exec(self, decoupled: bool = False) -> Any:
                 backend.requests.append(self)
-                answers = models[self.model_name](self)
+                answers = backend.models[self.model_name](self)
                 return iter(answers) if decoupled else next(iter(answers))
 
             def values(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """What `tensorrt_llm_bls` does: preprocessing, tensorrt_llm and the text of its answers, for many requests at once.
 
 Unlike the ensemble it knows where a stream begins and ends whatever the backend, so its text is exact with
-TensorRT-LLM's C++ backend too. A thread serves each request; another asks whether clients are still there, and stops
-the engine's work for those that are not (upstream generates to the end).
+TensorRT-LLM's C++ backend too. A thread serves each request, up to a number of them; another asks whether clients are
+still there, and stops the engine's work for those that are not (upstream generates to the end).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import secrets
 import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from trtbuild.triton.call import Call
 from trtbuild.triton.prompts import parse_switch
 
 _CLOSING_S = 5.0
+_MOST_THREADS = 256
+"""Requests that are served at once; others wait for one of them to end."""
 
 
 class Bls:
@@ -42,27 +45,65 @@ class Bls:
         )
         self._period = float(parameters.get("cancellation_check_period_ms") or 100) / 1000
         self._calls: set[Call] = set()
+        self._waiting: dict[Call, tuple[Mapping[str, Any], dict[str, Any], set[str]]] = {}
+        self._most = int(parameters.get("concurrent_requests") or _MOST_THREADS)
+        self._threads = 0
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         threading.Thread(target=self._poll_clients, daemon=True, name="clients").start()
 
     def execute(self, request: Any, tensors: Mapping[str, Any], sender: Any) -> None:
-        """Take one request; its answers go to `sender` from a thread of its own."""
+        """Take one request; its answers go to `sender` from another thread."""
         inner_id = f"{request.request_id() or 'bls'}-{secrets.token_hex(8)}"
         call = Call(self._pb, sender, inner_id, decoupled=self._settings.decoupled)
-        work = (call, tensors, json.loads(request.parameters() or "{}"), set(request.requested_output_names()))
+        work = (tensors, json.loads(request.parameters() or "{}"), set(request.requested_output_names()))
         with self._lock:
             self._calls.add(call)
-        threading.Thread(target=self._serve, args=work, daemon=True, name=inner_id).start()
+            self._waiting[call] = work
+            more = self._threads < self._most
+            self._threads += more
+        if more:
+            self._start_thread()
 
     def close(self) -> None:
-        """Stop what is left and wait a moment for it."""
-        deadline = time.monotonic() + _CLOSING_S
-        while (calls := self._open_calls()) and time.monotonic() < deadline:
-            for call in calls:
-                self._stop_engine(call)
-            time.sleep(0.05)
+        """Wait a moment for what is left; no model can be called any more, so that nothing can be stopped either."""
         self._stopping.set()
+        self._refuse_waiting("the model is unloaded")
+        deadline = time.monotonic() + _CLOSING_S
+        while self._open_calls() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def _start_thread(self) -> None:
+        try:
+            threading.Thread(target=self._work, daemon=True, name="bls").start()
+        except RuntimeError as error:  # the system has no room for one
+            with self._lock:
+                self._threads -= 1
+                alone = not self._threads
+            if alone:
+                self._refuse_waiting(str(error))
+
+    def _refuse_waiting(self, why: str) -> None:
+        with self._lock:
+            calls = list(self._waiting)
+            self._waiting.clear()
+            self._calls.difference_update(calls)
+        for call in calls:
+            call.fail(f"tensorrt_llm_bls: {why}", self._pb.TritonError.UNAVAILABLE)
+
+    def _work(self) -> None:
+        """A thread: requests one after the other, as long as some wait."""
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._threads -= 1
+                    return
+                call = next(iter(self._waiting))
+                work = self._waiting.pop(call)
+            try:
+                self._serve(call, *work)
+            except Exception:  # its client has been told
+                traceback.print_exc()
 
     def _serve(self, call: Call, tensors: Mapping[str, Any], parameters: dict[str, Any], wanted: set[str]) -> None:
         def ask(model: str, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Any:
@@ -86,11 +127,24 @@ class Bls:
             return list(self._calls)
 
     def _poll_clients(self) -> None:
-        """Again and again for the same client: the engine may not have known the request yet."""
         while not self._stopping.wait(self._period):
             for call in self._open_calls():
-                if call.client_left():
-                    self._stop_engine(call)
+                try:
+                    if call.client_left():
+                        self._client_left(call)
+                except Exception:  # of this one; the clients of others are still to be looked after
+                    traceback.print_exc()
+
+    def _client_left(self, call: Call) -> None:
+        """Again and again for the same client: the engine may not have known the request yet."""
+        with self._lock:
+            waited = self._waiting.pop(call, None)
+            if waited is not None:
+                self._calls.discard(call)
+        if waited is not None:
+            call.finish()
+        else:
+            self._stop_engine(call)
 
     def _stop_engine(self, call: Call) -> None:
         """Upstream's way to cancel: a second request with the same id and `stop`; an unknown id is no error."""
