@@ -28,6 +28,10 @@ class TritonError:
         return self._code
 
 
+class TritonModelException(Exception):
+    """What a model that cannot be called raises."""
+
+
 @dataclass(frozen=True)
 class Tensor:
     _name: str
@@ -117,15 +121,37 @@ class Request:
         return list(self.wanted)
 
 
+class MetricFamily:
+    """`values`: of every gauge, by its family's name and its labels."""
+
+    GAUGE = 1
+    values: dict[tuple[str, ...], float]
+
+    def __init__(self, name: str, description: str, kind: int) -> None:
+        self.name = name
+
+    def Metric(self, labels: dict[str, str]) -> MetricFamily:
+        return type(self)._gauge(self.name, labels)
+
+    @classmethod
+    def _gauge(cls, name: str, labels: dict[str, str]) -> Any:
+        key = (name, *labels.values())
+        cls.values[key] = 0.0
+        return type("Gauge", (), {"set": lambda _, value: cls.values.__setitem__(key, value)})()
+
+
 class Backend:
     """The module `pb_utils` with models behind it: name -> a function of a request's inputs to its responses."""
 
     Tensor, InferenceResponse, TritonError = Tensor, InferenceResponse, TritonError
+    TritonModelException = TritonModelException
     TRITONSERVER_RESPONSE_COMPLETE_FINAL = TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
     def __init__(self, models: Mapping[str, Callable[[Any], Iterable[InferenceResponse]]]) -> None:
         self.requests: list[Any] = []
         self.models = dict(models)
+        self.gauges: dict[tuple[str, ...], float] = {}
+        self.MetricFamily = type("MetricFamily", (MetricFamily,), {"values": self.gauges})
         backend = self
 
         @dataclass

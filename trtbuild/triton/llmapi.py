@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from trtbuild.errors import EngineError, TrtbuildError
+from trtbuild.handover import DRAINING, Gate
 from trtbuild.triton.call import Call
 from trtbuild.triton.llmapi_tensors import Deltas, LlmRequest, answer_tensors, parse_llm_request
+from trtbuild.triton.metrics import MetricsReporter
 
 MODEL_FILE = "model.yaml"
 FILE_ENV = "LLM_CONFIG_PATH"
 """Upstream's way to name another file, from the version folder."""
+_METRICS_S = 0.1
+"""As often as the cpu engine's metrics are refreshed: `trtbuild serve` drains by them."""
 
 
 def read_arguments(folder: Path, environment: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -53,6 +57,8 @@ class LlmService:
             )
         self._accumulate = bool(triton.get("accumulate_tokens", False))
         self._period = float(triton.get("cancellation_check_period_ms", 100)) / 1000
+        self._gate = Gate()
+        self._calls: set[Call] = set()  # from their arrival on; the tasks are the loop's own
         self._tasks: dict[asyncio.Task[None], Call] = {}
         from tensorrt_llm import LLM, SamplingParams
 
@@ -61,6 +67,15 @@ class LlmService:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True, name="llm")
         self._thread.start()
+        name = str(config.get("name") or folder.parent.name)
+        self._metrics = MetricsReporter(pb, name, folder.name, self.stats, _METRICS_S, only=self.stats())
+
+    def stats(self) -> dict[str, int]:
+        """Counters for the metrics, by the names that the cpu runtime gives its own.
+
+        None of steps: while the LLM class works on a whole answer, there is nothing to be seen of it.
+        """
+        return {"active_requests": len(self._calls)}
 
     def execute(self, request_id: str, tensors: Mapping[str, Any], sender: Any) -> None:
         """Take one request; its answers go to `sender` from the event loop."""
@@ -70,10 +85,17 @@ class LlmService:
         except TrtbuildError as error:
             call.fail(error.message, self._pb.TritonError.INVALID_ARG)
             return
-        self._loop.call_soon_threadsafe(self._stop if request.stop else self._start, request, call)
+        if request.stop:
+            self._loop.call_soon_threadsafe(self._stop, call)
+        elif self._gate.closed:
+            call.fail(DRAINING, self._pb.TritonError.UNAVAILABLE)
+        else:
+            self._calls.add(call)
+            self._loop.call_soon_threadsafe(self._start, request, call)
 
     def close(self) -> None:
         """Cancel what is left, then let the LLM go."""
+        self._metrics.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5.0)
         if hasattr(self._llm, "shutdown"):
@@ -84,9 +106,11 @@ class LlmService:
         poll = self._loop.create_task(self._poll_clients())
         self._loop.run_forever()
         left = [poll, *self._tasks]
-        for task in left:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        while left:  # and once more for what has just come
+            for task in left:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            left = list(self._tasks)
 
     def _start(self, request: LlmRequest, call: Call) -> None:
         task = self._loop.create_task(self._serve(request, call))
@@ -95,16 +119,15 @@ class LlmService:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """Whatever the LLM raised is the answer to that request only."""
-        call = self._tasks.pop(task, None)
+        call = self._tasks.pop(task)
+        self._calls.discard(call)
         error = None if task.cancelled() else task.exception()
-        if call is None:
-            return
         if task.cancelled():  # before its first step, so that it could not end its call itself
             call.finish()
         elif error is not None:
             call.fail(f"Error generating request: {error}")
 
-    def _stop(self, _request: LlmRequest, call: Call) -> None:
+    def _stop(self, call: Call) -> None:
         """Upstream's way to cancel: a second request with the same id and `stop`; an unknown id is no error."""
         if not call.inner_id:
             call.fail("Trying to stop a request but request ID is not provided", self._pb.TritonError.INVALID_ARG)

@@ -1,9 +1,9 @@
-"""Upstream's nv_trt_llm_* metric families, filled from the cpu runtime's counters."""
+"""Upstream's nv_trt_llm_* metric families, filled from the counters of the cpu runtime or of llmapi."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from trtbuild.errors import TrtbuildError
@@ -34,15 +34,29 @@ _FAMILIES: dict[str, tuple[str, str, dict[str, str]]] = {
 
 
 class MetricsReporter:
-    """Refreshes the gauges every `period_s` on its own thread until `close`."""
+    """Refreshes the gauges every `period_s` on its own thread until `close`.
 
-    def __init__(self, pb: Any, model: str, version: str, stats: Callable[[], dict[str, int]], period_s: float) -> None:
+    `only`: the counters that `stats` has; a gauge of another would say 0 where nothing is known.
+    """
+
+    def __init__(
+        self,
+        pb: Any,
+        model: str,
+        version: str,
+        stats: Callable[[], dict[str, int]],
+        period_s: float,
+        only: Collection[str] | None = None,
+    ) -> None:
         self._stats = stats
         self._period = period_s
         self._stopping = threading.Event()
         self._families = []  # kept alive: a family that is collected disappears from the page
         self._gauges: list[tuple[str, Any]] = []
-        for name, (description, label, values) in _FAMILIES.items():
+        for name, (description, label, counters) in _FAMILIES.items():
+            values = {value: counter for value, counter in counters.items() if only is None or counter in only}
+            if not values:
+                continue
             family = pb.MetricFamily(name=name, description=description, kind=pb.MetricFamily.GAUGE)
             self._families.append(family)
             for value, counter in values.items():
