@@ -16,7 +16,16 @@ import numpy as np
 import pytest
 
 from tests.test_detokenize import real_tokenizer
-from tests.triton_stub import Backend, InferenceResponse, Request, Sender, Tensor, TritonError, ids_of
+from tests.triton_stub import (
+    Backend,
+    InferenceResponse,
+    Request,
+    Sender,
+    Tensor,
+    TritonError,
+    TritonModelException,
+    ids_of,
+)
 from trtbuild.text.tokenizer import Tokenizer
 from trtbuild.triton.bls import Bls
 from trtbuild.triton.bls_tensors import PASSED_ON
@@ -161,9 +170,8 @@ def test_beams_have_the_stop_words_of_their_row(tokenizer: Tokenizer) -> None:
         ["red blue red", "red blue blue, red"],
         ["blue red and more red and blue", "blue red and more blue"],
     ]
-    refused = ask(
-        backend(tokenizer, engine), tokenizer, tensors(["x"], stream=True, beam_width=[[2]]), accumulate_tokens=True
-    )
+    streaming = tensors(["x"], stream=True, beam_width=[[2]])
+    refused = ask(backend(tokenizer, engine), tokenizer, streaming, accumulate_tokens=True)
     assert refused.got == ["Accumulation of tokens is only implemented for beam width = 1"]
 
 
@@ -174,6 +182,30 @@ def test_an_error_of_the_engine_is_the_answer(tokenizer: Tokenizer) -> None:
     assert sender.got[1:] == ["no room"]
     assert sender.codes == [TritonError.UNAVAILABLE]
     assert len(pb.stopped()) == 1, "the other sequence"
+
+
+def test_what_fails_inside_is_told_and_the_next_is_served(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the only thread; the trace goes to the log."""
+    logged: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", lambda said: logged.append(said.exc_type))
+
+    def engine(_: Any) -> Answers:
+        raise failures.pop()
+
+    failures = [ValueError("a mistake"), TritonModelException("model 'tensorrt_llm' is not ready")]
+    bls = model(backend(tokenizer, engine), tokenizer, concurrent_requests=1)
+    senders = [start(bls, tensors(["x"])) for _ in range(2)]
+    assert all(sender.done.wait(5) for sender in senders)
+    assert [sender.got for sender in senders] == [
+        ["model 'tensorrt_llm' is not ready"],
+        ["tensorrt_llm_bls failed; the server's log says why"],
+    ]
+    failures.append(TritonModelException("again"))
+    assert start(bls, tensors(["x"])).done.wait(5)
+    bls.close()
+    assert logged == [ValueError]
 
 
 def test_one_response_where_it_is_not_decoupled(tokenizer: Tokenizer) -> None:
@@ -205,7 +237,7 @@ class Endless:
         def llm(request: Any) -> Answers:
             if "stop" in request.values() and self.broken:
                 self.broken = False
-                raise RuntimeError("no such model")
+                raise TritonModelException("no such model")
             if "stop" in request.values():
                 self.stopped.set()
             return inner(request)

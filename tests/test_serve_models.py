@@ -18,12 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.serve_fixture import LONGEST, VOCAB, Running, demo_tokenizer, running
 from tests.test_serve_streams import alone
 from tests.tiny import ROOT, make_llama
-from trtbuild.client import Generation, generate_stream
+from trtbuild.client import Client, Generation, generate_stream
 from trtbuild.errors import RequestError
 
 PROMPTS = [f"Number {i}: " + "the quick brown fox " * (i % 3) + "👍 你好"[: i % 4] for i in range(8)]
@@ -126,6 +127,27 @@ def test_eight_streams_of_each_model_at_once(server: Running, expected: dict[int
         assert all(later.startswith(sooner) for sooner, later in itertools.pairwise(texts))
 
 
+def test_bls_answers_as_the_ensemble(server: Running, expected: dict[int, list[str]]) -> None:
+    """Log probabilities, too; several sequences of one prompt, in one piece and streamed."""
+    asked = Generation(PROMPTS[3], max_tokens=COUNT, log_probs=True, stream=False)
+    models = ("tensorrt_llm_bls", "ensemble")
+    with Client(server.url) as client:
+        answers = [client.infer(asked, model=model) for model in models]
+    assert answers[0] == answers[1]
+    assert answers[0].text == expected[1][3]
+    assert len(answers[0].log_probs) == COUNT
+    for streaming in (False, True):
+        two = {"num_return_sequences": np.array([[2]], dtype=np.int32), "top_k": np.array([[50]], dtype=np.int32)}
+        inputs = {**raw_inputs(PROMPTS[1], COUNT, "\n\n\n"), **two, "stream": np.array([[streaming]])}
+        texts = []
+        for model in models:
+            pieces = raw_answers(server.url, model, inputs)
+            texts.append(["".join(text for text, place in pieces if place == n) for n in (0, 1)])
+            assert len(pieces) == 2 or streaming
+        assert texts[0] == texts[1]
+        assert texts[0][0] != texts[0][1]
+
+
 def generate(server: Running, model: str, **inputs: Any) -> dict[str, Any]:
     """Triton's generate extension: one answer in one piece, or its error."""
     url = f"http://127.0.0.1:{server.http}/v2/models/{model}/generate"
@@ -165,8 +187,6 @@ def test_stop_words_of_the_text_end_a_stream(server: Running, expected: dict[int
 
 
 def raw_inputs(prompt: str, count: int, stop: str) -> dict[str, Any]:
-    import numpy as np
-
     return {
         "text_input": np.array([[prompt.encode()]], dtype=object),
         "max_tokens": np.array([[count]], dtype=np.int32),
@@ -176,7 +196,12 @@ def raw_inputs(prompt: str, count: int, stop: str) -> dict[str, Any]:
 
 
 def stream_raw(url: str, model: str, values: dict[str, Any]) -> list[str]:
-    """Upstream's tensors through tritonclient alone: ours takes stop words out of the text."""
+    return [text for text, _ in raw_answers(url, model, values)]
+
+
+def raw_answers(url: str, model: str, values: dict[str, Any]) -> list[tuple[str, int]]:
+    """Upstream's tensors through tritonclient alone, as ours takes stop words out of the text: texts, and of which
+    sequence."""
     import tritonclient.grpc as grpcclient
 
     client = grpcclient.InferenceServerClient(url)
@@ -195,7 +220,8 @@ def stream_raw(url: str, model: str, values: dict[str, Any]) -> list[str]:
             raise error
         value = result.as_numpy("text_output")
         if value is not None:
-            texts.append(value.reshape(-1)[0].decode())
+            place = result.as_numpy("sequence_index")
+            texts.append((value.reshape(-1)[0].decode(), 0 if place is None else int(place.item())))
         if result.get_response().parameters["triton_final_response"].bool_param:
             client.stop_stream()
             client.close()
@@ -261,8 +287,6 @@ def test_versions_have_their_engines(server: Running) -> None:
 
 
 def test_llmapi_streams_what_is_new(server: Running) -> None:
-    import numpy as np
-
     base = {"text_input": np.array(["Grüße 🙂 ".encode()], dtype=object), "streaming": np.array([True])}
     count = {"sampling_param_max_tokens": np.array([20], dtype=np.int32)}
     quiet = {"sampling_param_exclude_input_from_output": np.array([True])}

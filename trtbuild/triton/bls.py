@@ -92,18 +92,25 @@ class Bls:
             call.fail(f"tensorrt_llm_bls: {why}", self._pb.TritonError.UNAVAILABLE)
 
     def _work(self) -> None:
-        """A thread: requests one after the other, as long as some wait."""
-        while True:
-            with self._lock:
-                if not self._waiting:
-                    self._threads -= 1
-                    return
-                call = next(iter(self._waiting))
-                work = self._waiting.pop(call)
-            try:
-                self._serve(call, *work)
-            except Exception:  # its client has been told
-                traceback.print_exc()
+        """A thread: requests one after the other. One that fails ends it, for the log to say why; another goes on."""
+        more = True
+        try:
+            while more:
+                more = self._serve_next()
+        finally:
+            if more:
+                self._start_thread()
+
+    def _serve_next(self) -> bool:
+        """False where no request waits, and the thread is counted no more."""
+        with self._lock:
+            if not self._waiting:
+                self._threads -= 1
+                return False
+            call = next(iter(self._waiting))
+            work = self._waiting.pop(call)
+        self._serve(call, *work)
+        return True
 
     def _serve(self, call: Call, tensors: Mapping[str, Any], parameters: dict[str, Any], wanted: set[str]) -> None:
         def ask(model: str, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Any:
@@ -116,6 +123,8 @@ class Bls:
             call.fail(str(error), error.code)
         except TrtbuildError as error:
             call.fail(error.message, self._pb.TritonError.INVALID_ARG)
+        except self._pb.TritonModelException as error:  # a model that is not there
+            call.fail(str(error), self._pb.TritonError.UNAVAILABLE)
         finally:
             # A call that is still open: the log has the trace, and nobody joins this thread who could tell the client.
             call.fail("tensorrt_llm_bls failed; the server's log says why")
@@ -132,7 +141,7 @@ class Bls:
                 try:
                     if call.client_left():
                         self._client_left(call)
-                except Exception:  # of this one; the clients of others are still to be looked after
+                except self._pb.TritonModelException:  # the clients of others are still to be looked after
                     traceback.print_exc()
 
     def _client_left(self, call: Call) -> None:
