@@ -74,6 +74,7 @@ def test_rows_of_a_batch_are_cut_to_their_length() -> None:
         ({"input_ids": [list(range(11))], "input_lengths": [11]}, "max_input_len 10"),
         ({"input_ids": np.zeros((1, 0), dtype=np.int32), "input_lengths": [0]}, "empty"),
         ({"beam_width": [3]}, "beam search"),
+        ({"decoder_input_ids": [[1, 2]], "decoder_input_lengths": [2]}, "encoder models"),
         ({"draft_input_ids": [[1]]}, "speculative"),
         ({"return_context_logits": [True]}, "logits"),
         ({"temperature": [0.5, 0.6]}, "temperature has 2 rows"),
@@ -108,6 +109,20 @@ def test_prompts_that_are_refused(text: bytes, words: str) -> None:
     prompts = Prompts(Letters(), max_input_len=8)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match=words):
         prompts.process({"QUERY": np.array([[text]], dtype=object), "REQUEST_OUTPUT_LEN": np.array([[5]])})
+
+
+def test_a_decoder_begins_with_its_text() -> None:
+    """Of encoder-decoder models; with the padding token where there is none. Images have no model here."""
+    query, length = np.array([[b"ab"], [b"c"], [b"d"]], dtype=object), np.array([[5]] * 3)
+    begin = np.array([[b"xyz"], [b""], [b"v"]], dtype=object)
+    inputs = {"QUERY": query, "REQUEST_OUTPUT_LEN": length, "PAD_ID": np.array([[7], [8], [9]])}
+    out = Prompts(Letters()).process({**inputs, "DECODER_QUERY": begin}, False)  # type: ignore[arg-type]
+    assert out["DECODER_INPUT_ID"].tolist() == [[120, 121, 122], [8, 8, 8], [118, 9, 9]]
+    assert out["REQUEST_DECODER_INPUT_LEN"].tolist() == [[3], [1], [1]]
+    assert out["INPUT_ID"].tolist() == [[97, 98], [99, 8], [100, 9]]
+    for wrong, words in (({"DECODER_QUERY": begin[:2]}, "has 2 rows"), ({"IMAGE_SIZES": length}, "text-only model")):
+        with pytest.raises(RequestError, match=words):
+            Prompts(Letters()).process({**inputs, **wrong}, False)  # type: ignore[arg-type]
 
 
 def test_pieces_hold_streams_apart_and_forget() -> None:

@@ -9,7 +9,7 @@ from trtbuild.errors import RequestError
 from trtbuild.text.tokenizer import Tokenizer
 from trtbuild.text.words import pack_words, pad_word_lists
 
-_MULTIMODAL = ("IMAGE_BYTES", "IMAGE_URL", "VIDEO_BYTES")
+_MULTIMODAL = ("IMAGE_BYTES", "IMAGE_URL", "IMAGE_SIZES", "VIDEO_BYTES")
 _TRUE, _FALSE = ("true", "1", "t", "y", "yes"), ("false", "0", "f", "n", "no")
 
 
@@ -47,19 +47,20 @@ class Prompts:
             raise RequestError(f"{name}: this repository serves a text-only model")
         prompts = [self._prompt(row, special) for row in _texts("text_input", tensors["QUERY"])]
         batch = len(prompts)
+        begins = self._decoder_prompts(tensors.get("DECODER_QUERY"), batch, special)
         end_ids = _column(
             "end_id", tensors.get("END_ID"), batch, self._tokenizer.end_ids[0] if self._tokenizer.end_ids else -1
         )
         pad_ids = _column("pad_id", tensors.get("PAD_ID"), batch, self._tokenizer.pad_id)
-        width = max(len(prompt) for prompt in prompts)
-        rows = [prompt + [pad[0]] * (width - len(prompt)) for prompt, pad in zip(prompts, pad_ids, strict=True)]
+        # A decoder begins with the padding token where the request has no text for it.
+        begins = [ids or list(pad) for ids, pad in zip(begins, pad_ids, strict=True)]
         # A model with several end ids: the engine knows one, the others become stop words of one token.
         extra = [] if "END_ID" in tensors else [[token] for token in self._tokenizer.end_ids[1:]]
         out: dict[str, Any] = {
-            "INPUT_ID": np.array(rows, dtype=np.int32),
+            "INPUT_ID": np.array(_padded(prompts, pad_ids), dtype=np.int32),
             "REQUEST_INPUT_LEN": np.array([[len(prompt)] for prompt in prompts], dtype=np.int32),
-            "DECODER_INPUT_ID": np.array(pad_ids, dtype=np.int32),
-            "REQUEST_DECODER_INPUT_LEN": np.ones((batch, 1), dtype=np.int32),
+            "DECODER_INPUT_ID": np.array(_padded(begins, pad_ids), dtype=np.int32),
+            "REQUEST_DECODER_INPUT_LEN": np.array([[len(ids)] for ids in begins], dtype=np.int32),
             "REQUEST_OUTPUT_LEN": tensors["REQUEST_OUTPUT_LEN"].astype(np.int32),
             "STOP_WORDS_IDS": self._words("stop_words", tensors.get("STOP_WORDS_DICT"), batch, extra),
             "BAD_WORDS_IDS": self._words("bad_words", tensors.get("BAD_WORDS_DICT"), batch, []),
@@ -70,7 +71,7 @@ class Prompts:
             out["EMBEDDING_BIAS"] = self._bias(tensors, batch)
         if "PROMPT_TABLE_EXTRA_ID" in tensors:
             extra_ids = tensors["PROMPT_TABLE_EXTRA_ID"].reshape(batch, 1)
-            out["OUT_PROMPT_TABLE_EXTRA_IDS"] = np.repeat(extra_ids, width, axis=1).astype(np.uint64)
+            out["OUT_PROMPT_TABLE_EXTRA_IDS"] = np.repeat(extra_ids, out["INPUT_ID"].shape[1], axis=1).astype(np.uint64)
         return out
 
     def _prompt(self, row: Sequence[str], special: bool) -> list[int]:
@@ -84,6 +85,13 @@ class Prompts:
                 f"the prompt has {len(ids)} tokens, more than the engine's max_input_len {self._max_input_len}"
             )
         return ids
+
+    def _decoder_prompts(self, values: Any, batch: int, special: bool) -> list[list[int]]:
+        """What the decoder of an encoder-decoder model begins with; no ids where a row has no text."""
+        rows = _texts("decoder_text_input", values) if values is not None else [[] for _ in range(batch)]
+        if len(rows) != batch:
+            raise RequestError(f"decoder_text_input has {len(rows)} rows, text_input has {batch}")
+        return [self._tokenizer.encode("".join(row), add_special_tokens=special) if any(row) else [] for row in rows]
 
     def _words(self, name: str, values: Any, batch: int, extra: list[list[int]]) -> Any:
         import numpy as np
@@ -110,6 +118,12 @@ class Prompts:
                 for token in self._tokenizer.encode(word, add_special_tokens=False) if word else ():
                     bias[index, token] += weight
         return bias
+
+
+def _padded(rows: Sequence[list[int]], pad_ids: Sequence[list[int]]) -> list[list[int]]:
+    """Rows of the same length."""
+    width = max(len(row) for row in rows)
+    return [row + pad * (width - len(row)) for row, pad in zip(rows, pad_ids, strict=True)]
 
 
 def _texts(name: str, values: Any) -> list[list[str]]:

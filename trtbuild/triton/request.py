@@ -126,6 +126,9 @@ def _refuse_unsupported(tensors: Mapping[str, Any]) -> None:
     for name, what in _UNSUPPORTED_FLAGS.items():
         if _flag(tensors, name):
             raise RequestError(f"{name}: the cpu runtime does not {what}")
+    begin = tensors.get("decoder_input_lengths")
+    if begin is not None and begin.size and int(begin.max()) > 1:
+        raise RequestError("decoder_input_ids (decoder_text_input): the cpu runtime does not do encoder models")
     beams = int(tensors["beam_width"].max()) if "beam_width" in tensors and tensors["beam_width"].size else 1
     if beams > 1:
         raise RequestError(
