@@ -12,13 +12,13 @@ from trtbuild.triton.bls_tensors import (
     PASSED_ON,
     check_request,
     engine_tensors,
-    flag,
     number,
     prompt_tensors,
     stop_words,
 )
 from trtbuild.triton.bls_text import RowText
 from trtbuild.triton.call import Call
+from trtbuild.triton.tensors import flag
 
 _PROMPT_OUTPUTS = (
     "INPUT_ID", "REQUEST_INPUT_LEN", "DECODER_INPUT_ID", "REQUEST_DECODER_INPUT_LEN", "REQUEST_OUTPUT_LEN",

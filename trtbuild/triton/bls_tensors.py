@@ -85,11 +85,6 @@ def engine_tensors(tensors: Mapping[str, Any], prompts: Mapping[str, Any]) -> di
     return found
 
 
-def flag(tensors: Mapping[str, Any], name: str, default: bool = False) -> bool:
-    """A switch of the request, from its first row."""
-    return bool(tensors[name].reshape(-1)[0]) if name in tensors and tensors[name].size else default
-
-
 def number(tensors: Mapping[str, Any], name: str, row: int, default: int) -> int:
     """A number of the request, for one row of the batch."""
     if name not in tensors or not tensors[name].size:

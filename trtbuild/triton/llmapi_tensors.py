@@ -11,6 +11,7 @@ from typing import Any
 
 from trtbuild.errors import RequestError
 from trtbuild.text.stops import certain
+from trtbuild.triton.tensors import flag
 
 _SAMPLING = ("best_of", "temperature", "top_k", "top_p", "frequency_penalty", "presence_penalty", "max_tokens", "seed")
 _KV_CACHE = {
@@ -43,7 +44,7 @@ def parse_llm_request(tensors: Mapping[str, Any], *, decoupled: bool) -> LlmRequ
     Raises:
         RequestError: what one request cannot be.
     """
-    if _flag(tensors, "stop"):
+    if flag(tensors, "stop"):
         return LlmRequest(stop=True)
     if "text_input" not in tensors:
         raise RequestError("text_input is missing")
@@ -52,7 +53,7 @@ def parse_llm_request(tensors: Mapping[str, Any], *, decoupled: bool) -> LlmRequ
     texts = _texts("text_input", tensors["text_input"])
     if len(texts) != 1 or not texts[0]:
         raise RequestError(f"text_input must be one prompt that is not empty, not {len(texts)}")
-    streaming = _flag(tensors, "streaming")
+    streaming = flag(tensors, "streaming")
     if streaming and not decoupled:
         raise RequestError("Streaming is only supported in decoupled mode.")
     sampling = {
@@ -63,10 +64,10 @@ def parse_llm_request(tensors: Mapping[str, Any], *, decoupled: bool) -> LlmRequ
     stops = [text for text in _texts("sampling_param_stop", tensors.get("sampling_param_stop")) if text]
     if stops:
         sampling["stop"] = stops
-    if _flag(tensors, "sampling_param_return_perf_metrics"):
+    if flag(tensors, "sampling_param_return_perf_metrics"):
         sampling["return_perf_metrics"] = True
-    wanted = {n for n in ("finish_reason", "stop_reason", "cumulative_logprob") if _flag(tensors, f"return_{n}")}
-    echo = not _flag(tensors, "sampling_param_exclude_input_from_output")
+    wanted = {n for n in ("finish_reason", "stop_reason", "cumulative_logprob") if flag(tensors, f"return_{n}")}
+    echo = not flag(tensors, "sampling_param_exclude_input_from_output")
     return LlmRequest(texts[0], sampling, streaming, echo, frozenset(wanted))
 
 
@@ -132,7 +133,3 @@ def _scalar(name: str, values: Any) -> Any:
     if values.size != 1:
         raise RequestError(f"Expected a scalar tensor for tensor {name}, not {values.size} values")
     return values.reshape(-1)[0].item()
-
-
-def _flag(tensors: Mapping[str, Any], name: str) -> bool:
-    return bool(tensors[name].reshape(-1)[0]) if name in tensors and tensors[name].size else False

@@ -13,6 +13,7 @@ from typing import Any
 from trtbuild.errors import RequestError
 from trtbuild.runtime.request import SamplingParams
 from trtbuild.text.words import unpack_words
+from trtbuild.triton.tensors import flag
 
 _IGNORED = {
     "decoder_input_ids",
@@ -98,24 +99,24 @@ def parse_tensors(tensors: Mapping[str, Any], limits: Limits, *, exclude_input_d
     Raises:
         RequestError: something the engine or the cpu runtime cannot honour.
     """
-    if _flag(tensors, "stop"):
+    if flag(tensors, "stop"):
         return Parsed(stop=True)
     _refuse_unsupported(tensors)
     if "input_ids" not in tensors:
         raise RequestError("input_ids is missing")
     batch = len(tensors["input_ids"])
     rows = tuple(row for index in range(batch) for row in _rows(_of_row(tensors, index, batch), limits, index, batch))
-    streaming = _flag(tensors, "streaming")
+    streaming = flag(tensors, "streaming")
     _check_one_response(limits, streaming, batch, len(rows))
     return Parsed(
         rows=rows,
         streaming=streaming,
         name_batch=batch > 1,
         name_sequence=len(rows) > batch,
-        exclude_input=_flag(tensors, "exclude_input_in_output", exclude_input_default),
-        return_log_probs=_flag(tensors, "return_log_probs"),
-        return_num_input_tokens=_flag(tensors, "return_num_input_tokens"),
-        return_num_output_tokens=_flag(tensors, "return_num_output_tokens"),
+        exclude_input=flag(tensors, "exclude_input_in_output", exclude_input_default),
+        return_log_probs=flag(tensors, "return_log_probs"),
+        return_num_input_tokens=flag(tensors, "return_num_input_tokens"),
+        return_num_output_tokens=flag(tensors, "return_num_output_tokens"),
     )
 
 
@@ -124,7 +125,7 @@ def _refuse_unsupported(tensors: Mapping[str, Any]) -> None:
         if name in tensors and tensors[name].size:
             raise RequestError(f"{name}: the cpu runtime does not do {what}")
     for name, what in _UNSUPPORTED_FLAGS.items():
-        if _flag(tensors, name):
+        if flag(tensors, name):
             raise RequestError(f"{name}: the cpu runtime does not {what}")
     begin = tensors.get("decoder_input_lengths")
     if begin is not None and begin.size and int(begin.max()) > 1:
@@ -238,7 +239,3 @@ def _number(tensors: Mapping[str, Any], name: str, default: int) -> int:
     if len(values) != 1:
         raise RequestError(f"{name} must be one number, not {len(values)}")
     return int(values[0])
-
-
-def _flag(tensors: Mapping[str, Any], name: str, default: bool = False) -> bool:
-    return bool(tensors[name].reshape(-1)[0]) if name in tensors and tensors[name].size else default
