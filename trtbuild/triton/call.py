@@ -1,4 +1,4 @@
-"""One request of `tensorrt_llm_bls` or `llmapi` in flight: what its client may be sent, and whether it is still there.
+"""One request in flight: what its client may be sent, and whether it is still there.
 
 A response sender must not be touched after its FINAL flag: asking a finished one `is_cancelled` crashes the server.
 Every use of it is therefore inside the lock and behind `_open`.
@@ -12,9 +12,9 @@ from typing import Any
 
 
 class Call:
-    """The answers of one request. `inner_id` is the id of its request to tensorrt_llm, unlike any other's."""
+    """The answers of one request. `inner_id`: the id by which a second request may stop it."""
 
-    def __init__(self, pb: Any, sender: Any, inner_id: str, *, decoupled: bool) -> None:
+    def __init__(self, pb: Any, sender: Any, inner_id: str = "", *, decoupled: bool) -> None:
         self._pb = pb
         self._sender = sender
         self._decoupled = decoupled
@@ -24,6 +24,12 @@ class Call:
         self.cancelled = False
         self.begun = False
         """Whether a response was sent."""
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits any more: the client left, or the answer has ended."""
+        with self._lock:
+            return self.cancelled or not self._open
 
     def client_left(self) -> bool:
         """Whether the client has cancelled or is gone; nobody asks once the answer has ended."""

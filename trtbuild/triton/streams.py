@@ -1,8 +1,4 @@
-"""One Triton request in flight: outputs of the runtime -> responses of `tensorrt_llm`, one where it is not decoupled.
-
-The response sender must not be touched after its FINAL flag: asking a finished one `is_cancelled` crashes the server.
-Every use of it is therefore inside the stream's lock and behind `_open`.
-"""
+"""One request to the cpu engine: outputs of the runtime -> responses of `tensorrt_llm`, one if it is not decoupled."""
 
 from __future__ import annotations
 
@@ -11,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trtbuild.runtime.request import Output, Request
+from trtbuild.triton.call import Call
 from trtbuild.triton.request import Parsed, Row
 
 
@@ -28,13 +25,10 @@ class Stream:
         decoupled: bool = True,
     ) -> None:
         self._pb = pb
-        self._decoupled = decoupled
         self._parsed = parsed
-        self._sender = sender
+        self._call = Call(pb, sender, decoupled=decoupled)
         self._on_end = on_end
         self._lock = threading.Lock()
-        self._open = True
-        self._client_gone = False
         self.rows = [_RowState(row, next_id()) for row in parsed.rows]
         self._left = len(self.rows)
 
@@ -53,13 +47,11 @@ class Stream:
             state.take(output)
             if output.finish_reason:
                 self._left -= 1
-            if not self._open:
-                pass
-            elif output.finish_reason == "error":
-                self._finish(self._pb.InferenceResponse(output_tensors=[], error=self._pb.TritonError(output.error)))
-            elif self._client_gone:
+            if output.finish_reason == "error":
+                self._call.fail(output.error)
+            elif self._call.abandoned:
                 if not self._left:
-                    self._finish(None)
+                    self._call.finish()
             elif output.finish_reason or self._parsed.streaming:
                 self._answer(state, final=output.finish_reason is not None)
             ended = not self._left
@@ -68,42 +60,21 @@ class Stream:
 
     def fail(self, message: str) -> None:
         """End with an error before or instead of the runtime's outputs."""
-        with self._lock:
-            if self._open:
-                self._finish(self._pb.InferenceResponse(output_tensors=[], error=self._pb.TritonError(message)))
+        self._call.fail(message)
 
     @property
     def abandoned(self) -> bool:
         """Whether nobody waits any more: the client left, or the answer ended in an error."""
-        with self._lock:
-            return self._client_gone or not self._open
+        return self._call.abandoned
 
     def client_left(self) -> bool:
         """True once, when the client has cancelled or is gone."""
-        with self._lock:
-            if not self._open or self._client_gone or not self._sender.is_cancelled():
-                return False
-            self._client_gone = True
-            return True
+        return not self._call.abandoned and self._call.client_left()
 
     def _answer(self, state: _RowState, *, final: bool) -> None:
-        response = self._pb.InferenceResponse(output_tensors=self._tensors(state, final))
+        tensors = self._tensors(state, final)
         state.sent()
-        if final and not self._left:
-            self._finish(response)
-        else:
-            self._sender.send(response)
-
-    def _finish(self, response: Any) -> None:
-        self._open = False
-        flags = self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-        if response is None and self._decoupled:
-            self._sender.send(flags=flags)
-        elif response is None:  # Triton wants exactly one response, even if nobody reads it
-            gone = self._pb.TritonError("the request was cancelled", self._pb.TritonError.CANCELLED)
-            self._sender.send(self._pb.InferenceResponse(output_tensors=[], error=gone), flags=flags)
-        else:
-            self._sender.send(response, flags=flags)
+        self._call.send(tensors, final=final and not self._left)
 
     def _tensors(self, state: _RowState, final: bool) -> list[Any]:
         import numpy as np
