@@ -120,20 +120,23 @@ class FirstToken:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        try:
+            self._ask()
+        except TrtbuildError as error:
+            self.error = error
+        except Exception as error:  # whatever it was, no token came: a thread that just ended would look like success
+            self.error = ServerError(f"asking for it failed: {type(error).__name__}: {error}")
+
+    def _ask(self) -> None:
         from trtbuild.client import Client, Generation, Reach
 
         with Client(self._url, reach=Reach(timeout_s=self._deadline_s, stall_s=self._deadline_s)) as client:
-            try:
-                names = [str(entry["name"]) for entry in client.index() if entry.get("state") == "READY"]
-                self.models = tuple(name for name in names if _takes_text(client.metadata(name)))
-                for name in self.models:
-                    answer = client.infer(Generation(_PROMPT, max_tokens=1, end_id=-1, stream=False), model=name)
-                    if answer.token_count != 1:
-                        raise ServerError(
-                            f"model {name} answered with {answer.token_count} tokens where one was asked for"
-                        )
-            except TrtbuildError as error:
-                self.error = error
+            names = dict.fromkeys(str(entry["name"]) for entry in client.index() if entry.get("state") == "READY")
+            self.models = tuple(name for name in names if _takes_text(client.metadata(name)))
+            for name in self.models:
+                answer = client.infer(Generation(_PROMPT, max_tokens=1, end_id=-1, stream=False), model=name)
+                if answer.token_count != 1:
+                    raise ServerError(f"model {name} answered with {answer.token_count} tokens where one was asked for")
 
 
 def _takes_text(metadata: dict[str, object]) -> bool:
