@@ -69,7 +69,11 @@ TEXT = ("text_input", "max_tokens")
 
 @pytest.mark.parametrize(
     ("count", "words"),
-    [(b"\1\0\0\0", None), (b"\2\0\0\0", "answered with 2 tokens"), (b"\1\0\0\0\1\0\0\0", "asking for it failed: Value")],
+    [
+        (b"\1\0\0\0", None),
+        (b"\2\0\0\0", "answered with 2 tokens"),
+        (b"\1\0\0\0\1\0\0\0", "asking for it failed: Value"),
+    ],
 )
 def test_ready_needs_one_token_and_no_surprise(count: bytes, words: str | None) -> None:
     """The last one is no INT32 of one element: whatever the answer breaks, it is no token."""

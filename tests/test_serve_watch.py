@@ -15,7 +15,7 @@ from tests.engines import Engines
 from tests.tiny import ROOT
 from trtbuild.serve.health import read_progress
 from trtbuild.serve.signs import Beats, Crew, StateFiles
-from trtbuild.serve.watch import GONE, Progress, Stall, Vital, judge
+from trtbuild.serve.watch import GONE, Progress, Quiet, Stall, Vital, judge
 
 WATCH_S = 5.0
 
@@ -68,6 +68,18 @@ def test_a_long_step_on_the_cpu_is_no_stall() -> None:
     assert [stall.seen(t, Progress(1, 5), cpu_s=0.9 * t) for t in range(0, 100, 5)] == [None] * 20
     idle = [stall.seen(t, Progress(1, 5), cpu_s=100.0 + 0.01 * t) for t in range(100, 130, 5)]
     assert any(idle)
+
+
+def test_a_server_that_does_not_tell_is_not_drained() -> None:
+    """As when its metrics page is late: three requests are open until somebody says that they are not."""
+    quiet = Quiet(0.5)
+    assert [quiet.seen(now, None) for now in (0.0, 1.0)] == [False, False]
+    assert quiet.left is None
+    pages = [(1.1, 3), (2.0, None), (3.0, None), (3.1, 0), (3.5, 0), (3.55, None), (4.0, 0), (4.4, 0)]
+    assert not any(quiet.seen(now, left) for now, left in pages[:3])
+    assert quiet.left == 3
+    assert not any(quiet.seen(now, left) for now, left in pages[3:])
+    assert quiet.seen(4.5, 0)
 
 
 def test_counters_of_triton() -> None:

@@ -20,7 +20,7 @@ from trtbuild.serve.logs import last_lines, space_problem
 from trtbuild.serve.prepare import Prepared
 from trtbuild.serve.processes import die_with_parent, end_marked, marked_processes, remove_shared_memory
 from trtbuild.serve.signs import Beats, Crew, StateFiles
-from trtbuild.serve.watch import Stall, Verdict, Vital, judge
+from trtbuild.serve.watch import Quiet, Stall, Verdict, Vital, judge
 
 _LOOK_EVERY_S = 0.1
 _SPACE_EVERY_S = 1.0
@@ -86,29 +86,31 @@ class Server:
                 raise failure
             time.sleep(_LOOK_EVERY_S)
 
-    def drain(self) -> int:
+    def drain(self) -> int | None:
         """Let no request in, wait for those that are open, and return how many are left after `drain_s`.
+
+        None: the server did not say how many.
 
         Raises:
             ToolError: the server or a rank died meanwhile.
         """
         (self._p.run_dir / DRAIN_FILE).touch()
         deadline = time.monotonic() + self.options.drain_s
-        quiet_since: float | None = None
-        left = 0
-        while time.monotonic() < deadline:
+        quiet = Quiet(_QUIET_S)
+        while True:
             failure = self.failure()
             if failure is not None:
                 raise failure
-            now = time.monotonic()
-            _, page = answer_of(self._p.connect, self.options.metrics_port, "/metrics", timeout_s=self.options.watch_s)
+            status, page = answer_of(
+                self._p.connect, self.options.metrics_port, "/metrics", timeout_s=self.options.watch_s
+            )
             progress = read_progress(page)
-            left = progress.open_requests if progress is not None else 0
-            quiet_since = None if left else quiet_since or now
-            if quiet_since is not None and now - quiet_since >= _QUIET_S:
+            left = 0 if progress is None else progress.open_requests
+            if quiet.seen(time.monotonic(), left if status == 200 else None):
                 return 0
+            if time.monotonic() >= deadline:
+                return quiet.left
             time.sleep(_LOOK_EVERY_S)
-        return left
 
     def failure(self) -> TrtbuildError | None:
         """Why the server cannot go on, or None."""

@@ -102,6 +102,28 @@ class Stall:
             self._since = self._since[0] + seconds, *self._since[1:]
 
 
+class Quiet:
+    """Notices that nothing is open any more: counters follow requests a moment later, so 0 must stay for a while.
+
+    `left`: what was open when the server last told; None where it never did.
+    """
+
+    def __init__(self, quiet_s: float) -> None:
+        self._quiet_s = quiet_s
+        self._since: float | None = None
+        self.left: int | None = None
+
+    def seen(self, now: float, left: int | None) -> bool:
+        """`left` None: the server did not tell, which is not the same as 0."""
+        if left is not None:
+            self.left = left
+        if left != 0:
+            self._since = None
+            return False
+        self._since = now if self._since is None else self._since
+        return now - self._since >= self._quiet_s
+
+
 def backoff_s(failures: int, first_s: float = 1.0, longest_s: float = 30.0) -> float:
     """Seconds before restart 1, 2, ...: twice as long each time."""
     return float(min(longest_s, first_s * 2.0 ** (failures - 1)))
