@@ -20,12 +20,17 @@ DRAIN_FILE = "draining"
 DRAINING = "the server is draining and takes no new requests"
 
 BEAT_ENV = "TRTBUILD_BEATS"
-"""Name of an abstract Unix datagram socket, which every rank sends a sign of life to: "RANK PID WORK OPEN".
+"""Name of an abstract Unix datagram socket, which every rank sends a sign of life to: "RANK PID WORK OPEN ENGINE".
 
-WORK grows while the rank computes; OPEN is the number of requests that rank 0 has to do.
+WORK grows while the rank computes; OPEN is the number of requests that rank 0 has to do; ENGINE is an `engine_label`.
 """
 
 BEAT_EVERY_S = 0.5
+
+
+def engine_label(model: str, version: str) -> str:
+    """What one of several engines of a server is called, in messages and as the folder of its logs."""
+    return f"{model}.{version}" if version else model
 
 
 def run_directory() -> Path | None:

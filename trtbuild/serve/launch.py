@@ -20,7 +20,7 @@ from trtbuild.serve.logs import last_lines, space_problem
 from trtbuild.serve.prepare import Prepared
 from trtbuild.serve.processes import die_with_parent, end_marked, marked_processes, remove_shared_memory
 from trtbuild.serve.signs import Beats, Crew, StateFiles
-from trtbuild.serve.watch import Quiet, Stall, Verdict, Vital, judge
+from trtbuild.serve.watch import Quiet, Stalls, Verdict, Vital, judge
 
 _LOOK_EVERY_S = 0.1
 _SPACE_EVERY_S = 1.0
@@ -45,7 +45,7 @@ class Server:
         self._crew = Crew((SERVER_ENV, prepared.mark))
         self._beats = Beats(prepared.mark, may_go=self._may_go)
         self._states = StateFiles(prepared.log_dir, prepared.launch.servers if prepared.launch.launched else 0)
-        self._stall = Stall(self.options.stall_s)
+        self._stalls = Stalls(self.options.stall_s)
         self._pulse: Pulse | None = None
         self._looked = self._space_looked = time.monotonic()
         self._stopped = False
@@ -104,8 +104,7 @@ class Server:
             status, page = answer_of(
                 self._p.connect, self.options.metrics_port, "/metrics", timeout_s=self.options.watch_s
             )
-            progress = read_progress(page)
-            left = 0 if progress is None else progress.open_requests
+            left = sum(progress.open_requests for progress in read_progress(page).values())
             if quiet.seen(time.monotonic(), left if status == 200 else None):
                 return 0
             if time.monotonic() >= deadline:
@@ -201,13 +200,10 @@ class Server:
     def _stalled(self, now: float) -> Verdict | None:
         if self._pulse is None:
             return None
-        progress = self._beats.progress()
-        if progress is not None:
-            return self._stall.seen(now, progress, self._beats.cpu_s())
-        return self._stall.seen(now, self._pulse.progress)
+        return self._stalls.seen(now, {**self._pulse.progress, **self._beats.progress()})
 
     def _shift(self, seconds: float) -> None:
-        for watched in (self._beats, self._states, self._crew, self._stall, self._pulse):
+        for watched in (self._beats, self._states, self._crew, self._stalls, self._pulse):
             if watched is not None:
                 watched.shift(seconds)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trtbuild.errors import ToolError, TrtbuildError
-from trtbuild.handover import DRAINING, FAILURE_FILE, LOG_DIR_ENV, Gate, run_directory
+from trtbuild.handover import DRAINING, FAILURE_FILE, LOG_DIR_ENV, Gate, engine_label, run_directory
 from trtbuild.runtime.group import RankGroup
 from trtbuild.runtime.request import Output
 from trtbuild.triton.hangup import HangupListener
@@ -48,6 +48,7 @@ class Serving:
                 engine,
                 max_tokens_in_paged_kv_cache=int(tokens) if tokens else None,
                 run_dir=Path(logs) if logs else None,
+                name=engine_label(config["name"], version_folder.name),
                 on_failure=self._on_failure,
             )
         except ToolError as error:
