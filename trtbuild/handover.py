@@ -9,7 +9,7 @@ RUN_DIR_ENV = "TRTBUILD_RUN_DIR"
 """Names the directory of FAILURE_FILE and DRAIN_FILE to the models."""
 
 LOG_DIR_ENV = "TRTBUILD_LOG_DIR"
-"""Names the directory of logs to the models."""
+"""Names the directory of logs to the models; those of an engine's ranks lie in a folder of its label."""
 
 FAILURE_FILE = "failure.json"
 """{"message", "hint"} of the error that ended the engine; its appearance ends the server."""

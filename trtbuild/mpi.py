@@ -19,6 +19,7 @@ from trtbuild.errors import ToolError
 
 _PR_SET_PDEATHSIG = 1
 _GRACE_S = 10.0
+_LOGS_KEPT = 5
 _LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec nothing may be loaded
 _WHO_FAILED = (
     # Open MPI 5 (prterun) and 4 (orterun): a signal, or an exit code
@@ -141,6 +142,28 @@ def redirect_output(path: Path) -> None:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)
+
+
+def put_logs_aside(folders: Sequence[Path], patterns: Sequence[str]) -> None:
+    """NAME becomes NAME.N, with the next N that is free in all `folders`; the last five are kept.
+
+    Raises:
+        OSError: they cannot be renamed.
+    """
+    now = {path for folder in folders for pattern in patterns for path in folder.glob(pattern)}
+    older = {
+        path: int(path.suffix[1:])
+        for folder in folders
+        for pattern in patterns
+        for path in folder.glob(f"{pattern}.*")
+        if path.suffix[1:].isdigit()
+    }
+    number = max(older.values(), default=0) + 1
+    for path in now:
+        path.rename(path.with_name(f"{path.name}.{number}"))
+    for path, its in older.items():
+        if now and its <= number - _LOGS_KEPT:
+            path.unlink()
 
 
 def tail(path: Path, lines: int = 12) -> list[str]:

@@ -215,6 +215,7 @@ class RankGroup:
             self._on_failure(failure)
 
     def _job_failure(self, what: str) -> ToolError:
+        what = f"{what} {self._name}" if self._name else what
         return mpi.job_failure(
             self._process, self._run_dir, self._run_dir / LAUNCHER_LOG, what, self._info.mapping().world_size
         )

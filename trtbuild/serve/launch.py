@@ -16,7 +16,7 @@ from trtbuild.handover import DRAIN_FILE, FAILURE_FILE
 from trtbuild.mpi import rank_log, who_failed
 from trtbuild.serve.command import LAUNCHER_LOG, SERVER_ENV, SERVER_LOG
 from trtbuild.serve.health import FirstToken, Pulse, answer_of, read_progress, wait_until
-from trtbuild.serve.logs import last_lines, space_problem
+from trtbuild.serve.logs import engine_folders, last_lines, space_problem
 from trtbuild.serve.prepare import Prepared
 from trtbuild.serve.processes import die_with_parent, end_marked, marked_processes, remove_shared_memory
 from trtbuild.serve.signs import Beats, Crew, StateFiles
@@ -128,10 +128,11 @@ class Server:
         verdict = judge(self._vitals(now), self.options.watch_s) or self._stalled(now)
         return self._failed(verdict) if verdict is not None else None
 
-    def last_lines(self, rank: int | None = None) -> list[str]:
+    def last_lines(self, rank: int | None = None, engine: str = "") -> list[str]:
         """The end of the log that says most."""
-        own = [rank_log(self.log_dir, rank).name] if rank is not None else []
-        return last_lines(self.log_dir, [*own, SERVER_LOG, "rank0.log", LAUNCHER_LOG])
+        own = [rank_log(self.log_dir / engine, rank or 0)] if rank is not None or engine else []
+        ranks = [rank_log(folder, 0) for folder in engine_folders(self.log_dir)]
+        return last_lines([*own, *(self.log_dir / name for name in (SERVER_LOG, "rank0.log", LAUNCHER_LOG)), *ranks])
 
     def processes(self) -> list[int]:
         """Everything that runs for this server here: itself, the models' processes, mpirun and the ranks."""
@@ -238,7 +239,9 @@ class Server:
             if (ended := self._ended()) is not None:
                 return ended
             time.sleep(_LOOK_EVERY_S)
-        return ToolError(verdict.text, log_tail=self.last_lines(verdict.rank), hint=f"Logs: {self.log_dir}")
+        return ToolError(
+            verdict.text, log_tail=self.last_lines(verdict.rank, verdict.engine), hint=f"Logs: {self.log_dir}"
+        )
 
     def _not_ready(self, why: str, lines: list[str]) -> ToolError:
         seconds = self.options.ready_timeout_s

@@ -64,7 +64,7 @@ def run_server(prepared: Prepared, tell: Tell) -> None:
             left = f"restart {failures} of {prepared.options.restarts} in {pause:g} s"
             tell(Event("restarting", f"{first}; {left}", values))
             time.sleep(pause)
-            put_aside(prepared.log_dir, attempt)
+            put_aside(prepared.log_dir)
     except TrtbuildError:
         keep_logs = True
         raise
