@@ -155,6 +155,8 @@ def test_llmapi() -> None:
     facts = of(EngineModel("tensorrt_llm", "llmapi", backend="python"))
     assert launch(facts).plain[0] == "/opt/tritonserver/bin/tritonserver"
     assert "--exit-timeout-secs=30" in launch(facts, replace(OPTIONS, exit_timeout_s=1, drain_s=30.0)).plain
+    beside = of(CPU, EngineModel("hf", "llmapi", backend="python"), models=(*MODELS, "hf"))
+    assert "--exit-timeout-secs=31" in launch(beside, replace(OPTIONS, exit_timeout_s=1, drain_s=30.5)).plain
     assert launch(facts, hosts=Hosts(slurm=True)).plain[:3] == ("srun", "--mpi=pmix", "trtllm-llmapi-launch")
 
 

@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import deserialize_bytes_tensor
 
 from trtbuild.errors import ServerError
-from trtbuild.serve.health import FirstToken
+from trtbuild.serve.first_token import FirstToken
 
 
 class Answers(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
@@ -28,7 +30,7 @@ class Answers(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
         return service_pb2.RepositoryIndexResponse(models=[entry, entry])
 
     def ModelMetadata(self, _request: Any, _context: Any) -> Any:
-        tensors = [service_pb2.ModelMetadataResponse.TensorMetadata(name=name) for name in self.inputs]
+        tensors = [service_pb2.ModelMetadataResponse.TensorMetadata(name=name, shape=[1]) for name in self.inputs]
         return service_pb2.ModelMetadataResponse(name="ensemble", inputs=tensors)
 
     def ModelStreamInfer(self, requests: Any, _context: Any) -> Iterator[Any]:
@@ -83,3 +85,17 @@ def test_ready_needs_one_token_and_no_surprise(count: bytes, words: str | None) 
     assert len(answers.asked) == 1
     assert (token.error is None) == (words is None)
     assert token.error is None or (isinstance(token.error, ServerError) and words in token.error.message)
+
+
+@pytest.mark.parametrize(("output", "words"), [("text_output", None), ("finish_reason", "answered without text")])
+def test_a_model_of_the_llm_class_is_asked_too(output: str, words: str | None) -> None:
+    """It has other names, and counts no tokens."""
+    answers = Answers(("text_input", "streaming", "sampling_param_max_tokens"), {output: b"\1\0\0\0"})
+    token = first_token(answers)
+    assert token.models == ("ensemble",)
+    assert (token.error is None) == (words is None)
+    assert token.error is None or words in token.error.message
+    (asked,) = answers.asked
+    tensors = dict(zip((tensor.name for tensor in asked.inputs), asked.raw_input_contents, strict=True))
+    assert deserialize_bytes_tensor(tensors["text_input"]).tolist() == [b"1"]
+    assert np.frombuffer(tensors["sampling_param_max_tokens"], np.int32).tolist() == [1]

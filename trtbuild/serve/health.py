@@ -16,7 +16,6 @@ from trtbuild.serve.signs import stat_of
 from trtbuild.serve.watch import Progress, Vital
 
 _ASK_EVERY_S = 1.0
-_PROMPT = "1"
 _GAUGE = re.compile(r"^nv_trt_llm_(?:request|general)_metrics\{(.*)\} (\S+)", re.M)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
@@ -111,50 +110,6 @@ class Pulse:
     def _stat(self) -> tuple[str, float]:
         stat = stat_of(self._pid) if self._pid else None
         return ("", 0.0) if stat is None else (stat.state, stat.cpu_s)
-
-
-class FirstToken:
-    """Generates one token with each model that takes text, on its own thread.
-
-    `done`: it came. `error`: why it did not. `models`: those that were asked; none where no model takes text.
-    """
-
-    def __init__(self, host: str, grpc_port: int, deadline_s: float) -> None:
-        self._url = f"[{host}]:{grpc_port}" if ":" in host else f"{host}:{grpc_port}"
-        self._deadline_s = deadline_s
-        self.models: tuple[str, ...] = ()
-        self.error: TrtbuildError | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True, name="first-token")
-        self._thread.start()
-
-    @property
-    def done(self) -> bool:
-        return not self._thread.is_alive()
-
-    def _run(self) -> None:
-        try:
-            self._ask()
-        except TrtbuildError as error:
-            self.error = error
-        except Exception as error:  # whatever it was, no token came: a thread that just ended would look like success
-            self.error = ServerError(f"asking for it failed: {type(error).__name__}: {error}")
-
-    def _ask(self) -> None:
-        from trtbuild.client import Client, Generation, Reach
-
-        with Client(self._url, reach=Reach(timeout_s=self._deadline_s, stall_s=self._deadline_s)) as client:
-            names = dict.fromkeys(str(entry["name"]) for entry in client.index() if entry.get("state") == "READY")
-            self.models = tuple(name for name in names if _takes_text(client.metadata(name)))
-            for name in self.models:
-                answer = client.infer(Generation(_PROMPT, max_tokens=1, end_id=-1, stream=False), model=name)
-                if answer.token_count != 1:
-                    raise ServerError(f"model {name} answered with {answer.token_count} tokens where one was asked for")
-
-
-def _takes_text(metadata: dict[str, object]) -> bool:
-    inputs = metadata.get("inputs")
-    names = {entry.get("name") for entry in inputs if isinstance(entry, dict)} if isinstance(inputs, list) else set()
-    return {"text_input", "max_tokens"} <= names
 
 
 def wait_until(done: Callable[[], bool], failed: Callable[[], TrtbuildError | None], deadline: float) -> bool:

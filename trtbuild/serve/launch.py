@@ -15,7 +15,8 @@ from trtbuild.errors import OutputError, ToolError, TrtbuildError
 from trtbuild.handover import DRAIN_FILE, FAILURE_FILE
 from trtbuild.mpi import rank_log, who_failed
 from trtbuild.serve.command import LAUNCHER_LOG, SERVER_ENV, SERVER_LOG
-from trtbuild.serve.health import FirstToken, Pulse, answer_of, read_progress, wait_until
+from trtbuild.serve.first_token import FirstToken
+from trtbuild.serve.health import Pulse, answer_of, read_progress, wait_until
 from trtbuild.serve.logs import engine_folders, last_lines, space_problem
 from trtbuild.serve.prepare import Prepared
 from trtbuild.serve.processes import die_with_parent, end_marked, marked_processes, remove_shared_memory
