@@ -76,9 +76,9 @@ def rank_environment(world_size: int) -> dict[str, str]:
     return {"OMPI_MCA_mpi_yield_when_idle": str(int(crowded)), **os.environ, "PYTHONUNBUFFERED": "1"}
 
 
-def die_with_parent() -> None:
-    """For preexec_fn: the kernel ends this process when the one that started it is gone, however it went."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def die_with_parent(number: int = signal.SIGTERM) -> None:
+    """For preexec_fn: the kernel sends this process `number` when the one that started it is gone, however it went."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, number)
 
 
 def start_ranks(argv: Sequence[str], world_size: int, *, log: Path) -> subprocess.Popen[bytes]:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 
 from trtbuild.errors import OutputError, ToolError, TrtbuildError
 from trtbuild.handover import DRAIN_FILE, FAILURE_FILE
-from trtbuild.mpi import rank_log, who_failed
+from trtbuild.mpi import die_with_parent, rank_log, who_failed
 from trtbuild.serve.command import LAUNCHER_LOG, SERVER_ENV, SERVER_LOG
 from trtbuild.serve.first_token import FirstToken
 from trtbuild.serve.health import Pulse, answer_of, read_progress, wait_until
 from trtbuild.serve.logs import engine_folders, last_lines, space_problem
 from trtbuild.serve.prepare import Prepared
-from trtbuild.serve.processes import die_with_parent, end_marked, marked_processes, remove_shared_memory
+from trtbuild.serve.processes import end_marked, marked_processes, remove_shared_memory
 from trtbuild.serve.signs import Beats, Crew, StateFiles
 from trtbuild.serve.watch import Quiet, Stalls, Verdict, Vital, judge
 
@@ -185,7 +187,7 @@ class Server:
                     stderr=subprocess.STDOUT,
                     env=environment,
                     start_new_session=True,
-                    preexec_fn=die_with_parent,
+                    preexec_fn=partial(die_with_parent, signal.SIGKILL),
                 )
         except OSError as error:
             raise OutputError(f"cannot start the server: {error}", hint=f"Logs: {self.log_dir}") from error

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
 import time
 from pathlib import Path
-
-_PR_SET_PDEATHSIG = 1
 
 
 def marked_processes(name: str, value: str) -> list[int]:
@@ -41,11 +38,6 @@ def end_marked(name: str, value: str, *, grace_s: float) -> list[int]:
         time.sleep(0.02)
         left = marked_processes(name, value)
     return killed
-
-
-def die_with_parent() -> None:
-    """For preexec_fn: the kernel kills this process when the one that started it is gone, however it went."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def remove_shared_memory(prefix: str) -> None:
