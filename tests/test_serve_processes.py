@@ -131,7 +131,7 @@ def test_an_engine_that_cannot_load_is_the_reason(repository: Path, tmp_path: Pa
     (broken / "engine" / "rank1.engine").write_bytes(b"nonsense")
     http, grpc, metrics = free_ports(3)
     ports = ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics]
-    done: subprocess.CompletedProcess[str] = trtbuild("serve", broken / "repo", *ports)
+    done: subprocess.CompletedProcess[str] = trtbuild("serve", broken / "repo", *ports, "--log-dir", tmp_path / "logs")
     assert done.returncode == 5
     assert "starting the engine tensorrt_llm.1: rank 1 died" in done.stderr
     assert with_command(str(broken)) == []

@@ -17,6 +17,9 @@ FAILURE_FILE = "failure.json"
 DRAIN_FILE = "draining"
 """While it is there, no model takes a new request."""
 
+SCRATCH = "tmp"
+"""Folder beside them for temporary files of models."""
+
 DRAINING = "the server is draining and takes no new requests"
 
 BEAT_ENV = "TRTBUILD_BEATS"
@@ -36,6 +39,16 @@ def engine_label(model: str, version: str) -> str:
 def run_directory() -> Path | None:
     """The run directory, inside of a server of `trtbuild serve`."""
     return Path(os.environ[RUN_DIR_ENV]) if os.environ.get(RUN_DIR_ENV) else None
+
+
+def scratch_directory() -> Path | None:
+    """Where the models of such a server keep what has to go with it, however it ends."""
+    folder = run_directory()
+    if folder is None:
+        return None
+    folder = folder / SCRATCH
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 class Gate:

@@ -70,10 +70,14 @@ def mpirun_command(
     return [mpirun, *root, *where, *exported, "--bind-to", "none", "-n", str(world_size), *argv]
 
 
-def rank_environment(world_size: int) -> dict[str, str]:
-    """The environment of the ranks: those that wait leave the cores to those that compute."""
+def rank_environment(world_size: int, temporary: Path | None = None) -> dict[str, str]:
+    """The environment of the ranks: those that wait leave the cores to those that compute.
+
+    `temporary`: where mpirun keeps the folder of its session, which it leaves behind when it is killed.
+    """
     crowded = world_size > len(os.sched_getaffinity(0))
-    return {"OMPI_MCA_mpi_yield_when_idle": str(int(crowded)), **os.environ, "PYTHONUNBUFFERED": "1"}
+    own = {} if temporary is None else {"TMPDIR": str(temporary)}
+    return {"OMPI_MCA_mpi_yield_when_idle": str(int(crowded)), **os.environ, "PYTHONUNBUFFERED": "1", **own}
 
 
 def die_with_parent(number: int = signal.SIGTERM) -> None:
@@ -81,12 +85,17 @@ def die_with_parent(number: int = signal.SIGTERM) -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, number)
 
 
-def start_ranks(argv: Sequence[str], world_size: int, *, log: Path) -> subprocess.Popen[bytes]:
-    """Start `argv` as ranks; what mpirun itself says goes to `log`. One rank runs without mpirun."""
+def start_ranks(
+    argv: Sequence[str], world_size: int, *, log: Path, temporary: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start `argv` as ranks; what mpirun itself says goes to `log`. One rank runs without mpirun.
+
+    `temporary`: the folder for their temporary files.
+    """
     command = list(argv)
     if world_size > 1:
         command = mpirun_command(find_mpirun(), world_size, argv, as_root=os.geteuid() == 0)
-    return start_session(command, rank_environment(world_size), log=log)
+    return start_session(command, rank_environment(world_size, temporary), log=log)
 
 
 def start_session(command: Sequence[str], environment: Dict[str, str], *, log: Path) -> subprocess.Popen[bytes]:

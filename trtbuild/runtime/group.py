@@ -35,7 +35,8 @@ class RankGroup:
 
     Blocks until all ranks are ready. When a rank dies, every open request gets an output with finish_reason "error",
     then `on_failure` is called once, with an error that names the rank and shows its last lines. `name`: the engine's,
-    where there are several; it is part of errors and of the ranks' signs of life.
+    where there are several; it is part of errors and of the ranks' signs of life. Logs go to `run_dir`, temporary files
+    (mpirun's, too) to a folder in `scratch_dir`.
 
     Raises:
         EngineError: the directory holds no cpu engine.
@@ -50,11 +51,12 @@ class RankGroup:
         max_tokens_in_paged_kv_cache: int | None = None,
         executor: str = "",
         run_dir: Path | None = None,
+        scratch_dir: Path | None = None,
         name: str = "",
         on_failure: Callable[[ToolError], None] | None = None,
     ) -> None:
         self._info, self._name = read_engine(engine_dir), name
-        self._scratch = Path(tempfile.mkdtemp(prefix="trtbuild-"))  # a socket's path must be short
+        self._scratch = Path(tempfile.mkdtemp(prefix="trtbuild-", dir=scratch_dir))  # a socket's path must be short
         self._run_dir = run_dir or self._scratch
         self._run_dir.mkdir(parents=True, exist_ok=True)
         self._on_failure = on_failure
@@ -154,7 +156,8 @@ class RankGroup:
             listener.bind(address)
             listener.listen(1)
             argv = [sys.executable, "-m", "trtbuild.runtime.rank", str(job)]
-            self._process = mpi.start_ranks(argv, self._info.mapping().world_size, log=self._run_dir / LAUNCHER_LOG)
+            world, log = self._info.mapping().world_size, self._run_dir / LAUNCHER_LOG
+            self._process = mpi.start_ranks(argv, world, log=log, temporary=self._scratch)
             deadline = time.monotonic() + _START_TIMEOUT_S
             while not select.select([listener], [], [], 0.05)[0]:
                 if self._process.poll() is not None:

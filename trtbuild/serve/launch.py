@@ -161,9 +161,8 @@ class Server:
         if self._pulse is not None:
             self._pulse.close()
         self._beats.close()
-        if self._guard.stdin:
-            self._guard.stdin.close()
-        self._guard.wait()
+        with suppress(BrokenPipeError):
+            self._guard.communicate(b"ended\n")
 
     def __enter__(self) -> Server:
         return self
@@ -175,7 +174,8 @@ class Server:
 
     def _start(self) -> subprocess.Popen[bytes]:
         environment = self._p.environment
-        guard = [sys.executable, "-m", "trtbuild.serve.processes", SERVER_ENV, self._p.mark, self._p.mark]
+        marks = (SERVER_ENV, self._p.mark, self._p.mark, str(self._p.rubbish))
+        guard = [sys.executable, "-m", "trtbuild.serve.processes", *marks]
         own = {**os.environ, "PYTHONPATH": environment["PYTHONPATH"]}
         self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True, env=own)
         try:

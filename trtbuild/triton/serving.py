@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trtbuild.errors import ToolError, TrtbuildError
-from trtbuild.handover import DRAINING, FAILURE_FILE, LOG_DIR_ENV, Gate, engine_label, run_directory
+from trtbuild.handover import DRAINING, FAILURE_FILE, LOG_DIR_ENV, Gate, engine_label, run_directory, scratch_directory
 from trtbuild.runtime.group import RankGroup
 from trtbuild.runtime.request import Output
 from trtbuild.triton.hangup import HangupListener
@@ -49,6 +49,7 @@ class Serving:
                 engine,
                 max_tokens_in_paged_kv_cache=int(tokens) if tokens else None,
                 run_dir=Path(logs) / label if logs else None,  # other engines have ranks of the same numbers
+                scratch_dir=scratch_directory(),
                 name=label,
                 on_failure=self._on_failure,
             )
