@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +14,9 @@ import pytest
 
 from tests.engines import Engines
 from tests.tiny import ROOT
+from trtbuild.runtime.generator import Generator
+from trtbuild.runtime.info import RuntimeOptions
+from trtbuild.runtime.request import Request
 from trtbuild.serve.health import read_progress
 from trtbuild.serve.signs import Beats, Crew, StateFiles
 from trtbuild.serve.watch import GONE, Progress, Quiet, Stall, Stalls, Vital, judge
@@ -174,6 +178,21 @@ def test_work_on_a_busy_machine_does_not_silence_a_rank(engines: Engines) -> Non
             each.kill()
             each.wait()
         beats.close()
+
+
+@pytest.mark.parametrize("executor", ["native", "torch"])
+def test_every_operation_of_a_step_is_told_while_it_runs(engines: Engines, executor: str) -> None:
+    """Otherwise one long step could not be told from a rank that spins."""
+    model = engines.tiny(hidden_size=512, intermediate_size=2048, vocab_size=1024, max_position_embeddings=1024)
+    generator = Generator(engines.engine(model), RuntimeOptions(executor=executor))
+    generator.add(Request("a", tuple(range(200)), 1))
+    before, seen = generator.model.work, set[int]()
+    step = threading.Thread(target=generator.step)
+    step.start()
+    while step.is_alive():
+        seen.add(generator.model.work - before)
+    assert generator.model.work - before >= len(generator.model.program.ops)
+    assert len(seen) > 4
 
 
 def test_state_files_tell_of_a_stopped_process_of_any_host(tmp_path: Path) -> None:
