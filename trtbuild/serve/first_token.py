@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from trtbuild.errors import ServerError, TrtbuildError
@@ -33,12 +34,17 @@ class FirstToken:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        try:
+        with ExitStack() as stack:
+            stack.push(self._failed)
             self._ask()
-        except TrtbuildError as error:
+
+    def _failed(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        """Whatever it was, no token came: a thread that just ended would look like success."""
+        if isinstance(error, TrtbuildError):
             self.error = error
-        except Exception as error:  # whatever it was, no token came: a thread that just ended would look like success
+        elif error is not None:
             self.error = ServerError(f"asking for it failed: {type(error).__name__}: {error}")
+        return True
 
     def _ask(self) -> None:
         from trtbuild.client import Client, Generation, Reach
