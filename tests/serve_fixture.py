@@ -110,6 +110,14 @@ class Running:
 
         return marked_processes("TRTBUILD_LOG_DIR", str(self.log_dir.resolve()))
 
+    def scratch(self) -> Path:
+        """The folder for what has to go with the server."""
+        for pid in self.marked():
+            for variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                if variable.startswith(b"TRTBUILD_RUN_DIR="):
+                    return Path(variable.partition(b"=")[2].decode())
+        raise AssertionError("no process of the server knows it")
+
     def named(self, text: str) -> list[int]:
         """Processes of this server with `text` in their command line."""
         return [pid for pid in self.marked() if text in command_line(pid)]
@@ -182,6 +190,7 @@ def running(
         line = process.stdout.readline()
         if not line.startswith("ready:"):
             pytest.fail(f"not ready: {line}{process.communicate(timeout=30)[1]}")
+        scratch = server.scratch()
         yield server
     finally:
         for pid in server.named(""):
@@ -193,6 +202,10 @@ def running(
             process.kill()
             process.communicate()
         assert server.wait_gone() == []
+    deadline = time.monotonic() + 5  # a guard cleans up after a server that was killed
+    while scratch != log_dir.resolve() and scratch.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert scratch == log_dir.resolve() or not scratch.exists()
 
 
 @pytest.fixture(scope="session")

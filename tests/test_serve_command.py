@@ -15,7 +15,7 @@ from tests.triton_stand_in import repository
 from trtbuild.serve.checks import conflicts, lacks
 from trtbuild.serve.command import Launch, TritonInstall, connect_host, exported_names, make_launch, server_environment
 from trtbuild.serve.facts import EngineModel, Machine, Repository, first_host, hostfile_slots, numbers
-from trtbuild.serve.logs import telling_lines
+from trtbuild.serve.logs import open_logs, telling_lines
 from trtbuild.serve.options import Hosts, ServeOptions
 from trtbuild.serve.watch import backoff_s
 
@@ -155,6 +155,8 @@ def test_llmapi() -> None:
     facts = of(EngineModel("tensorrt_llm", "llmapi", backend="python"))
     assert launch(facts).plain[0] == "/opt/tritonserver/bin/tritonserver"
     assert "--exit-timeout-secs=30" in launch(facts, replace(OPTIONS, exit_timeout_s=1, drain_s=30.0)).plain
+    beside = of(CPU, EngineModel("hf", "llmapi", backend="python"), models=(*MODELS, "hf"))
+    assert "--exit-timeout-secs=31" in launch(beside, replace(OPTIONS, exit_timeout_s=1, drain_s=30.5)).plain
     assert launch(facts, hosts=Hosts(slurm=True)).plain[:3] == ("srun", "--mpi=pmix", "trtllm-llmapi-launch")
 
 
@@ -286,6 +288,24 @@ def test_hosts_and_numbers() -> None:
 def test_log_tails_leave_out_tables_and_noise() -> None:
     log = "I1122 15:0 1 x] hello\n| table |\n+---+\nE1122 15:0 1 m.cc:1] boom\nerror: creating server\nDCGM unable\n"
     assert telling_lines(log) == ["E1122 15:0 1 m.cc:1] boom", "error: creating server"]
+
+
+def test_logs_of_before_are_put_aside_the_last_few_of_them(tmp_path: Path) -> None:
+    """Also those of a cpu engine's ranks; what is not of a server stays as it is."""
+    folder = tmp_path / "tensorrt_llm.1"
+    folder.mkdir()
+    (tmp_path / "mine.txt").write_text("mine")
+    for number in range(1, 9):
+        for path in (tmp_path / "tritonserver.log", folder / "rank0.log"):
+            path.write_text(str(number))
+        open_logs(tmp_path)
+    for path in (tmp_path / "tritonserver.log", folder / "rank0.log"):
+        assert {kept.name: kept.read_text() for kept in path.parent.glob(f"{path.name}*")} == {
+            f"{path.name}.{number}": str(number) for number in range(4, 9)
+        }
+    open_logs(tmp_path)
+    assert (tmp_path / "tritonserver.log.4").is_file(), "nothing is new"
+    assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
 def test_a_dry_run_and_all_problems_at_once(tmp_path: Path) -> None:

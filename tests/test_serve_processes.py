@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve_fixture import Running, free_ports, running, with_command
+from tests.serve_fixture import LONGEST, Running, demo_tokenizer, free_ports, running, with_command
 from tests.tiny import trtbuild
 from trtbuild.client import Generation, generate_stream
 from trtbuild.errors import ServerError, TrtbuildError
@@ -27,45 +29,34 @@ def ended(server: Running) -> tuple[int, str]:
     return server.process.returncode, error
 
 
-def test_a_killed_rank_ends_the_server_and_is_named(repository: Path, tmp_path: Path) -> None:
-    with running(repository, tmp_path / "logs") as server:
+@pytest.fixture
+def two_engines(two_ranks: Path, tmp_path: Path) -> Path:
+    """The same engine twice, as tensorrt_llm and as other_tensorrt_llm."""
+    from trtbuild.repo.add import add_models
+    from trtbuild.repo.options import RepositoryOptions
+
+    repository = Path(shutil.copytree(two_ranks, tmp_path / "both"))
+    options = RepositoryOptions(name="other", max_tokens_in_paged_kv_cache=LONGEST)
+    add_models(two_ranks.parent / "engine", repository, demo_tokenizer(), options)
+    return repository
+
+
+def test_a_killed_rank_ends_the_server_and_is_named(two_engines: Path, tmp_path: Path) -> None:
+    """With the engine that it belongs to, as the other one has a rank 1, too."""
+    logs = tmp_path / "logs"
+    with running(two_engines, logs) as server:
+        said = {name: (logs / name / "rank1.log").read_text() for name in ("tensorrt_llm.1", "other_tensorrt_llm.1")}
+        pids = {name: int(re.findall(r"rank 1 of 2, pid (\d+)", text)[0]) for name, text in said.items()}
+        assert len(set(pids.values())) == 2
         open_request = generate_stream(server.url, Generation("x", max_tokens=900, end_id=-1), stall_timeout_s=20)
         next(open_request)
-        ranks = [
-            pid
-            for pid in server.named("trtbuild.runtime.rank")
-            if "mpirun" not in str(Path(f"/proc/{pid}/exe").readlink())
-        ]
-        rank_one = [p for p in ranks if b"PMIX_RANK=1\0" in Path(f"/proc/{p}/environ").read_bytes()]
-        os.kill(rank_one[0], signal.SIGKILL)
+        os.kill(pids["other_tensorrt_llm.1"], signal.SIGKILL)
         with pytest.raises(TrtbuildError):
             list(open_request)
         code, error = ended(server)
         assert code == 5
-        assert "rank 1" in error
+        assert "serving other_tensorrt_llm.1: rank 1 died (signal 9" in error
         assert server.wait_gone() == []
-
-
-def test_a_killed_tritonserver_is_reported(repository: Path, tmp_path: Path) -> None:
-    with running(repository, tmp_path / "logs") as server:
-        answer = generate_stream(server.url, Generation("x", max_tokens=900, end_id=-1))
-        next(answer)
-        os.kill(server.named("bin/tritonserver")[0], signal.SIGKILL)
-        with pytest.raises(ServerError, match="cut the answer off"):
-            list(answer)
-        code, error = ended(server)
-        assert code == 5
-        assert "killed by signal 9" in error
-        assert server.wait_gone() == []
-
-
-def test_nothing_survives_a_killed_supervisor(repository: Path, tmp_path: Path) -> None:
-    with running(repository, tmp_path / "logs") as server:
-        assert len(server.named("trtbuild.runtime.rank")) >= 2
-        server.process.kill()
-        server.process.communicate()
-        assert server.wait_gone() == []
-        assert with_command(str(repository)) == []
 
 
 def test_sigterm_and_a_stalling_server(repository: Path, tmp_path: Path) -> None:
@@ -88,7 +79,7 @@ def test_sigterm_and_a_stalling_server(repository: Path, tmp_path: Path) -> None
         assert server.wait_gone() == []
 
 
-def test_commands_against_a_server(repository: Path, tmp_path: Path) -> None:
+def test_commands_against_a_server_of_which_nothing_survives_its_supervisor(repository: Path, tmp_path: Path) -> None:
     with running(repository, tmp_path / "logs") as server:
         done = trtbuild("generate", "Hello", "--url", server.url, "-n", 12, "--temperature", 0)
         assert done.returncode == 0
@@ -100,6 +91,11 @@ def test_commands_against_a_server(repository: Path, tmp_path: Path) -> None:
         taken = trtbuild("serve", repository, "--grpc-port", server.grpc, "--http-port", free_ports(1)[0])
         assert taken.returncode == 7
         assert f"grpc port {server.grpc} on 127.0.0.1" in taken.stderr
+        assert len(server.named("trtbuild.runtime.rank")) >= 2
+        server.process.kill()
+        server.process.communicate()
+        assert server.wait_gone() == []
+        assert with_command(str(repository)) == []
 
 
 def test_ports_are_checked_before_the_start() -> None:
@@ -127,8 +123,6 @@ def test_not_a_repository(tmp_path: Path) -> None:
 
 def test_an_engine_that_cannot_load_is_the_reason(repository: Path, tmp_path: Path) -> None:
     """The rank's own words reach the user, through Triton and mpirun."""
-    import shutil
-
     broken = tmp_path / "broken"
     shutil.copytree(repository.parent / "engine", broken / "engine")
     shutil.copytree(repository, broken / "repo")
@@ -137,7 +131,7 @@ def test_an_engine_that_cannot_load_is_the_reason(repository: Path, tmp_path: Pa
     (broken / "engine" / "rank1.engine").write_bytes(b"nonsense")
     http, grpc, metrics = free_ports(3)
     ports = ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics]
-    done: subprocess.CompletedProcess[str] = trtbuild("serve", broken / "repo", *ports)
+    done: subprocess.CompletedProcess[str] = trtbuild("serve", broken / "repo", *ports, "--log-dir", tmp_path / "logs")
     assert done.returncode == 5
-    assert "rank 1" in done.stderr
+    assert "starting the engine tensorrt_llm.1: rank 1 died" in done.stderr
     assert with_command(str(broken)) == []

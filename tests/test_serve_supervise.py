@@ -37,10 +37,14 @@ def test_a_frozen_rank_is_noticed_and_the_server_restarted_once(two_ranks: Path,
         assert 2.4 < time.monotonic() - began < 15
         assert server.process.stdout is not None
         assert server.process.stdout.readline().startswith("ready:")
-        assert (tmp_path / "logs" / "rank1.log.1").is_file()
+        assert (tmp_path / "logs" / "tensorrt_llm.1" / "rank1.log.1").is_file()
         with Client(server.url) as client:
             assert client.infer(Generation("x", max_tokens=2, end_id=-1)).token_count == 2
-        os.kill(server.named("bin/tritonserver")[0], signal.SIGKILL)
+            answer = client.stream(LONG)
+            next(answer)
+            os.kill(server.named("bin/tritonserver")[0], signal.SIGKILL)
+            with pytest.raises(ServerError, match="cut the answer off"):
+                list(answer)
         code, error = ended(server)
         assert code == 5
         assert "tritonserver was killed by signal 9" in error

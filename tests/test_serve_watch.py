@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,9 +14,12 @@ import pytest
 
 from tests.engines import Engines
 from tests.tiny import ROOT
+from trtbuild.runtime.generator import Generator
+from trtbuild.runtime.info import RuntimeOptions
+from trtbuild.runtime.request import Request
 from trtbuild.serve.health import read_progress
 from trtbuild.serve.signs import Beats, Crew, StateFiles
-from trtbuild.serve.watch import GONE, Progress, Stall, Vital, judge
+from trtbuild.serve.watch import GONE, Progress, Quiet, Stall, Stalls, Vital, judge
 
 WATCH_S = 5.0
 
@@ -49,7 +53,7 @@ def test_the_dead_come_before_the_frozen_and_the_stopped_before_those_that_wait_
 
 
 def test_a_stall_is_open_requests_without_a_step() -> None:
-    stall = Stall(10.0)
+    stall = Stall("", 10.0)
     assert stall.seen(0.0, Progress(2, 5)) is None
     assert stall.seen(9.0, Progress(2, 5)) is None
     assert stall.seen(9.5, Progress(1, 6)) is None  # it steps
@@ -60,14 +64,48 @@ def test_a_stall_is_open_requests_without_a_step() -> None:
     assert found is not None
     assert found.text == "the engine stalls: 1 open request(s), and no step for 10 s"
     assert stall.seen(99.0, Progress(0, 6)) is None  # nothing to do
-    assert Stall(0.0).seen(1e6, Progress(1, 1)) is None
+    assert Stall("", 0.0).seen(1e6, Progress(1, 1)) is None
+    uncounted = Stall("", 10.0)
+    assert [uncounted.seen(now, Progress(1, None)) for now in (0.0, 99.0)] == [None, None]
 
 
-def test_a_long_step_on_the_cpu_is_no_stall() -> None:
-    stall = Stall(10.0)
-    assert [stall.seen(t, Progress(1, 5), cpu_s=0.9 * t) for t in range(0, 100, 5)] == [None] * 20
-    idle = [stall.seen(t, Progress(1, 5), cpu_s=100.0 + 0.01 * t) for t in range(100, 130, 5)]
-    assert any(idle)
+def test_a_long_step_on_the_cpu_is_no_stall_but_one_without_end_is() -> None:
+    """Ranks that compute, and then wait for a message that does not come, or spin."""
+    stall = Stall("", 10.0)
+    assert [stall.seen(t, Progress(1, 5, 0.9 * t)) for t in range(0, 60, 5)] == [None] * 12
+    assert [stall.seen(t, Progress(1, 6, 0.9 * t)) for t in range(60, 120, 5)] == [None] * 12
+    idle = [stall.seen(t, Progress(1, 6, 108.0 + 0.01 * t)) for t in range(120, 135, 5)]
+    assert "no step for 60 s" in str(next(filter(None, idle)))
+    spins = Stall("", 10.0)
+    found = [spins.seen(t, Progress(3, 6, 1.0 * t)) for t in range(0, 65, 5)]
+    assert found[:-1] == [None] * 12
+    assert found[-1] is not None
+    assert found[-1].text == "the engine stalls: 3 open request(s), and no step for 60 s, although it uses the CPU"
+
+
+def test_an_engine_that_stalls_is_noticed_while_another_works() -> None:
+    stalls = Stalls(10.0)
+    for now in range(10):
+        assert stalls.seen(now, {"a.1": Progress(1, now, 1.0 * now), "b.1": Progress(2, 7, 0.1)}) is None
+    found = stalls.seen(10.0, {"a.1": Progress(1, 10, 10.0), "b.1": Progress(2, 7, 0.1)})
+    assert found is not None
+    assert (found.text, found.engine) == (
+        "the engine b.1 stalls: 2 open request(s), and no step for 10 s",
+        "b.1",
+    )
+    assert stalls.seen(10.5, {"a.1": Progress(1, 11, 10.5)}) is None  # it was unloaded
+
+
+def test_a_server_that_does_not_tell_is_not_drained() -> None:
+    """As when its metrics page is late: three requests are open until somebody says that they are not."""
+    quiet = Quiet(0.5)
+    assert [quiet.seen(now, None) for now in (0.0, 1.0)] == [False, False]
+    assert quiet.left is None
+    pages = [(1.1, 3), (2.0, None), (3.0, None), (3.1, 0), (3.5, 0), (3.55, None), (4.0, 0), (4.4, 0)]
+    assert not any(quiet.seen(now, left) for now, left in pages[:3])
+    assert quiet.left == 3
+    assert not any(quiet.seen(now, left) for now, left in pages[3:])
+    assert quiet.seen(4.5, 0)
 
 
 def test_counters_of_triton() -> None:
@@ -76,11 +114,17 @@ def test_counters_of_triton() -> None:
 nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="active",version="1"} 3.000000
 nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="waiting",version="1"} 2
 nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="max",version="1"} 64
+nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="active",version="2"} 1
 nv_trt_llm_general_metrics{general_type="iteration_counter",model="tensorrt_llm",version="1"} 77
 nv_trt_llm_general_metrics{general_type="timestamp",model="tensorrt_llm",version="1"} 1e9
+nv_trt_llm_request_metrics{request_type="active"} 4
 """
-    assert read_progress(page) == Progress(5, 77)
-    assert read_progress("nv_inference_count 3\n") is None
+    assert read_progress(page) == {
+        "tensorrt_llm.1": Progress(5, 77),
+        "tensorrt_llm.2": Progress(1, None),
+        "": Progress(4, None),
+    }
+    assert read_progress("nv_inference_count 3\n") == {}
 
 
 _BEATING = """
@@ -136,6 +180,21 @@ def test_work_on_a_busy_machine_does_not_silence_a_rank(engines: Engines) -> Non
         beats.close()
 
 
+@pytest.mark.parametrize("executor", ["native", "torch"])
+def test_every_operation_of_a_step_is_told_while_it_runs(engines: Engines, executor: str) -> None:
+    """Otherwise one long step could not be told from a rank that spins."""
+    model = engines.tiny(hidden_size=512, intermediate_size=2048, vocab_size=1024, max_position_embeddings=1024)
+    generator = Generator(engines.engine(model), RuntimeOptions(executor=executor))
+    generator.add(Request("a", tuple(range(200)), 1))
+    before, seen = generator.model.work, set[int]()
+    step = threading.Thread(target=generator.step)
+    step.start()
+    while step.is_alive():
+        seen.add(generator.model.work - before)
+    assert generator.model.work - before >= len(generator.model.program.ops)
+    assert len(seen) > 4
+
+
 def test_state_files_tell_of_a_stopped_process_of_any_host(tmp_path: Path) -> None:
     stat = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     files = StateFiles(tmp_path, 2)
@@ -173,14 +232,24 @@ def test_processes_of_a_server_are_known_by_their_mark() -> None:
     assert list(crew.vitals(27.0)) == []
 
 
-def test_whoever_sends_nonsense_is_ignored() -> None:
-    name = f"trtbuild-test-{os.getpid()}-nonsense"
+def test_signs_of_several_engines_and_nonsense() -> None:
+    """The one that a process gives last counts; ranks of the same number are told apart by their engine."""
+    name = f"trtbuild-test-{os.getpid()}-signs"
     beats = Beats(name)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        for message in (b"x", b"1 2 3", b"0 1 2 three", f"0 {os.getpid()} 4 2".encode()):
-            sender.sendto(message, "\0" + name)
-    deadline = time.monotonic() + 5
-    while beats.progress() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert beats.progress() == Progress(2, 4)
-    beats.close()
+    other = subprocess.Popen(["/bin/sleep", "60"])
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            for words in ("x", "1 2 3", "0 1 2 three ", f"0 {os.getpid()} 4 2 a.1", f"0 {other.pid} 1 0 my model.2"):
+                sender.sendto(words.encode(), "\0" + name)
+        deadline = time.monotonic() + 5
+        while len(beats.progress()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert {key: (own.open_requests, own.steps) for key, own in beats.progress().items()} == {
+            "a.1": (2, 4),
+            "my model.2": (0, 1),
+        }
+        assert {vital.who for vital in beats.vitals(time.monotonic())} == {"rank 0 of a.1", "rank 0 of my model.2"}
+    finally:
+        other.kill()
+        other.wait()
+        beats.close()

@@ -19,6 +19,7 @@ from trtbuild.errors import ToolError
 
 _PR_SET_PDEATHSIG = 1
 _GRACE_S = 10.0
+_LOGS_KEPT = 5
 _LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec nothing may be loaded
 _WHO_FAILED = (
     # Open MPI 5 (prterun) and 4 (orterun): a signal, or an exit code
@@ -69,23 +70,32 @@ def mpirun_command(
     return [mpirun, *root, *where, *exported, "--bind-to", "none", "-n", str(world_size), *argv]
 
 
-def rank_environment(world_size: int) -> dict[str, str]:
-    """The environment of the ranks: those that wait leave the cores to those that compute."""
+def rank_environment(world_size: int, temporary: Path | None = None) -> dict[str, str]:
+    """The environment of the ranks: those that wait leave the cores to those that compute.
+
+    `temporary`: where mpirun keeps the folder of its session, which it leaves behind when it is killed.
+    """
     crowded = world_size > len(os.sched_getaffinity(0))
-    return {"OMPI_MCA_mpi_yield_when_idle": str(int(crowded)), **os.environ, "PYTHONUNBUFFERED": "1"}
+    own = {} if temporary is None else {"TMPDIR": str(temporary)}
+    return {"OMPI_MCA_mpi_yield_when_idle": str(int(crowded)), **os.environ, "PYTHONUNBUFFERED": "1", **own}
 
 
-def die_with_parent() -> None:
-    """For preexec_fn: the kernel ends this process when the one that started it is gone, however it went."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def die_with_parent(number: int = signal.SIGTERM) -> None:
+    """For preexec_fn: the kernel sends this process `number` when the one that started it is gone, however it went."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, number)
 
 
-def start_ranks(argv: Sequence[str], world_size: int, *, log: Path) -> subprocess.Popen[bytes]:
-    """Start `argv` as ranks; what mpirun itself says goes to `log`. One rank runs without mpirun."""
+def start_ranks(
+    argv: Sequence[str], world_size: int, *, log: Path, temporary: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start `argv` as ranks; what mpirun itself says goes to `log`. One rank runs without mpirun.
+
+    `temporary`: the folder for their temporary files.
+    """
     command = list(argv)
     if world_size > 1:
         command = mpirun_command(find_mpirun(), world_size, argv, as_root=os.geteuid() == 0)
-    return start_session(command, rank_environment(world_size), log=log)
+    return start_session(command, rank_environment(world_size, temporary), log=log)
 
 
 def start_session(command: Sequence[str], environment: Dict[str, str], *, log: Path) -> subprocess.Popen[bytes]:
@@ -141,6 +151,28 @@ def redirect_output(path: Path) -> None:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)
+
+
+def put_logs_aside(folders: Sequence[Path], patterns: Sequence[str]) -> None:
+    """NAME becomes NAME.N, with the next N that is free in all `folders`; the last five are kept.
+
+    Raises:
+        OSError: they cannot be renamed.
+    """
+    now = {path for folder in folders for pattern in patterns for path in folder.glob(pattern)}
+    older = {
+        path: int(path.suffix[1:])
+        for folder in folders
+        for pattern in patterns
+        for path in folder.glob(f"{pattern}.*")
+        if path.suffix[1:].isdigit()
+    }
+    number = max(older.values(), default=0) + 1
+    for path in now:
+        path.rename(path.with_name(f"{path.name}.{number}"))
+    for path, its in older.items():
+        if now and its <= number - _LOGS_KEPT:
+            path.unlink()
 
 
 def tail(path: Path, lines: int = 12) -> list[str]:

@@ -82,6 +82,10 @@ class State:
 
 
 class Executor(Protocol):
+    @property
+    def work(self) -> int:
+        """Grows with every operation that is begun; other threads may ask while `run` runs."""
+
     def run(self, ops: Sequence[Op], batch: Batch) -> None:
         """Execute `ops`, none of which communicates."""
 
@@ -101,6 +105,7 @@ class NativeExecutor:
         self._state = state
         self._compiled: dict[int, ctypes.Array[OpStruct]] = {}
         self._threads = num_threads
+        self._work = ctypes.c_int64(0)
         self._scratch = torch.zeros(0)
         self._longest_row = max((op.k for op in state.program.ops), default=0)
         self._batch: BatchStruct = BatchStruct()
@@ -116,7 +121,11 @@ class NativeExecutor:
             b.position_bias, b.bias_stride = state.position_bias.data_ptr(), state.position_bias.stride(0)
         b.keys, b.values = state.keys.data_ptr(), state.values.data_ptr()
         b.layer_stride, b.block_stride = state.keys.stride(0), state.keys.stride(1)
-        b.num_threads = num_threads
+        b.num_threads, b.work = num_threads, ctypes.addressof(self._work)
+
+    @property
+    def work(self) -> int:
+        return self._work.value
 
     def run(self, ops: Sequence[Op], batch: Batch) -> None:
         compiled = self._compiled.get(id(ops))
@@ -171,9 +180,11 @@ class TorchExecutor(TorchExperts):
         torch.set_num_threads(num_threads)
         self._state = state
         self._shapes, self._features = state.program.shapes, state.program.features
+        self.work = 0
 
     def run(self, ops: Sequence[Op], batch: Batch) -> None:
         for op in ops:
+            self.work += 1
             getattr(self, f"_{op.kind.name.lower()}")(op, batch)
 
     def _get(self, buffer: Buffer, count: int) -> torch.Tensor:

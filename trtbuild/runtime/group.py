@@ -34,7 +34,9 @@ class RankGroup:
     """The engine's ranks under mpirun, one process a rank, driven over a Unix socket. Thread-safe.
 
     Blocks until all ranks are ready. When a rank dies, every open request gets an output with finish_reason "error",
-    then `on_failure` is called once, with an error that names the rank and shows its last lines.
+    then `on_failure` is called once, with an error that names the rank and shows its last lines. `name`: the engine's,
+    where there are several; it is part of errors and of the ranks' signs of life. Logs go to `run_dir`, temporary files
+    (mpirun's, too) to a folder in `scratch_dir`.
 
     Raises:
         EngineError: the directory holds no cpu engine.
@@ -49,10 +51,12 @@ class RankGroup:
         max_tokens_in_paged_kv_cache: int | None = None,
         executor: str = "",
         run_dir: Path | None = None,
+        scratch_dir: Path | None = None,
+        name: str = "",
         on_failure: Callable[[ToolError], None] | None = None,
     ) -> None:
-        self._info = read_engine(engine_dir)
-        self._scratch = Path(tempfile.mkdtemp(prefix="trtbuild-"))  # a socket's path must be short
+        self._info, self._name = read_engine(engine_dir), name
+        self._scratch = Path(tempfile.mkdtemp(prefix="trtbuild-", dir=scratch_dir))  # a socket's path must be short
         self._run_dir = run_dir or self._scratch
         self._run_dir.mkdir(parents=True, exist_ok=True)
         self._on_failure = on_failure
@@ -146,16 +150,14 @@ class RankGroup:
         job = self._scratch / "job.json"
         address = str(self._scratch / "leader.sock")
         engine_dir = str(self._info.directory.resolve())
-        job.write_text(
-            json.dumps(
-                {"engine_dir": engine_dir, "run_dir": str(self._run_dir), "socket": address, "options": asdict(options)}
-            )
-        )
+        document = {"engine_dir": engine_dir, "run_dir": str(self._run_dir), "socket": address, "name": self._name}
+        job.write_text(json.dumps({**document, "options": asdict(options)}))
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(address)
             listener.listen(1)
             argv = [sys.executable, "-m", "trtbuild.runtime.rank", str(job)]
-            self._process = mpi.start_ranks(argv, self._info.mapping().world_size, log=self._run_dir / LAUNCHER_LOG)
+            world, log = self._info.mapping().world_size, self._run_dir / LAUNCHER_LOG
+            self._process = mpi.start_ranks(argv, world, log=log, temporary=self._scratch)
             deadline = time.monotonic() + _START_TIMEOUT_S
             while not select.select([listener], [], [], 0.05)[0]:
                 if self._process.poll() is not None:
@@ -216,6 +218,7 @@ class RankGroup:
             self._on_failure(failure)
 
     def _job_failure(self, what: str) -> ToolError:
+        what = f"{what} {self._name}" if self._name else what
         return mpi.job_failure(
             self._process, self._run_dir, self._run_dir / LAUNCHER_LOG, what, self._info.mapping().world_size
         )

@@ -19,10 +19,10 @@ from trtbuild.handover import BEAT_ENV, BEAT_EVERY_S
 class Heartbeat:
     """Begins at once where somebody listens. `work` and `requests` are read, not called for, by the thread."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, engine: str = "") -> None:
         self.work: Callable[[], int] = lambda: 0
         self.requests: Callable[[], int] = lambda: 0
-        self._rank = rank
+        self._rank, self._engine = rank, engine
         name = os.environ.get(BEAT_ENV)
         if name:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
@@ -30,7 +30,7 @@ class Heartbeat:
 
     def _run(self, address: str) -> None:
         while True:
-            beat = f"{self._rank} {os.getpid()} {self.work()} {self.requests()}"
+            beat = f"{self._rank} {os.getpid()} {self.work()} {self.requests()} {self._engine}"
             with suppress(OSError):  # the next one may arrive
                 self._socket.sendto(beat.encode(), socket.MSG_DONTWAIT, address)
             time.sleep(BEAT_EVERY_S)

@@ -61,7 +61,7 @@ class RankModel:
         self, info: EngineInfo, comm: Comm, *, max_batch_size: int, kv_blocks: int, executor: str = ""
     ) -> None:
         self.info, self.comm = info, comm
-        self.work = 0  # parts of steps that were begun
+        self._parts = 0  # of steps, that were begun
         self.program = build_program(info.pretrained, comm.mapping)
         self.max_seq_len: int = info.build["max_seq_len"]
         self.max_num_tokens: int = info.build["max_num_tokens"]
@@ -90,6 +90,11 @@ class RankModel:
         """The activations of the last step."""
         return self._state.buffers
 
+    @property
+    def work(self) -> int:
+        """Grows while this rank computes: with every operation, also inside of a long step."""
+        return self._parts + self.executor.work
+
     def forward(self, batch: Batch) -> None:
         """Run this rank's part of one step; rank 0 finds the logits with `logits`."""
         self.run(self._segments, batch)
@@ -97,7 +102,7 @@ class RankModel:
     def run(self, parts: Sequence[tuple[Op, ...]], batch: Batch) -> None:
         """Run `segments` of operations; they must live as long as this model does."""
         for ops in parts:
-            self.work += 1
+            self._parts += 1
             if ops[0].kind < Kind.ALL_REDUCE:
                 self.executor.run(ops, batch)
             else:

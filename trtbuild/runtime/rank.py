@@ -119,7 +119,7 @@ def main(job_path: Path) -> None:
         rank = world.Get_rank()
     mpi.redirect_output(mpi.rank_log(Path(job["run_dir"]), rank))
     print(f"rank {rank} of {info.mapping().world_size}, pid {os.getpid()}: engine {info.directory}", flush=True)
-    heartbeat = Heartbeat(rank)
+    heartbeat = Heartbeat(rank, job["name"])
 
     def run() -> None:
         if rank:

@@ -7,6 +7,7 @@ they never open them.
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass, field
@@ -91,8 +92,8 @@ def make_launch(
     engines = repository.chosen(options.load)
     world = processes(engines, options)
     kinds = {engine.kind for engine in engines}
-    # The counters that a drain goes by are those of engines; without them Triton itself must wait.
-    exit_s = max(options.exit_timeout_s, int(options.drain_s)) if kinds == {"llmapi"} else options.exit_timeout_s
+    # A model of upstream's for the LLM class counts nothing that a drain could go by, so Triton itself must wait.
+    exit_s = max(options.exit_timeout_s, math.ceil(options.drain_s)) if "llmapi" in kinds else options.exit_timeout_s
     names = tuple(engine.name for engine in engines)
     job = _Job(install, repository.folder.resolve(), options, names, shm_prefix, exit_s)
     if kinds != {"tensorrt"}:

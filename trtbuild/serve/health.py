@@ -7,17 +7,17 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 
 from trtbuild.errors import ServerError, TrtbuildError
+from trtbuild.handover import engine_label
 from trtbuild.serve.signs import stat_of
 from trtbuild.serve.watch import Progress, Vital
 
 _ASK_EVERY_S = 1.0
-_PROMPT = "1"
-_GAUGE = re.compile(
-    r'^nv_trt_llm_(request|general)_metrics\{[^}]*"(active|waiting|iteration_counter)"[^}]*\} (\S+)', re.M
-)
+_GAUGE = re.compile(r"^nv_trt_llm_(?:request|general)_metrics\{(.*)\} (\S+)", re.M)
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
 def check_ports_free(host: str, ports: dict[str, int]) -> None:
@@ -54,13 +54,24 @@ def answer_of(host: str, port: int, path: str, *, timeout_s: float = 1.0) -> tup
         connection.close()
 
 
-def read_progress(page: str) -> Progress | None:
-    """Requests that are open and steps that were done, from Triton's metrics; None where the engine tells nothing."""
-    values = [(name, float(value)) for _, name, value in _GAUGE.findall(page)]
-    if not values:
-        return None
-    steps = sum(value for name, value in values if name == "iteration_counter")
-    return Progress(int(sum(value for name, value in values if name != "iteration_counter")), int(steps))
+def read_progress(page: str) -> dict[str, Progress]:
+    """Of every engine on Triton's metrics page, by its label: open requests, and steps where it counts them.
+
+    An engine without these gauges is not there.
+    """
+    counts: dict[str, dict[str, float]] = defaultdict(dict)
+    for text, value in _GAUGE.findall(page):
+        labels = dict(_LABEL.findall(text))
+        kind = labels.get("request_type") or labels.get("general_type", "")
+        counts[engine_label(labels.get("model", ""), labels.get("version", ""))][kind] = float(value)
+    return {
+        engine: Progress(int(own.get("active", 0) + own.get("waiting", 0)), _whole(own.get("iteration_counter")))
+        for engine, own in counts.items()
+    }
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
 
 
 class Pulse:
@@ -73,7 +84,7 @@ class Pulse:
         self._host, self._http, self._metrics, self._timeout_s = host, http_port, metrics_port, timeout_s
         self._pid = pid
         self._alive_at, self._cpu_s = time.monotonic(), self._stat()[1]
-        self.progress: Progress | None = None
+        self.progress: Mapping[str, Progress] = {}
         self._done = threading.Event()
         threading.Thread(target=self._run, daemon=True, name="pulse").start()
 
@@ -99,47 +110,6 @@ class Pulse:
     def _stat(self) -> tuple[str, float]:
         stat = stat_of(self._pid) if self._pid else None
         return ("", 0.0) if stat is None else (stat.state, stat.cpu_s)
-
-
-class FirstToken:
-    """Generates one token with each model that takes text, on its own thread.
-
-    `done`: it came. `error`: why it did not. `models`: those that were asked; none where no model takes text.
-    """
-
-    def __init__(self, host: str, grpc_port: int, deadline_s: float) -> None:
-        self._url = f"[{host}]:{grpc_port}" if ":" in host else f"{host}:{grpc_port}"
-        self._deadline_s = deadline_s
-        self.models: tuple[str, ...] = ()
-        self.error: TrtbuildError | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True, name="first-token")
-        self._thread.start()
-
-    @property
-    def done(self) -> bool:
-        return not self._thread.is_alive()
-
-    def _run(self) -> None:
-        from trtbuild.client import Client, Generation, Reach
-
-        with Client(self._url, reach=Reach(timeout_s=self._deadline_s, stall_s=self._deadline_s)) as client:
-            try:
-                names = [str(entry["name"]) for entry in client.index() if entry.get("state") == "READY"]
-                self.models = tuple(name for name in names if _takes_text(client.metadata(name)))
-                for name in self.models:
-                    answer = client.infer(Generation(_PROMPT, max_tokens=1, end_id=-1, stream=False), model=name)
-                    if answer.token_count != 1:
-                        raise ServerError(
-                            f"model {name} answered with {answer.token_count} tokens where one was asked for"
-                        )
-            except TrtbuildError as error:
-                self.error = error
-
-
-def _takes_text(metadata: dict[str, object]) -> bool:
-    inputs = metadata.get("inputs")
-    names = {entry.get("name") for entry in inputs if isinstance(entry, dict)} if isinstance(inputs, list) else set()
-    return {"text_input", "max_tokens"} <= names
 
 
 def wait_until(done: Callable[[], bool], failed: Callable[[], TrtbuildError | None], deadline: float) -> bool:

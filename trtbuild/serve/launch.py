@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 
 from trtbuild.errors import OutputError, ToolError, TrtbuildError
 from trtbuild.handover import DRAIN_FILE, FAILURE_FILE
-from trtbuild.mpi import rank_log, who_failed
+from trtbuild.mpi import die_with_parent, rank_log, who_failed
 from trtbuild.serve.command import LAUNCHER_LOG, SERVER_ENV, SERVER_LOG
-from trtbuild.serve.health import FirstToken, Pulse, answer_of, read_progress, wait_until
-from trtbuild.serve.logs import last_lines, space_problem
+from trtbuild.serve.first_token import FirstToken
+from trtbuild.serve.health import Pulse, answer_of, read_progress, wait_until
+from trtbuild.serve.logs import engine_folders, last_lines, space_problem
 from trtbuild.serve.prepare import Prepared
-from trtbuild.serve.processes import die_with_parent, end_marked, marked_processes, remove_shared_memory
+from trtbuild.serve.processes import end_marked, marked_processes, remove_shared_memory
 from trtbuild.serve.signs import Beats, Crew, StateFiles
-from trtbuild.serve.watch import Stall, Verdict, Vital, judge
+from trtbuild.serve.watch import Quiet, Stalls, Verdict, Vital, judge
 
 _LOOK_EVERY_S = 0.1
 _SPACE_EVERY_S = 1.0
@@ -45,7 +48,7 @@ class Server:
         self._crew = Crew((SERVER_ENV, prepared.mark))
         self._beats = Beats(prepared.mark, may_go=self._may_go)
         self._states = StateFiles(prepared.log_dir, prepared.launch.servers if prepared.launch.launched else 0)
-        self._stall = Stall(self.options.stall_s)
+        self._stalls = Stalls(self.options.stall_s)
         self._pulse: Pulse | None = None
         self._looked = self._space_looked = time.monotonic()
         self._stopped = False
@@ -86,29 +89,30 @@ class Server:
                 raise failure
             time.sleep(_LOOK_EVERY_S)
 
-    def drain(self) -> int:
+    def drain(self) -> int | None:
         """Let no request in, wait for those that are open, and return how many are left after `drain_s`.
+
+        None: the server did not say how many.
 
         Raises:
             ToolError: the server or a rank died meanwhile.
         """
         (self._p.run_dir / DRAIN_FILE).touch()
         deadline = time.monotonic() + self.options.drain_s
-        quiet_since: float | None = None
-        left = 0
-        while time.monotonic() < deadline:
+        quiet = Quiet(_QUIET_S)
+        while True:
             failure = self.failure()
             if failure is not None:
                 raise failure
-            now = time.monotonic()
-            _, page = answer_of(self._p.connect, self.options.metrics_port, "/metrics", timeout_s=self.options.watch_s)
-            progress = read_progress(page)
-            left = progress.open_requests if progress is not None else 0
-            quiet_since = None if left else quiet_since or now
-            if quiet_since is not None and now - quiet_since >= _QUIET_S:
+            status, page = answer_of(
+                self._p.connect, self.options.metrics_port, "/metrics", timeout_s=self.options.watch_s
+            )
+            left = sum(progress.open_requests for progress in read_progress(page).values())
+            if quiet.seen(time.monotonic(), left if status == 200 else None):
                 return 0
+            if time.monotonic() >= deadline:
+                return quiet.left
             time.sleep(_LOOK_EVERY_S)
-        return left
 
     def failure(self) -> TrtbuildError | None:
         """Why the server cannot go on, or None."""
@@ -127,10 +131,11 @@ class Server:
         verdict = judge(self._vitals(now), self.options.watch_s) or self._stalled(now)
         return self._failed(verdict) if verdict is not None else None
 
-    def last_lines(self, rank: int | None = None) -> list[str]:
+    def last_lines(self, rank: int | None = None, engine: str = "") -> list[str]:
         """The end of the log that says most."""
-        own = [rank_log(self.log_dir, rank).name] if rank is not None else []
-        return last_lines(self.log_dir, [*own, SERVER_LOG, "rank0.log", LAUNCHER_LOG])
+        own = [rank_log(self.log_dir / engine, rank or 0)] if rank is not None or engine else []
+        ranks = [rank_log(folder, 0) for folder in engine_folders(self.log_dir)]
+        return last_lines([*own, *(self.log_dir / name for name in (SERVER_LOG, "rank0.log", LAUNCHER_LOG)), *ranks])
 
     def processes(self) -> list[int]:
         """Everything that runs for this server here: itself, the models' processes, mpirun and the ranks."""
@@ -156,9 +161,8 @@ class Server:
         if self._pulse is not None:
             self._pulse.close()
         self._beats.close()
-        if self._guard.stdin:
-            self._guard.stdin.close()
-        self._guard.wait()
+        with suppress(BrokenPipeError):
+            self._guard.communicate(b"ended\n")
 
     def __enter__(self) -> Server:
         return self
@@ -170,7 +174,8 @@ class Server:
 
     def _start(self) -> subprocess.Popen[bytes]:
         environment = self._p.environment
-        guard = [sys.executable, "-m", "trtbuild.serve.processes", SERVER_ENV, self._p.mark, self._p.mark]
+        marks = (SERVER_ENV, self._p.mark, self._p.mark, str(self._p.rubbish))
+        guard = [sys.executable, "-m", "trtbuild.serve.processes", *marks]
         own = {**os.environ, "PYTHONPATH": environment["PYTHONPATH"]}
         self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True, env=own)
         try:
@@ -182,7 +187,7 @@ class Server:
                     stderr=subprocess.STDOUT,
                     env=environment,
                     start_new_session=True,
-                    preexec_fn=die_with_parent,
+                    preexec_fn=partial(die_with_parent, signal.SIGKILL),
                 )
         except OSError as error:
             raise OutputError(f"cannot start the server: {error}", hint=f"Logs: {self.log_dir}") from error
@@ -199,13 +204,10 @@ class Server:
     def _stalled(self, now: float) -> Verdict | None:
         if self._pulse is None:
             return None
-        progress = self._beats.progress()
-        if progress is not None:
-            return self._stall.seen(now, progress, self._beats.cpu_s())
-        return self._stall.seen(now, self._pulse.progress)
+        return self._stalls.seen(now, {**self._pulse.progress, **self._beats.progress()})
 
     def _shift(self, seconds: float) -> None:
-        for watched in (self._beats, self._states, self._crew, self._stall, self._pulse):
+        for watched in (self._beats, self._states, self._crew, self._stalls, self._pulse):
             if watched is not None:
                 watched.shift(seconds)
 
@@ -240,7 +242,9 @@ class Server:
             if (ended := self._ended()) is not None:
                 return ended
             time.sleep(_LOOK_EVERY_S)
-        return ToolError(verdict.text, log_tail=self.last_lines(verdict.rank), hint=f"Logs: {self.log_dir}")
+        return ToolError(
+            verdict.text, log_tail=self.last_lines(verdict.rank, verdict.engine), hint=f"Logs: {self.log_dir}"
+        )
 
     def _not_ready(self, why: str, lines: list[str]) -> ToolError:
         seconds = self.options.ready_timeout_s

@@ -7,37 +7,35 @@ from contextlib import suppress
 from pathlib import Path
 
 from trtbuild.errors import OutputError
-from trtbuild.mpi import tail
+from trtbuild.mpi import put_logs_aside, tail
 from trtbuild.staging import write_error
 
 _PATTERNS = ("tritonserver.log", "launcher.log", "mpirun.log", "rank*.log", "rank*.state")
 _PROBE, _PROBE_BYTES = ".space", 4096
-_KEPT = 5
 _SHOWN = 12
 
 
 def open_logs(folder: Path) -> None:
-    """Make the folder, without what an earlier server left there.
+    """Make the folder; logs of an earlier server there are put aside.
 
     Raises:
         OutputError: it cannot be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for pattern in _PATTERNS:
-            for path in folder.glob(f"{pattern}*"):
-                path.unlink()
+        put_aside(folder)
     except OSError as error:
         raise write_error(folder, error) from error
 
 
-def put_aside(folder: Path, attempt: int) -> None:
-    """Before a restart: NAME.log of attempt 1 becomes NAME.log.1; the last few are kept."""
-    for pattern in _PATTERNS:
-        for path in folder.glob(pattern):
-            path.rename(path.with_name(f"{path.name}.{attempt}"))
-        for path in folder.glob(f"{pattern}.{attempt - _KEPT}"):
-            path.unlink()
+def put_aside(folder: Path) -> None:
+    """Before a start: NAME.log becomes NAME.log.N with the next free N; the last few are kept."""
+    put_logs_aside([folder, *engine_folders(folder)], _PATTERNS)
+
+
+def engine_folders(folder: Path) -> list[Path]:
+    """Those of cpu engines, MODEL.VERSION, with the logs of their ranks."""
+    return sorted(path for path in folder.glob("*.[0-9]*") if path.is_dir() and path.suffix[1:].isdigit())
 
 
 def space_problem(folder: Path) -> OutputError | None:
@@ -64,10 +62,10 @@ def telling_lines(log: str, most: int = _SHOWN) -> list[str]:
     return (telling or plain)[-most:]
 
 
-def last_lines(folder: Path, names: Sequence[str]) -> list[str]:
+def last_lines(paths: Sequence[Path]) -> list[str]:
     """What the first of some logs says that says anything."""
-    for name in names:
-        found = telling_lines("\n".join(tail(folder / name, 400)))
+    for path in paths:
+        found = telling_lines("\n".join(tail(path, 400)))
         if found:
             return found
     return []

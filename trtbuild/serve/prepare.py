@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trtbuild.errors import PlanError, ToolError
+from trtbuild.handover import SCRATCH
 from trtbuild.mpi import find_mpirun
 from trtbuild.serve.checks import conflicts, lacks, spawning
 from trtbuild.serve.command import (
@@ -38,7 +39,6 @@ class Prepared:
 
     launch: Launch
     options: ServeOptions
-    hosts: Hosts
     connect: str
     """The host of rank 0, seen from here."""
     log_dir: Path
@@ -51,10 +51,14 @@ class Prepared:
         """A word that no other server has."""
         return self.scratch.name
 
+    @property
+    def rubbish(self) -> Path:
+        """What nobody needs after the end, where the logs are kept."""
+        return self.scratch if self.log_dir != self.scratch else self.scratch / SCRATCH
+
     def forget(self, *, keep_logs: bool) -> None:
         """Remove what nobody needs after the end; logs in a folder that the user named are kept anyway."""
-        if self.log_dir != self.scratch or not keep_logs:
-            shutil.rmtree(self.scratch, ignore_errors=True)
+        shutil.rmtree(self.rubbish if keep_logs else self.scratch, ignore_errors=True)
 
 
 def prepare(
@@ -94,7 +98,7 @@ def prepare(
             import_dirs=(Path(__file__).resolve().parents[2],),
         )
         unfinished.pop_all()
-    return Prepared(launch, options, hosts, connect, logs, run_dir, scratch, environment)
+    return Prepared(launch, options, connect, logs, run_dir, scratch, environment)
 
 
 def dry_run(repository: Path, options: ServeOptions, hosts: Hosts, log_dir: Path | None) -> tuple[Launch, list[str]]:

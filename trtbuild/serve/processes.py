@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
+import shutil
 import signal
 import sys
 import time
 from pathlib import Path
-
-_PR_SET_PDEATHSIG = 1
 
 
 def marked_processes(name: str, value: str) -> list[int]:
@@ -43,11 +41,6 @@ def end_marked(name: str, value: str, *, grace_s: float) -> list[int]:
     return killed
 
 
-def die_with_parent() -> None:
-    """For preexec_fn: the kernel kills this process when the one that started it is gone, however it went."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def remove_shared_memory(prefix: str) -> None:
     """Regions that a killed server leaves in /dev/shm."""
     for region in Path("/dev/shm").glob(f"{prefix}*"):
@@ -69,14 +62,17 @@ def _is_zombie(entry: Path) -> bool:
 def guard() -> None:
     """Program: waits until its parent closes the pipe on stdin, even by SIGKILL, and then ends what is left.
 
-    Run as `python -m trtbuild.serve.processes NAME VALUE SHM_PREFIX`.
+    Run as `python -m trtbuild.serve.processes NAME VALUE SHM_PREFIX FOLDER`. The folder is removed unless the parent
+    wrote a word into the pipe: it then goes on, and needs it.
     """
-    name, value, prefix = sys.argv[1:4]
+    name, value, prefix, folder = sys.argv[1:5]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    sys.stdin.buffer.read()
+    parent_lives = bool(sys.stdin.buffer.read())
     end_marked(name, value, grace_s=0.0)
     remove_shared_memory(prefix)
+    if not parent_lives:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class _Sign:
     work: int = 0
     open_requests: int = 0
     said: str = ""
+    engine: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,28 +72,30 @@ class Beats:
         threading.Thread(target=self._run, daemon=True, name="beats").start()
 
     def vitals(self, now: float) -> list[Vital]:
-        found = []
-        for sign in self._known():
+        found, known = [], self._known()
+        several = len({sign.engine for sign in known}) > 1
+        for sign in known:
             stat = stat_of(sign.pid)
             if stat is None and self._may_go:
                 with self._lock:
                     self._signs.pop(sign.pid, None)
                 continue
             state, cpu_s = (GONE, 0.0) if stat is None else (stat.state, stat.cpu_s - sign.cpu_s)
-            found.append(Vital(f"rank {sign.rank}", sign.pid, now - sign.at, state, cpu_s, sign.rank))
+            who = f"rank {sign.rank} of {sign.engine}" if several else f"rank {sign.rank}"
+            found.append(Vital(who, sign.pid, now - sign.at, state, cpu_s, sign.rank, sign.engine))
         return found
 
-    def progress(self) -> Progress | None:
-        """Open requests of every rank 0, and the work of all."""
-        signs = self._known()
-        if not signs:
-            return None
-        return Progress(sum(sign.open_requests for sign in signs), sum(sign.work for sign in signs))
-
-    def cpu_s(self) -> float:
-        """CPU seconds of all ranks so far."""
-        stats = [stat_of(sign.pid) for sign in self._known()]
-        return sum(stat.cpu_s for stat in stats if stat is not None)
+    def progress(self) -> dict[str, Progress]:
+        """Of every engine: open requests of its rank 0, the work of all its ranks, and their CPU time."""
+        found: dict[str, Progress] = {}
+        for sign in self._known():
+            stat, so_far = stat_of(sign.pid), found.get(sign.engine, Progress(0, 0))
+            found[sign.engine] = Progress(
+                so_far.open_requests + sign.open_requests,
+                (so_far.steps or 0) + sign.work,
+                (so_far.cpu_s or 0.0) + (stat.cpu_s if stat is not None else 0.0),
+            )
+        return found
 
     def _known(self) -> list[_Sign]:
         with self._lock:
@@ -110,11 +113,12 @@ class Beats:
     def _run(self) -> None:
         while True:
             try:
-                message = self._socket.recv(128)
+                message = self._socket.recv(1024)
             except OSError:
                 return
             try:
-                rank, pid, work, open_requests = map(int, message.split())
+                *numbers, engine = message.decode().split(" ", 4)
+                rank, pid, work, open_requests = map(int, numbers)
             except ValueError:
                 if not message:
                     return
@@ -122,7 +126,9 @@ class Beats:
             stat = stat_of(pid)
             if stat is not None:
                 with self._lock:
-                    self._signs[pid] = _Sign(rank, pid, time.monotonic(), stat.cpu_s, "", work, open_requests)
+                    self._signs[pid] = _Sign(
+                        rank, pid, time.monotonic(), stat.cpu_s, "", work, open_requests, engine=engine
+                    )
 
 
 class StateFiles:

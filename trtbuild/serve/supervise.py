@@ -64,7 +64,7 @@ def run_server(prepared: Prepared, tell: Tell) -> None:
             left = f"restart {failures} of {prepared.options.restarts} in {pause:g} s"
             tell(Event("restarting", f"{first}; {left}", values))
             time.sleep(pause)
-            put_aside(prepared.log_dir, attempt)
+            put_aside(prepared.log_dir)
     except TrtbuildError:
         keep_logs = True
         raise
@@ -96,11 +96,22 @@ def _serve(prepared: Prepared, tell: Tell, attempt: int) -> None:
                 server.supervise(lambda: bool(asked))
             tell(Event("draining", "no new requests; waiting for open ones", {"drain_s": options.drain_s}))
             left = server.drain()
-            text = f"{left} request(s) were cut off after {options.drain_s:g} s" if left else "drained"
-            tell(Event("cut" if left else "drained", text, {"requests": left}))
-            server.stop(grace_s=0.0 if left else prepared.launch.exit_s + 2.0)
+            tell(_drained(left, options.drain_s))
+            server.stop(grace_s=prepared.launch.exit_s + 2.0 if left == 0 else 0.0)
     except TrtbuildError as error:
         raise _Failed(error, ready) from error
+
+
+def _drained(left: int | None, drain_s: float) -> Event:
+    """`left` as `Server.drain` returns it."""
+    values = {"requests": left}
+    if left == 0:
+        return Event("drained", "drained", values)
+    if left is None:
+        return Event(
+            "cut", f"whatever was open was cut off after {drain_s:g} s: the server did not say what is", values
+        )
+    return Event("cut", f"{left} request(s) were cut off after {drain_s:g} s", values)
 
 
 @contextmanager

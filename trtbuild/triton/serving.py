@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trtbuild.errors import ToolError, TrtbuildError
-from trtbuild.handover import DRAINING, FAILURE_FILE, LOG_DIR_ENV, Gate, run_directory
+from trtbuild.handover import DRAINING, FAILURE_FILE, LOG_DIR_ENV, Gate, engine_label, run_directory, scratch_directory
 from trtbuild.runtime.group import RankGroup
 from trtbuild.runtime.request import Output
 from trtbuild.triton.hangup import HangupListener
@@ -43,11 +43,14 @@ class Serving:
         self._run_dir, logs = run_directory(), os.environ.get(LOG_DIR_ENV)
         self._gate = Gate()
         tokens = parameters.get("max_tokens_in_paged_kv_cache")
+        label = engine_label(config["name"], version_folder.name)
         try:
             self._group = RankGroup(
                 engine,
                 max_tokens_in_paged_kv_cache=int(tokens) if tokens else None,
-                run_dir=Path(logs) if logs else None,
+                run_dir=Path(logs) / label if logs else None,  # other engines have ranks of the same numbers
+                scratch_dir=scratch_directory(),
+                name=label,
                 on_failure=self._on_failure,
             )
         except ToolError as error:
@@ -154,13 +157,13 @@ class Serving:
                     self._cancel(stream)
 
     def _on_failure(self, error: ToolError) -> None:
-        """Leave the reason where `trtbuild serve` looks; it ends the server then."""
-        if self._run_dir is None:
+        """Leave the reason where `trtbuild serve` looks; it ends the server then. The first engine to fail tells."""
+        if self._run_dir is None or (self._run_dir / FAILURE_FILE).exists():
             return
         document = {"message": str(error.args[0]) if error.args else error.message, "hint": error.hint}
-        path = self._run_dir / FAILURE_FILE
-        path.with_suffix(".tmp").write_text(json.dumps(document))
-        path.with_suffix(".tmp").rename(path)
+        whole = self._run_dir / f"{FAILURE_FILE}.{os.getpid()}"
+        whole.write_text(json.dumps(document))
+        whole.rename(self._run_dir / FAILURE_FILE)
 
 
 def _limits(engine: Path, decoupled: bool, wrap: bool) -> Limits:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from trtbuild.manifest import sha256_file
+from trtbuild.mpi import put_logs_aside
 
 FOLDER, CHECKPOINT = ".build", "checkpoint"
 
@@ -73,8 +74,7 @@ class Workplace:
             shutil.rmtree(path, ignore_errors=True)
         for path in (self.folder / "done", self.logs, self.ticks, self.timing_cache.parent):
             path.mkdir(parents=True, exist_ok=True)
-        for path in (*self.logs.glob("rank*.log"), *self.logs.glob("process*.log")):
-            path.unlink()
+        put_logs_aside([self.logs], ("rank*.log", "process*.log", "launcher.log"))  # in a folder that the user named
         marker.write_text(fingerprint)
 
     def close(self) -> None:

@@ -74,6 +74,7 @@ typedef struct {
     float *scratch;                     /* per thread: the scores of MAX_GROUP heads, or what linear.h asks for */
     int64_t scratch_stride;
     int32_t num_threads;
+    volatile int64_t *work;             /* grows with every operation that is begun, or null; others read it meanwhile */
 } batch_t;
 
 /* ---- vectors ---- */
@@ -284,6 +285,7 @@ void trtbuild_run(const op_t *ops, int32_t count, const batch_t *asked) {
         own.num_threads = 1;
 #endif
         for (int32_t i = 0; i < count; i++) {
+            if (!thread && b->work) ++*b->work;
             run_one(ops + i, b, thread);
 #pragma omp barrier
         }

@@ -63,6 +63,7 @@ class BatchStruct(ctypes.Structure):
         ("scratch", c_void_p),
         ("scratch_stride", c_int64),
         ("num_threads", c_int32),
+        ("work", c_void_p),
     )
 
 
