@@ -145,10 +145,13 @@ def versions(*more: str) -> dict[str, str]:
     return {**tool_versions(*LIBRARIES, *more), "trtbuild code": code_digest()[:16]}
 
 
-def machine(*, gpus: bool = True, cpu: bool = True) -> dict[str, Any]:
-    """What of this machine can change bytes: the CPU whose kernels compute, and GPUs with their driver if there are."""
+def machine(*, gpus: Sequence[str] | None = None, cpu: bool = True) -> dict[str, Any]:
+    """What of this machine can change bytes: the CPU whose kernels compute, and GPUs with their driver if there are.
+
+    `gpus`: those that are used, by name; None: all that the driver has.
+    """
     found: dict[str, Any] = {"cpu": _cpu()} if cpu else {}
-    if gpus and (names := _gpus()):
+    if names := _gpus() if gpus is None else list(gpus):
         found |= {"gpus": names, "driver": _driver()}
     return found
 

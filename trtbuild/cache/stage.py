@@ -53,6 +53,12 @@ class Cache:
         """The same for a stage inside another one, whose lock does not speak of it."""
         return Cache(self.store, None, self.memo, self.limit, self.notes)
 
+    def unkept(self, why: str) -> Cache:
+        """The same for a stage that is neither looked up nor kept, as its key would not say all; `why` is a note."""
+        if self.store is not None:
+            self.notes.append(why)
+        return Cache(None, self.lock, self.memo, None, self.notes)
+
 
 @dataclass(frozen=True)
 class Files:
