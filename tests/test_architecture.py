@@ -155,6 +155,7 @@ HEAVY_MODULES = {
     "runtime",
     "openai",
     "calibrate/run.py",
+    "calibrate/form.py",
     "llmapi/form.py",
     "engine/cpu_rank.py",
     "engine/kernels.py",
