@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from trtbuild.errors import OutputError
+from trtbuild.errors import OutputError, ToolError
 from trtbuild.manifest import MANIFEST
 
 WRITER = ".lock"
@@ -93,6 +93,20 @@ def staged_dir(
             shutil.rmtree(partial, ignore_errors=True)
         _remove_mark(out, lock)
         os.close(lock)
+
+
+@contextmanager
+def log_folder(prefix: str) -> Iterator[Path]:
+    """A temporary folder for what processes write about themselves; it stays where a ToolError points to it."""
+    folder, kept = Path(tempfile.mkdtemp(prefix=prefix)), False
+    try:
+        yield folder
+    except ToolError:
+        kept = any(folder.iterdir())
+        raise
+    finally:
+        if not kept:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_not_input(out: Path, source: Path) -> None:
