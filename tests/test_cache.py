@@ -19,6 +19,7 @@ from tests.kept import FOUR, contents, convert, edit_json, flip, run, run_json
 from tests.tiny import ROOT, edit_weights, make_llama, trtbuild
 from trtbuild.cache import facts
 from trtbuild.cache.files import COPIED, place
+from trtbuild.cache.hashing import Memo
 from trtbuild.cache.inspect import inspect_artefact
 from trtbuild.cache.key import differences
 from trtbuild.cache.prune import Limits, choose, parse_age, parse_size, total
@@ -401,16 +402,16 @@ def test_files_are_placed(tmp_path: Path) -> None:
 
 def test_the_memo(tmp_path: Path) -> None:
     """A digest is remembered on disk once the file is settled, and forgotten when it is written."""
-    path, memo = tmp_path / "file", facts.Memo(tmp_path / "hashes")
+    path, memo = tmp_path / "file", Memo(tmp_path / "hashes")
     path.write_text("one")
     digest = memo.sha256(path)
     assert memo.known(path) == digest
-    assert facts.Memo(tmp_path / "hashes").known(path) is None, "it may change within its time stamp's resolution"
+    assert Memo(tmp_path / "hashes").known(path) is None, "it may change within its time stamp's resolution"
     os.utime(path, (1, 1))
     memo.sha256(path)
-    assert facts.Memo(tmp_path / "hashes").known(path) == digest
+    assert Memo(tmp_path / "hashes").known(path) == digest
     path.write_text("two!")
-    assert facts.Memo(tmp_path / "hashes").known(path) is None
+    assert Memo(tmp_path / "hashes").known(path) is None
     hub = tmp_path / "models--a--b" / "blobs"
     hub.mkdir(parents=True)
     (hub / digest).write_text("one")
@@ -418,6 +419,23 @@ def test_the_memo(tmp_path: Path) -> None:
     (hub / digest).write_text("damaged")
     with pytest.raises(CheckpointError, match="is damaged"):
         memo.sha256(hub / digest)
+
+
+def test_ctrl_c_does_not_wait_for_the_digests(tmp_path: Path) -> None:
+    """Files of 8 GB without blocks: a process that hashes them ends within a second or two of SIGINT."""
+    for name in ("a", "b", "c"):
+        with (tmp_path / name).open("wb") as handle:
+            handle.truncate(8 << 30)
+    code = "import sys; from pathlib import Path; from trtbuild.cache.hashing import Memo, hash_files\n"
+    code += "hash_files(Path(sys.argv[1]), 'abc', Memo(), lambda d, t, s: print(s, flush=True))"
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "SHA-256 of a\n"
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == -signal.SIGINT
+    assert time.monotonic() - start < 3
 
 
 def test_commands_about_the_cache_load_nothing_heavy(tmp_path: Path, cache_folder: Path) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trtbuild.cache import facts, lock, provenance, sbom
-from trtbuild.cache.facts import Memo
+from trtbuild.cache.hashing import Memo, hash_files
 from trtbuild.cache.key import Document, Inputs, Source, described, document_of, key_of
 from trtbuild.cache.lock import Lock, Measured, read_lock, stable_digests
 from trtbuild.cache.prune import Limits, ago, choose, total
@@ -108,7 +108,7 @@ class Run:
         """The key document; sources whose digests are not known are read."""
         if self._document is None:
             files = self._files
-            digests = facts.hash_files(files.folder, files.names, self._cache.memo, self._progress)
+            digests = hash_files(files.folder, files.names, self._cache.memo, self._progress)
             source = Source(files.model, digests, files.repo_id, files.revision)
             inputs = Inputs(self._stage, source, self._options, self._versions, self._machine)
             self._document = document_of(inputs, lambda path: facts.text_digest(Path(path), self._cache.memo))

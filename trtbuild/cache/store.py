@@ -3,7 +3,7 @@
     entries/KEY.json     Entry: the key document, and path, SHA-256, size and time stamp of each file; with a checksum
     blobs/ab/abcd...     files by content, read-only; engines that differ in their limits alone share their rank files
     misses/KEY.json      Miss: what was looked for and not found, for `trtbuild cache why`
-    hashes/              SHA-256 of source files (facts.Memo)
+    hashes/              SHA-256 of source files (hashing.Memo)
 
 A file is added under another name and renamed, an entry is written last, and only sweeping waits for everybody else
 (an advisory lock), so that what is listed is whole. A hit reads small files, and of large ones compares size and time
