@@ -229,6 +229,13 @@ def test_verify_finds_what_looks_good(large: Path, tmp_path: Path, cache_folder:
     assert hits(convert(large, tmp_path / "two", ConvertOptions()).notes) == []
 
 
+def test_verify_of_a_cache_that_cannot_be_changed(llama_folder: Path, tmp_path: Path, cache_folder: Path) -> None:
+    """The damage is said, and that it stays."""
+    convert(llama_folder, tmp_path / "one")
+    _folder(min((cache_folder / "blobs").glob("*/*")))
+    assert "cannot be changed: Is a directory" in run("cache", "verify", code=4)
+
+
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path
