@@ -154,7 +154,7 @@ def checkpoint(model: Path, out: Path, arguments: argparse.Namespace, method: st
 
     if arguments.ids and DECLARED[method].needs_calibration:
         return checkpoint_on(np.load(arguments.ids), model, out, method, arguments.search)
-    command = [str(Path(sys.executable).with_name("trtbuild")), "checkpoint", str(model), "-o", str(out)]
+    command = [str(Path(sys.executable).with_name("trtbuild")), "checkpoint", "--no-cache", str(model), "-o", str(out)]
     command += ["--quant", method, "--dtype", "float16"]
     if DECLARED[method].group_sizes:
         command += ["--group-size", "64"]  # the demo model's 576 inputs are no multiple of 128

@@ -76,7 +76,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="nvidia-clients-") as scratch:
         folder = Path(scratch)
         reference = make_reference(model)
-        trtbuild("engine", model, "-o", folder / "engine", "--dtype", "float32")
+        trtbuild("engine", "--no-cache", model, "-o", folder / "engine", "--dtype", "float32")
         runs = [
             run
             for run in all_runs(folder, model, reference)
