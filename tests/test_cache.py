@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import fields, replace
 from pathlib import Path
@@ -54,6 +56,58 @@ def test_the_second_time_nothing_is_computed(llama_folder: Path, tmp_path: Path,
     assert contents(one) == contents(two)
     assert seen == []
     assert not inspect_artefact(two).faults
+
+
+def test_a_first_conversion_does_not_wait_for_digests(
+    llama_copy: Path, tmp_path: Path, cache_folder: Path, monkeypatch: Patch
+) -> None:
+    """Nothing kept could be a hit: sources are hashed beside the work, each once, the stages within one another too."""
+    from trtbuild.cache import hashing
+
+    works, read, real = threading.Event(), list[str](), hashing.sha256_file
+
+    def waits(path: Path, go_on: Any) -> str:
+        read.append(path.name)
+        assert works.wait(60), "the stage began only after the digests"
+        return real(path, go_on)
+
+    monkeypatch.setattr(hashing, "sha256_file", waits)
+    cache = open_cache()
+    limits = BuildOptions(max_batch_size=4)
+    make_engine(
+        str(llama_copy), tmp_path / "one", ConvertOptions(), limits, cache=cache, progress=lambda *_: works.set()
+    )
+    assert sorted(name for name in read if name != "calibration.txt") == ["config.json", "model.safetensors"]
+    assert not inspect_artefact(tmp_path / "one").faults
+    assert run_json("cache", "why")["miss"]["near"] is None
+    assert len(Store(cache_folder).entries()) == 2
+    assert hits(convert(llama_copy, tmp_path / "two", ConvertOptions()).notes) == ["checkpoint"]
+
+
+def test_unknown_files_under_a_known_name_may_be_a_hit(llama_folder: Path, tmp_path: Path, cache_folder: Path) -> None:
+    """The same model from another folder: it is hashed first, and then nothing is computed."""
+    convert(llama_folder, tmp_path / "one")
+    copy = tmp_path / "elsewhere" / llama_folder.name
+    shutil.copytree(llama_folder, copy)
+    assert hits(convert(copy, tmp_path / "two").notes) == ["checkpoint"]
+
+
+@pytest.mark.parametrize("edit", [lambda path: path.touch(), lambda path: path.unlink()])
+def test_a_source_that_changes_meanwhile_is_refused(
+    edit: Any, llama_copy: Path, tmp_path: Path, cache_folder: Path
+) -> None:
+    """What was read may be neither the old file nor the new one."""
+    weights = llama_copy / "model.safetensors"
+    done: list[Any] = []
+
+    def once(*_: Any) -> None:
+        if not done:
+            done.append(edit(weights))
+
+    with pytest.raises(CheckpointError, match=r"changed while|cannot be read"):
+        convert(llama_copy, tmp_path / "out", progress=once)
+    assert not (tmp_path / "out").exists()
+    assert Store(cache_folder).entries() == []
 
 
 def test_off(llama_folder: Path, tmp_path: Path, cache_folder: Path, monkeypatch: Patch) -> None:

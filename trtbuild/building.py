@@ -92,7 +92,7 @@ def _make_cpu_engine(
         plan_folder(model.path, options, allow_pickle=pickle)[0].require()  # before gigabytes are hashed
     if run.hit(out, force=force):
         return out
-    with staged_dir(out, force=force) as folder:
+    with run.reading(), staged_dir(out, force=force) as folder:
         checkpoint = given.resolve() if model is None else folder / "checkpoint"
         if model is not None:
             make_checkpoint(

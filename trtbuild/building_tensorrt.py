@@ -169,7 +169,7 @@ def make_tensorrt_engine(
     run = ready or _of_model(source, limits, how)
     if run.hit(out, force=force):
         return out
-    with staged_dir(out, force=force, resume=True, keep=ToolError) as folder:
+    with run.reading(), staged_dir(out, force=force, resume=True, keep=ToolError) as folder:
         check_disk(out, folder, plan.rank_bytes)  # an engine is about as large as its checkpoint
         share = 0.5 if plan.given is None else 0.0
         checkpoint = plan.given or _converted(source, folder / FOLDER, cache, stretch(progress, 0.0, share))

@@ -10,9 +10,9 @@ import os
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -21,6 +21,7 @@ from trtbuild.manifest import sha256_file
 from trtbuild.progress import Progress, silent
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_POLL_S = 0.1
 _TAKES_TIME = 500_000_000  # bytes
 _SETTLED_NS = 2_000_000_000  # a file that changed just now may change again within its time stamp's resolution
 
@@ -31,11 +32,12 @@ class Memo:
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
         self._held: dict[tuple[str, str], str] = {}
+        self._reading: dict[tuple[str, str], threading.Lock] = {}
 
     def known(self, path: Path) -> str | None:
         """The digest if it can be had without reading the file."""
         try:
-            file, state = _identity(path)
+            file, state = identity(path)
             if (file, state) in self._held or self._folder is None:
                 return self._held.get((file, state))
             written, _, digest = (self._folder / file).read_text().rpartition(" ")
@@ -50,12 +52,24 @@ class Memo:
             CheckpointError: it changes, or is not what the hub's cache says that it is. OSError: it cannot be read.
             Stopped: `stopped` was set before it was read.
         """
-        known = self.known(path)
-        if known is not None:
-            return known
-        before = _identity(path)
+        with self._alone(identity(path), stopped):
+            return self.known(path) or self._read(path, stopped)
+
+    @contextmanager
+    def _alone(self, file: tuple[str, str], stopped: threading.Event | None) -> Iterator[None]:
+        """Keep others from reading the same file at the same time: they wait for its digest."""
+        lock = self._reading.setdefault(file, threading.Lock())
+        while not lock.acquire(timeout=_POLL_S):
+            _go_on(stopped)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _read(self, path: Path, stopped: threading.Event | None) -> str:
+        before = identity(path)
         digest = sha256_file(path, lambda: _go_on(stopped))
-        if _identity(path) != before:
+        if identity(path) != before:
             raise CheckpointError(f"{path} changed while it was read", hint="Wait until it is complete.")
         real = path.resolve()
         if real.parent.name == "blobs" and _DIGEST.fullmatch(real.name) and real.name != digest:
@@ -77,7 +91,7 @@ class Memo:
             partial.replace(self._folder / file)
 
 
-def _identity(path: Path) -> tuple[str, str]:
+def identity(path: Path) -> tuple[str, str]:
     """(what names a file, what changes when it is written)."""
     status = path.stat()
     return f"{status.st_dev:x}-{status.st_ino:x}", f"{status.st_size} {status.st_mtime_ns}"
@@ -114,8 +128,8 @@ class Hashing:
         self._stopped.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def result(self, progress: Progress = silent) -> dict[str, str]:
-        """SHA-256 in hex by name. `progress` hears of it where it takes a while, and stays at its beginning.
+    def result(self, progress: Progress = silent, done: float = 0.0) -> dict[str, str]:
+        """SHA-256 in hex by name. `progress` hears of it where it takes a while, and stays at `done` of 1.
 
         Raises:
             CheckpointError: a file cannot be read, or changed meanwhile.
@@ -123,7 +137,7 @@ class Hashing:
         told = progress if self._unread > _TAKES_TIME else silent
         found = {}
         for name, job in self._jobs.items():
-            told(0, 1, f"SHA-256 of {name}")
+            told(done, 1, f"SHA-256 of {name}")
             try:
                 found[name] = job.result()
             except OSError as error:
