@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -107,6 +108,16 @@ def log_folder(prefix: str) -> Iterator[Path]:
     finally:
         if not kept:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a small file whole: beside its place, and renamed. Raises OSError, and leaves nothing then."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def check_not_input(out: Path, source: Path) -> None:

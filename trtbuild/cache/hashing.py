@@ -19,6 +19,7 @@ from types import TracebackType
 from trtbuild.errors import CheckpointError
 from trtbuild.manifest import sha256_file
 from trtbuild.progress import Progress, silent
+from trtbuild.staging import replace_file
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _POLL_S = 0.1
@@ -86,9 +87,7 @@ class Memo:
             return
         with suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
-            partial = self._folder / f"{file}.{os.getpid()}"
-            partial.write_text(f"{state} {digest}")
-            partial.replace(self._folder / file)
+            replace_file(self._folder / file, f"{state} {digest}")
 
 
 def identity(path: Path) -> tuple[str, str]:

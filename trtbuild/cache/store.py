@@ -26,6 +26,7 @@ from typing import Any
 from trtbuild.cache.files import COPIED, place
 from trtbuild.cache.key import Difference, Document, key_of, nearest
 from trtbuild.manifest import MANIFEST, sha256_file
+from trtbuild.staging import replace_file
 
 SCHEMA = 1
 _MISSES = 50
@@ -273,12 +274,7 @@ class Store:
 
 def _write_json(path: Path, document: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-    try:
-        partial.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_file(path, json.dumps(document, indent=1, sort_keys=True) + "\n")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
