@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trtbuild.cli.options import JsonOpt
-from trtbuild.cli.output import data, note, print_json, progress_bar, size
+from trtbuild.cli.output import line, note, print_json, progress_bar, size
 
 if TYPE_CHECKING:
     from trtbuild.cache.key import Document
@@ -110,8 +110,7 @@ def prune(
         print_json({"schema": SCHEMA, "dry_run": dry_run, "removed": listed, "kept": len(stay), "freed": freed})
         return
     for entry in gone:
-        line = f"{entry.key[:12]}  {entry.document['stage']}  {_model(entry.document)}  {_options(entry.document)}"
-        data.print(line, markup=False, highlight=False, soft_wrap=True)
+        line(f"{entry.key[:12]}  {entry.document['stage']}  {_model(entry.document)}  {_options(entry.document)}")
     verb = "would be removed" if dry_run else "removed"
     note(f"{len(gone)} of {len(entries)} artefacts {verb}, {size(freed)}; files that outputs share stay there")
 
@@ -159,10 +158,9 @@ def verify(dry_run: DryRunOpt = False, as_json: JsonOpt = False) -> None:
 def _say_damage(entries: dict[str, Entry], damaged: dict[str, list[str]], broken: list[Path], kept: bool) -> None:
     for key, names in damaged.items():
         document = entries[key].document
-        line = f"{key[:12]}  {document['stage']}  {_model(document)}  damaged or missing: {', '.join(names)}"
-        data.print(line, markup=False, highlight=False, soft_wrap=True)
+        line(f"{key[:12]}  {document['stage']}  {_model(document)}  damaged or missing: {', '.join(names)}")
     for path in broken:
-        data.print(f"{path} cannot be read as an entry", markup=False, highlight=False, soft_wrap=True)
+        line(f"{path} cannot be read as an entry")
     faults = len(damaged) + len(broken)
     after = "" if not faults else ", nothing removed" if kept else ", which are removed"
     note(f"{len(entries)} artefacts read, {faults} damaged{after}")
@@ -174,7 +172,7 @@ def _explain(miss: Miss, kept: bool) -> None:
 
     stage = miss.document["stage"]
     head = f"{miss.key[:12]}  {stage} of {_model(miss.document)}, {ago(time.time() - miss.at)}"
-    data.print(head + (" (kept since)" if kept else ""), markup=False, highlight=False, soft_wrap=True)
+    line(head + (" (kept since)" if kept else ""))
     if miss.damaged:
         lines = [f"{miss.damaged} of it was damaged or missing in the cache"]
     elif miss.near is None:
@@ -184,8 +182,8 @@ def _explain(miss: Miss, kept: bool) -> None:
     else:
         lines = [f"the nearest in the cache, {miss.near[:12]}, differs:"]
         lines += [f"  {item.where}: {shown(item.wanted)}, kept {shown(item.kept)}" for item in miss.differences]
-    for line in lines:
-        data.print(line, markup=False, highlight=False, soft_wrap=True)
+    for text in lines:
+        line(text)
 
 
 def _store() -> Store:
@@ -239,5 +237,4 @@ def _options(document: Document) -> str:
 def _table(rows: list[list[str]]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows if len(rows) > 1 else []:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        data.print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)
+        line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
