@@ -142,7 +142,7 @@ def test_a_tensorrt_engine(trt_checkpoint: Path, tmp_path: Path, stand_in: Patch
     assert "options.build.plugin_config.gemm_plugin: auto, kept nothing" in run("cache", "why")
 
 
-NVIDIA_SMI = "#!/bin/sh\necho '0, GPU-a, A100, 8.0, 1'\necho '1, GPU-b, H100, 9.0, 1'\necho '2, GPU-c, H100, 9.0, 1'\n"
+NVIDIA_SMI = "#!/bin/sh\necho '0, GPU-a, A100, 8.0'\necho '1, GPU-b, H100, 9.0'\necho '2, GPU-c, H100, 9.0'\n"
 
 
 def test_an_engine_of_another_gpu_is_no_hit(

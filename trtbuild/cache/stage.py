@@ -33,8 +33,6 @@ from trtbuild.staging import staged_dir
 
 DOCUMENTS = (MANIFEST, lock.NAME, sbom.NAME, provenance.NAME)
 """Files about an artefact, which are no part of it."""
-OUTERMOST = (MANIFEST, provenance.NAME)
-"""Those that the manifest does not list: itself, and the statement, which lists the manifest."""
 
 
 @dataclass
