@@ -155,7 +155,6 @@ HEAVY_MODULES = {
     "runtime",
     "openai",
     "calibrate/run.py",
-    "calibrate/form.py",
     "llmapi/form.py",
     "engine/cpu_rank.py",
     "engine/kernels.py",
