@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from bench_runtime import PROMPT, demo_model
+from bench_runtime import PROMPT
+from demo_model import demo_model
 
 from trtbuild.client import Generation, generate_stream
 from trtbuild.engine.options import BuildOptions

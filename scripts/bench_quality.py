@@ -27,8 +27,11 @@ from typing import Any
 import numpy as np
 import torch
 from bench_quantize import calibration_ids
-from bench_runtime import demo_model
+from demo_model import demo_model
+from off_grid_model import off_grid_model
 from safetensors.torch import load_file
+
+from trtbuild.spec import SEARCHES
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = "transformer.layers."
@@ -58,7 +61,7 @@ def main() -> None:
     parser.add_argument("--save-ids", type=Path)
     parser.add_argument("--quant-layer", action="append", default=[], metavar="PATTERN=METHOD")
     parser.add_argument("--ids", type=Path, help="calibrate on these token ids, int64 [samples, tokens] in .npy")
-    parser.add_argument("--search", default="fine", choices=["fine", "modelopt"])
+    parser.add_argument("--search", default=SEARCHES[0], choices=SEARCHES)
     parser.add_argument("--per-layer", action="store_true")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -72,12 +75,6 @@ def main() -> None:
         return
     figures = measure(model, arguments)
     print(json.dumps(figures, indent=2) if arguments.json else table(figures))
-
-
-def off_grid_model() -> Path:
-    script = Path(__file__).with_name("off_grid_model.py")
-    done = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, check=True)
-    return Path(done.stdout.strip().splitlines()[-1])
 
 
 def measure(model: Path, arguments: argparse.Namespace) -> dict[str, float]:
@@ -154,7 +151,7 @@ def checkpoint(model: Path, out: Path, arguments: argparse.Namespace, method: st
 
     if arguments.ids and DECLARED[method].needs_calibration:
         return checkpoint_on(np.load(arguments.ids), model, out, method, arguments.search)
-    command = [str(Path(sys.executable).with_name("trtbuild")), "checkpoint", str(model), "-o", str(out)]
+    command = [str(Path(sys.executable).with_name("trtbuild")), "checkpoint", "--no-cache", str(model), "-o", str(out)]
     command += ["--quant", method, "--dtype", "float16"]
     if DECLARED[method].group_sizes:
         command += ["--group-size", "64"]  # the demo model's 576 inputs are no multiple of 128

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from bench_convert import CACHE, made, timed
-from bench_runtime import demo_model
+from demo_model import demo_model
 
 GROUP = "64"  # the demo model's 576 inputs are no multiple of 128
 

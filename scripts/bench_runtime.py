@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from demo_model import demo_model
 
 from trtbuild.engine.options import BuildOptions
 from trtbuild.pipeline import make_engine
@@ -55,12 +55,6 @@ def main() -> None:
         print(json.dumps(figures, indent=2))
     else:
         show(figures)
-
-
-def demo_model() -> Path:
-    script = Path(__file__).with_name("demo_model.py")
-    done = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, check=True)
-    return Path(done.stdout.strip().splitlines()[-1])
 
 
 def measure(model: Path, scratch: Path, runs: int, new_tokens: int) -> dict[str, dict[str, float]]:

@@ -40,15 +40,20 @@ LAYER = {
 
 def main() -> None:
     """Parse arguments, make the folder where it is missing, print its path."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     parser = argparse.ArgumentParser(description="Make the demo model folder and print its path.")
-    parser.add_argument("--out", type=Path, default=cache / "trtbuild" / "models" / NAME, help="folder to make")
-    out = Path(os.path.abspath(parser.parse_args().out))
+    parser.add_argument("--out", type=Path, help="folder to make")
+    print(demo_model(parser.parse_args().out))
+
+
+def demo_model(folder: Path | None = None) -> Path:
+    """The folder of the demo model, which is made where it is missing."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    out = Path(os.path.abspath(folder or cache / "trtbuild" / "models" / NAME))
     if not all((out / name).is_file() for name in FILES):
         if out.exists() and any(out.iterdir()):
             sys.exit(f"error: {out} exists, but is not a complete demo model; remove it first")
         _make(out)
-    print(out)
+    return out
 
 
 def _make(out: Path) -> None:

@@ -15,11 +15,12 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from demo_model import demo_model
 
 if TYPE_CHECKING:
     import torch
@@ -36,11 +37,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder to make; default: beside the demo model")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    script = Path(__file__).with_name("demo_model.py")
-    done = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, check=True)
-    source = Path(done.stdout.strip().splitlines()[-1])
-    out = arguments.out or source.with_name(f"{source.name}-off-grid-{arguments.seed}")
-    print(made(source, Path(os.path.abspath(out)), arguments.seed))
+    print(off_grid_model(arguments.out, arguments.seed))
+
+
+def off_grid_model(out: Path | None = None, seed: int = 0) -> Path:
+    """The folder `out`, by default beside the demo model's, which is made where it is missing."""
+    source = demo_model()
+    return made(source, Path(os.path.abspath(out or source.with_name(f"{source.name}-off-grid-{seed}"))), seed)
 
 
 def made(source: Path, out: Path, seed: int = 0) -> Path:

@@ -6,7 +6,7 @@
     python scripts/try_nvidia_clients.py tensorrtllm_backend
 
 Commit c2e65b8 (13 May 2025) is the last that holds the clients; later they are in TensorRT-LLM's `triton_backend/`,
-whose folder is taken as well. Without --engine the demo model is built in float32, so that the tokens that a client
+whose folder is taken as well. The demo model, or --model, is built in float32, so that the tokens that a client
 compares (`--check-output`) are transformers'. Two repositories are served, as upstream needs two: a decoupled one for
 streams, and one that is not for the clients' unary calls. Exit code 1: a run did not end as it should.
 """
@@ -27,6 +27,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from demo_model import demo_model
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = ["The capital of France is", "Once upon a time there was a", "Water boils at a temperature of"]
@@ -76,7 +78,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="nvidia-clients-") as scratch:
         folder = Path(scratch)
         reference = make_reference(model)
-        trtbuild("engine", model, "-o", folder / "engine", "--dtype", "float32")
+        trtbuild("engine", "--no-cache", model, "-o", folder / "engine", "--dtype", "float32")
         runs = [
             run
             for run in all_runs(folder, model, reference)
@@ -293,11 +295,6 @@ def make_reference(model: Path) -> Reference:
         whole = network.generate(torch.tensor([ids]), max_new_tokens=TOKENS, do_sample=False)
         answers.append(whole[0, len(ids) :].tolist())
     return Reference(prompts, answers, tokenizer.batch_decode(answers, skip_special_tokens=True))
-
-
-def demo_model() -> Path:
-    script = [sys.executable, str(ROOT / "scripts" / "demo_model.py")]
-    return Path(subprocess.run(script, stdout=subprocess.PIPE, text=True, check=True).stdout.strip().splitlines()[-1])
 
 
 def trtbuild(*arguments: object) -> None:

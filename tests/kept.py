@@ -12,12 +12,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from trtbuild.cache import provenance
 from trtbuild.cache.stage import Cache, open_cache
 from trtbuild.cli.app import app
 from trtbuild.errors import TrtbuildError
+from trtbuild.manifest import MANIFEST
 from trtbuild.pipeline import make_checkpoint
 from trtbuild.spec import ConvertOptions
 
+OUTERMOST = (MANIFEST, provenance.NAME)
+"""Files that a manifest does not list: itself, and the statement, which lists the manifest."""
 FOUR = ConvertOptions(tp_size=2, pp_size=2, dtype="float16")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import ROOT
+from trtbuild.cache.facts import NO_BYTES
 from trtbuild.families import FAMILIES
 from trtbuild.quantize.methods import METHODS
 
@@ -330,6 +331,22 @@ def test_every_family_and_method_is_in_its_table() -> None:
 
     assert files("families", "rules") == {family.name for family in FAMILIES}
     assert files("quantize/methods") == set(METHODS)
+
+
+def test_code_that_writes_artefacts_is_part_of_their_keys() -> None:
+    """All that the stages import, wherever in a file, and what they start as processes of their own."""
+    known = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in package_files()
+    }
+    stages = {"trtbuild.converting", "trtbuild.building", "trtbuild.building_tensorrt", "trtbuild.caching"}
+    processes = {"trtbuild.engine.cpu_rank", "trtbuild.engine.tensorrt.rank"}
+    reached, todo = set[str](), stages | processes
+    while todo:
+        reached |= todo
+        todo = {name for module in todo for name in imports(known[module]) if name in known} - reached
+    assert "trtbuild.lint.plain" in reached
+    assert not {place(known[name]) for name in reached} & NO_BYTES
 
 
 def loaded_by(code: str) -> set[str]:

@@ -245,8 +245,12 @@ def test_compare_exit_codes(tmp_path: Path) -> None:
     loose = trtbuild("bench", "--compare", tmp_path / "old", tmp_path / "new", "--gate", "ttft_p50=60%", "--json")
     assert loose.returncode == 0
     assert [row["passed"] for row in json.loads(loose.stdout)["verdicts"]] == [True, True]
-    absent = trtbuild("bench", "--compare", tmp_path / "old", tmp_path / "new", "--gate", "gpu_memory=5%")
+    absent = trtbuild("bench", "--compare", tmp_path / "old", tmp_path / "new", "--gate", "gpu_memory=5%", "--json")
     assert absent.returncode == 10
+    assert [row["passed"] for row in json.loads(absent.stdout)["verdicts"]] == [False, False]
+    usual = trtbuild("bench", "--compare", tmp_path / "old", tmp_path / "same", "--json")
+    passed = {row["metric"]: row["passed"] for row in json.loads(usual.stdout)["verdicts"]}
+    assert (passed["time_to_first_token"], passed["server_memory_pss"]) == (True, None)
     assert trtbuild("bench", "--compare", tmp_path / "old", tmp_path / "nothing").returncode == 3
     assert trtbuild("bench", "--compare", tmp_path / "old", tmp_path / "new", "--gate", "speed=1%").returncode == 3
     assert trtbuild("bench", "--gate", "ttft_p50=1%").returncode == 2

@@ -210,6 +210,16 @@ def test_failures_have_their_kind() -> None:
         measure(endpoints([f"a={url}"]), options, silent)
 
 
+def test_a_silent_server_is_named_in_time() -> None:
+    """One that takes the first request and never answers; the other one is asked all the same."""
+    options = Options([Level("concurrency", 1)], requests=1, asking=Asking(timeout_s=0.5))
+    with server(Habits(hangs=("",))) as silent_one, server(Habits(status=503)) as other:
+        start = time.monotonic()
+        with pytest.raises(ServerError, match=r"2 of 2(?s:.*)a: no answer .* within 0.5 s\n(?s:.*)503"):
+            measure(endpoints([f"a={silent_one}", f"b={other}"]), options, silent)
+        assert time.monotonic() - start < 2.5
+
+
 def test_all_endpoints_that_are_away_are_named_at_once(both: Both) -> None:
     done = trtbuild("bench", "a=grpc://127.0.0.1:1", "b=http://127.0.0.1:2/v1", both.urls[0], "--requests", 1)
     assert done.returncode == 7
@@ -237,6 +247,7 @@ def test_memory_of_processes() -> None:
         for one in found:
             rollup = Path(f"/proc/{one.pid}/smaps_rollup").read_text()
             resident = int(re.search(r"^Rss:\s+(\d+)", rollup, re.M)[1]) * 1024  # type: ignore[index]
+            assert one.command == f"{sys.executable} -c"
             assert one.rss == pytest.approx(resident, rel=0.05)
         shares = sum(p.pss or 0 for p in found)
         assert 200e6 < shares < sum(p.rss for p in found) - 80e6  # what they share is there once
@@ -244,6 +255,27 @@ def test_memory_of_processes() -> None:
         child.communicate("")
     assert memory.is_here("127.0.0.1")
     assert not memory.is_here("192.0.2.1")
+
+
+def test_the_arguments_of_a_server_are_kept_for_nobody(tmp_path: Path) -> None:
+    """Keys are among them, and summaries are passed on."""
+    (tmp_path / "serve.py").write_text("import time; time.sleep(60)")
+    waits = "import time; time.sleep(60)"
+    children = {
+        f"{sys.executable} -m http.server": [sys.executable, "-m", "http.server", "0", "--cgi"],
+        f"{sys.executable} {tmp_path}/serve.py": [sys.executable, "-u", f"{tmp_path}/serve.py", "--api-key", "SECRET"],
+        f"{sys.executable} -c": [sys.executable, "-c", waits, "SECRET"],
+        "sleep": ["sleep", "60"],
+    }
+    for shown, argv in children.items():
+        child = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            while not Path(f"/proc/{child.pid}/cmdline").read_bytes():  # the kernel has not written it yet
+                time.sleep(0.01)
+            assert [one.command for one in memory.processes([child.pid])] == [shown]
+        finally:
+            child.kill()
+            child.wait()
 
 
 def test_gpu_memory_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

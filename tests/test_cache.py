@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import fields, replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from tests.kept import FOUR, contents, convert, edit_json, flip, run, run_json
 from tests.tiny import ROOT, edit_weights, make_llama, trtbuild
 from trtbuild.cache import facts
 from trtbuild.cache.files import COPIED, place
+from trtbuild.cache.hashing import Memo
 from trtbuild.cache.inspect import inspect_artefact
 from trtbuild.cache.key import differences
 from trtbuild.cache.prune import Limits, choose, parse_age, parse_size, total
@@ -53,6 +56,58 @@ def test_the_second_time_nothing_is_computed(llama_folder: Path, tmp_path: Path,
     assert contents(one) == contents(two)
     assert seen == []
     assert not inspect_artefact(two).faults
+
+
+def test_a_first_conversion_does_not_wait_for_digests(
+    llama_copy: Path, tmp_path: Path, cache_folder: Path, monkeypatch: Patch
+) -> None:
+    """Nothing kept could be a hit: sources are hashed beside the work, each once, the stages within one another too."""
+    from trtbuild.cache import hashing
+
+    works, read, real = threading.Event(), list[str](), hashing.sha256_file
+
+    def waits(path: Path, go_on: Any) -> str:
+        read.append(path.name)
+        assert works.wait(60), "the stage began only after the digests"
+        return real(path, go_on)
+
+    monkeypatch.setattr(hashing, "sha256_file", waits)
+    cache = open_cache()
+    limits = BuildOptions(max_batch_size=4)
+    make_engine(
+        str(llama_copy), tmp_path / "one", ConvertOptions(), limits, cache=cache, progress=lambda *_: works.set()
+    )
+    assert sorted(name for name in read if name != "calibration.txt") == ["config.json", "model.safetensors"]
+    assert not inspect_artefact(tmp_path / "one").faults
+    assert run_json("cache", "why")["miss"]["near"] is None
+    assert len(Store(cache_folder).entries()) == 2
+    assert hits(convert(llama_copy, tmp_path / "two", ConvertOptions()).notes) == ["checkpoint"]
+
+
+def test_unknown_files_under_a_known_name_may_be_a_hit(llama_folder: Path, tmp_path: Path, cache_folder: Path) -> None:
+    """The same model from another folder: it is hashed first, and then nothing is computed."""
+    convert(llama_folder, tmp_path / "one")
+    copy = tmp_path / "elsewhere" / llama_folder.name
+    shutil.copytree(llama_folder, copy)
+    assert hits(convert(copy, tmp_path / "two").notes) == ["checkpoint"]
+
+
+@pytest.mark.parametrize("edit", [lambda path: path.touch(), lambda path: path.unlink()])
+def test_a_source_that_changes_meanwhile_is_refused(
+    edit: Any, llama_copy: Path, tmp_path: Path, cache_folder: Path
+) -> None:
+    """What was read may be neither the old file nor the new one."""
+    weights = llama_copy / "model.safetensors"
+    done: list[Any] = []
+
+    def once(*_: Any) -> None:
+        if not done:
+            done.append(edit(weights))
+
+    with pytest.raises(CheckpointError, match=r"changed while|cannot be read"):
+        convert(llama_copy, tmp_path / "out", progress=once)
+    assert not (tmp_path / "out").exists()
+    assert Store(cache_folder).entries() == []
 
 
 def test_off(llama_folder: Path, tmp_path: Path, cache_folder: Path, monkeypatch: Patch) -> None:
@@ -228,6 +283,13 @@ def test_verify_finds_what_looks_good(large: Path, tmp_path: Path, cache_folder:
     assert hits(convert(large, tmp_path / "two", ConvertOptions()).notes) == []
 
 
+def test_verify_of_a_cache_that_cannot_be_changed(llama_folder: Path, tmp_path: Path, cache_folder: Path) -> None:
+    """The damage is said, and that it stays."""
+    convert(llama_folder, tmp_path / "one")
+    _folder(min((cache_folder / "blobs").glob("*/*")))
+    assert "cannot be changed: Is a directory" in run("cache", "verify", code=4)
+
+
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path
@@ -401,16 +463,16 @@ def test_files_are_placed(tmp_path: Path) -> None:
 
 def test_the_memo(tmp_path: Path) -> None:
     """A digest is remembered on disk once the file is settled, and forgotten when it is written."""
-    path, memo = tmp_path / "file", facts.Memo(tmp_path / "hashes")
+    path, memo = tmp_path / "file", Memo(tmp_path / "hashes")
     path.write_text("one")
     digest = memo.sha256(path)
     assert memo.known(path) == digest
-    assert facts.Memo(tmp_path / "hashes").known(path) is None, "it may change within its time stamp's resolution"
+    assert Memo(tmp_path / "hashes").known(path) is None, "it may change within its time stamp's resolution"
     os.utime(path, (1, 1))
     memo.sha256(path)
-    assert facts.Memo(tmp_path / "hashes").known(path) == digest
+    assert Memo(tmp_path / "hashes").known(path) == digest
     path.write_text("two!")
-    assert facts.Memo(tmp_path / "hashes").known(path) is None
+    assert Memo(tmp_path / "hashes").known(path) is None
     hub = tmp_path / "models--a--b" / "blobs"
     hub.mkdir(parents=True)
     (hub / digest).write_text("one")
@@ -418,6 +480,23 @@ def test_the_memo(tmp_path: Path) -> None:
     (hub / digest).write_text("damaged")
     with pytest.raises(CheckpointError, match="is damaged"):
         memo.sha256(hub / digest)
+
+
+def test_ctrl_c_does_not_wait_for_the_digests(tmp_path: Path) -> None:
+    """Files of 8 GB without blocks: a process that hashes them ends within a second or two of SIGINT."""
+    for name in ("a", "b", "c"):
+        with (tmp_path / name).open("wb") as handle:
+            handle.truncate(8 << 30)
+    code = "import sys; from pathlib import Path; from trtbuild.cache.hashing import Memo, hash_files\n"
+    code += "hash_files(Path(sys.argv[1]), 'abc', Memo(), lambda d, t, s: print(s, flush=True))"
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "SHA-256 of a\n"
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == -signal.SIGINT
+    assert time.monotonic() - start < 3
 
 
 def test_commands_about_the_cache_load_nothing_heavy(tmp_path: Path, cache_folder: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.tiny import trtbuild
 from trtbuild import __version__
-from trtbuild.errors import EXIT_CODES, TrtbuildError
+from trtbuild.errors import EXIT_CODES, Problems, TrtbuildError
 from trtbuild.quantize.methods import METHODS
 
 
@@ -43,7 +43,7 @@ def test_shell_completion(words: str, expected: set[str]) -> None:
 def test_exit_codes_are_published() -> None:
     document = json.loads(trtbuild("show", "exit-codes", "--json").stdout)
     assert str(EXIT_CODES[5]) in json.dumps(document)
-    kinds = [TrtbuildError, *TrtbuildError.__subclasses__()]
+    kinds = [TrtbuildError, *TrtbuildError.__subclasses__(), *Problems.__subclasses__()]
     assert {kind.exit_code for kind in kinds} <= set(EXIT_CODES)
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     assert all(str(code) in readme for code in EXIT_CODES)

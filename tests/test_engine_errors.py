@@ -62,7 +62,7 @@ def rank_pid(run_dir: Path, rank: int) -> int:
 
 
 def test_mpirun_is_missing(llama_folder: Path, tmp_path: Path) -> None:
-    env = {"TRTBUILD_MPIRUN": "/nowhere/mpirun"}
+    env = {"TRTBUILD_MPIRUN": "/nowhere/mpirun", "TMPDIR": str(tmp_path)}
     done = trtbuild("engine", llama_folder, "-o", tmp_path / "out", "--tp", "2", env=env)
     assert done.returncode == 5
     assert "mpirun was not found at /nowhere/mpirun" in done.stderr
@@ -97,23 +97,32 @@ def test_a_rank_dies_while_building(engines: Engines, tmp_path: Path) -> None:
     assert make_engine(str(model), out, ConvertOptions(tp_size=2), BuildOptions()).is_dir()
 
 
+def started(model: Path, out: Path, **more: str) -> subprocess.Popen[bytes]:
+    """`trtbuild engine MODEL -o out --tp 2` whose ranks run; `more`: variables of its environment."""
+    program = "from trtbuild.cli.app import main; main()"
+    command = [sys.executable, "-c", program, "engine", model, "-o", out, "--tp", "2"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **more}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: pids_running("trtbuild.engine.cpu_rank", str(out.parent)))
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_in_the_middle(llama_folder: Path, tmp_path: Path, number: int, code: int) -> None:
+    """Neither the output nor the folder of its logs is left."""
+    (tmp_path / "t").mkdir()
+    process = started(llama_folder, tmp_path / "out", TMPDIR=str(tmp_path / "t"))
+    assert list((tmp_path / "t").glob("trtbuild-*"))
+    process.send_signal(number)
+    assert process.wait(60) == code
+    assert not list((tmp_path / "t").glob("trtbuild-*"))
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
+
+
 def test_killed_in_the_middle_then_run_again(llama_folder: Path, tmp_path: Path) -> None:
     """SIGKILL of trtbuild itself: no engine appears, its ranks end, and the same command works afterwards."""
     out = tmp_path / "out"
-    command = [
-        sys.executable,
-        "-c",
-        "from trtbuild.cli.app import main; main()",
-        "engine",
-        llama_folder,
-        "-o",
-        out,
-        "--tp",
-        "2",
-    ]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: pids_running("trtbuild.engine.cpu_rank", str(tmp_path)))
+    process = started(llama_folder, out)
     process.kill()
     process.wait()
     wait_for(lambda: not pids_running("trtbuild.engine.cpu_rank", str(tmp_path)))

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.kept import OUTERMOST
 from tests.llmapi_models import LENGTH, SAMPLES, add_letters, calibration_text, make
 from tests.tiny import edit_config, make_llama, trtbuild
 from trtbuild import pipeline
-from trtbuild.cache.stage import OUTERMOST
 from trtbuild.calibrate.form import Job as LinearJob
 from trtbuild.errors import PlanError
 from trtbuild.layout import Job

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.kept import FOUR, contents, convert, edit_json, run
+from tests.kept import FOUR, contents, convert, edit_json, run, run_json
 from tests.tiny import edit_weights
 from tests.trt import LIMITS, build
 from trtbuild.cache import facts
@@ -139,6 +140,42 @@ def test_a_tensorrt_engine(trt_checkpoint: Path, tmp_path: Path, stand_in: Patch
     plugin = replace(LIMITS, plugin_config=PluginOptions(gemm_plugin="auto"))
     assert make("five", plugin, open_cache()) == []
     assert "options.build.plugin_config.gemm_plugin: auto, kept nothing" in run("cache", "why")
+
+
+NVIDIA_SMI = "#!/bin/sh\necho '0, GPU-a, A100, 8.0'\necho '1, GPU-b, H100, 9.0'\necho '2, GPU-c, H100, 9.0'\n"
+
+
+def test_an_engine_of_another_gpu_is_no_hit(
+    trt_checkpoint: Path, tmp_path: Path, stand_in: Patch, cache_folder: Path
+) -> None:
+    """Of two kinds of GPUs in one machine the visible one counts; those of other hosts cannot be known."""
+    from trtbuild.cache.stage import open_cache
+
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(NVIDIA_SMI)
+    program.chmod(0o755)
+    stand_in.setenv("PATH", os.pathsep.join([str(program.parent), os.environ["PATH"]]))
+
+    def make(name: str, visible: str, launch: LaunchOptions) -> str:
+        stand_in.setenv("CUDA_VISIBLE_DEVICES", visible)
+        cache = open_cache()
+        target = ConvertOptions(target="tensorrt")
+        make_engine(str(trt_checkpoint), tmp_path / name, target, LIMITS, launch=launch, cache=cache)
+        return " ".join(cache.notes)
+
+    here = LaunchOptions(launcher="none", processes=1)
+    assert make("one", "1", here) == ""
+    assert make("two", "0", here) == ""
+    assert "machine.gpus.0: A100, SM 80, kept H100, SM 90" in run("cache", "why")
+    assert "engine from the cache" in make("three", "1,2", here), "the same kind"
+    assert read_lock(tmp_path / "three").inputs["machine"]["gpus"] == ["H100, SM 90"]
+    hosts = tmp_path / "hosts"
+    hosts.write_text("localhost slots=2\n")
+    assert "not looked up" in make("four", "1", LaunchOptions(hostfile=hosts))
+    stand_in.setenv("SLURM_JOB_ID", "7")
+    assert "not looked up" in make("five", "1", here)
+    assert len(run_json("cache", "ls")["entries"]) == 2
 
 
 def test_tensorrt_artefacts_are_sound(trt_checkpoint: Path, tmp_path: Path, stand_in: Patch) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from tests.kept import OUTERMOST
 from tests.tiny import load_rank, make_llama
 from trtbuild import pipeline
-from trtbuild.cache.stage import DOCUMENTS, OUTERMOST
+from trtbuild.cache.stage import DOCUMENTS
 from trtbuild.checkpoint.reader import Reader
 from trtbuild.checkpoint.source import read_header
 from trtbuild.checkpoint.writer import ALIGNMENT

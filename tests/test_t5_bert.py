@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from tests.encoders import CASES, DECODER_IDS, IDS, NEW_TOKENS, TYPES, make_model, reference
+from tests.kept import OUTERMOST
 from tests.tiny import edit_weights, load_rank, trtbuild
 from trtbuild import mpi, pipeline
-from trtbuild.cache.stage import OUTERMOST
 from trtbuild.checkpoint.config import read_specs
 from trtbuild.errors import PlanError, UnsupportedModel
 from trtbuild.spec import ConvertOptions

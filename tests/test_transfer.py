@@ -20,12 +20,16 @@ from typing import Any
 
 import pytest
 
+from tests.disks import disk_of
 from tests.kept import contents, edit_json, flip, run, run_json
 from tests.test_hub import REPO, Handler, Hub
 from tests.tiny import ROOT, trtbuild
+from trtbuild.cache import transfer
+from trtbuild.cache.place_folder import FolderPlace
 from trtbuild.cache.transfer import place_of, pull, push
 from trtbuild.errors import ArtefactError, HubError, OutputError, RemoteError
 from trtbuild.pipeline import make_checkpoint
+from trtbuild.progress import silent
 from trtbuild.spec import ConvertOptions
 
 Patch = pytest.MonkeyPatch
@@ -214,6 +218,32 @@ def test_what_s3_refuses(s3: Any, artefact: Path, tmp_path: Path, monkeypatch: P
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     assert "no credentials for S3" in run("push", artefact, "s3://shelf/tiny", code=6)
+
+
+def test_s3_without_boto3(artefact: Path, tmp_path: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    assert "s3:// needs boto3" in run("push", artefact, "s3://shelf/one", code=6)
+    assert "s3:// needs boto3" in run("pull", "s3://shelf/one", "-o", tmp_path / "out", code=6)
+
+
+def test_a_full_disk_is_no_fault_of_the_source(artefact: Path, tmp_path: Path) -> None:
+    """Where the copy does not fit, the output is named; where the source is gone, the source is."""
+    push(artefact, str(tmp_path / "shelf"))
+    size = sum(path.stat().st_size for path in artefact.iterdir())
+    with disk_of(tmp_path / "small", size // 1024 + 64) as disk:
+        (disk / "filler").write_bytes(bytes(size // 2))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(transfer, "check_disk", lambda *_: None)
+            with pytest.raises(OutputError, match="the disk is full"):
+                pull(str(tmp_path / "shelf"), disk / "out")
+        assert [path.name for path in disk.iterdir()] == ["filler"]
+        with pytest.raises(OutputError, match="the disk is full"):
+            push(artefact, str(disk / "shelf"))
+    name = "rank1.safetensors"
+    (tmp_path / "shelf" / name).unlink()
+    (tmp_path / "shelf" / name).symlink_to(tmp_path / "shelf")
+    with pytest.raises(RemoteError, match=rf"{name} cannot be read: Is a directory"):
+        FolderPlace(tmp_path / "shelf").fetch([name], tmp_path, silent)
 
 
 def test_addresses() -> None:

@@ -308,7 +308,7 @@ def test_weights_of_another_gpu_generation_and_mixed_gpus(
         plan_engine(*source, LIMITS, LaunchOptions())
     program = tmp_path / "bin" / "nvidia-smi"
     program.parent.mkdir()
-    program.write_text("#!/bin/sh\necho '0, GPU-a, A, 8.0, 1'\necho '1, GPU-b, B, 9.0, 1'\n")
+    program.write_text("#!/bin/sh\necho '0, GPU-a, A, 8.0'\necho '1, GPU-b, B, 9.0'\n")
     program.chmod(0o755)
     stand_in.setenv("PATH", os.pathsep.join([str(program.parent), os.environ["PATH"]]))
     with pytest.raises(EngineError, match="SM 80 and 90: an engine is for one kind"):

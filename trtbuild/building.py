@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from trtbuild.manifest import read_manifest, tool_versions
 from trtbuild.planning import plan_folder, require_engine, resolve
 from trtbuild.progress import Progress, silent
 from trtbuild.spec import CALIBRATION, CalibrationOptions, ConvertOptions
-from trtbuild.staging import check_disk, check_not_input, check_output, staged_dir
+from trtbuild.staging import check_disk, check_not_input, check_output, log_folder, staged_dir
 
 if TYPE_CHECKING:
     from trtbuild.building_tensorrt import Source
@@ -93,7 +92,7 @@ def _make_cpu_engine(
         plan_folder(model.path, options, allow_pickle=pickle)[0].require()  # before gigabytes are hashed
     if run.hit(out, force=force):
         return out
-    with staged_dir(out, force=force) as folder:
+    with run.reading(), staged_dir(out, force=force) as folder:
         checkpoint = given.resolve() if model is None else folder / "checkpoint"
         if model is not None:
             make_checkpoint(
@@ -118,9 +117,8 @@ def _build(checkpoint: Path, folder: Path, out: Path, limits: BuildOptions, run:
     made_by = read_manifest(checkpoint)
     # An engine is about as large as its checkpoint, and until it stands both are on the disk.
     check_disk(out, folder, sum(path.stat().st_size for path in checkpoint.glob("rank*.safetensors")))
-    log_dir = Path(tempfile.mkdtemp(prefix="trtbuild-engine-"))  # a failure points to it; else it is removed
-    build_engine(checkpoint, folder, limits, log_dir=log_dir, version=__version__, progress=progress)
-    shutil.rmtree(log_dir, ignore_errors=True)
+    with log_folder("trtbuild-engine-") as logs:
+        build_engine(checkpoint, folder, limits, log_dir=logs, version=__version__, progress=progress)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     run.seal(
         folder,

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from trtbuild.engine.tensorrt.build import Host, Prepared
     from trtbuild.engine.tensorrt.outputs import Built
 
+UNSEEN = "not seen from the host that started it"
+"""Stands for the GPUs of an engine where they cannot be known before it is built."""
 _TIMING_CACHES = ("input_timing_cache", "output_timing_cache")  # fields of build_config: paths of a run
 
 
@@ -88,24 +90,26 @@ def plan_engine(
         CheckpointError, UnsupportedModel, HubError: there is nothing to build of, or the checkpoint has faults.
         PlanError: what the converter, TensorRT-LLM, the GPU or the launcher would refuse. EngineError: mixed GPUs.
     """
-    return _plan(Source(model, options, calibration, revision, allow_pickle), limits, launch)
+    from trtbuild.engine.tensorrt.build import look
+
+    return _plan(Source(model, options, calibration, revision, allow_pickle), limits, launch, look(os.environ))
 
 
 def _plan(
     source: Source,
     limits: BuildOptions,
     launch: LaunchOptions,
+    host: Host,
     *,
     read_data: bool = False,
     progress: Progress = silent,
 ) -> EnginePlan:
     """The plan; `read_data`: a ready checkpoint is read whole, as before a build, not only its headers."""
-    from trtbuild.engine.tensorrt.build import layer_algos, look, prepare
+    from trtbuild.engine.tensorrt.build import layer_algos, prepare
     from trtbuild.families import half_of
     from trtbuild.hub.snapshot import local_folder
     from trtbuild.lint.read import parts_of
 
-    host = look(os.environ)
     folder = local_folder(source.model)
     parts = parts_of(folder) if folder is not None else []
     if folder is not None and parts:
@@ -147,23 +151,25 @@ def make_tensorrt_engine(
         As `plan_engine`; EngineError: this host cannot build; OutputError: the output cannot be written.
         ToolError: a rank failed, hung or took too long. What is finished is kept for the next run.
     """
-    from trtbuild.engine.tensorrt.build import build_engine, checkpoint_identity, require_host
+    from trtbuild.engine.tensorrt.build import build_engine, checkpoint_identity, look, require_host
     from trtbuild.engine.tensorrt.ranks import FOLDER
 
     check_output(out, force=force)
-    ready = _ready(source, limits, cache, progress)
+    host = look(os.environ)
+    how = _kept(cache, launch, host, progress)
+    ready = _ready(source, limits, how)
     if ready is not None and ready.quick_hit(out, force=force):
         return out
-    plan = _plan(source, limits, launch, read_data=True, progress=progress)
+    plan = _plan(source, limits, launch, host, read_data=True, progress=progress)
     for text in plan.warnings:
         warn(text)
     require_host(plan.obstacles)
     if plan.given is not None:
         check_not_input(out, plan.given)
-    run = ready or _of_model(source, limits, cache, progress)
+    run = ready or _of_model(source, limits, how)
     if run.hit(out, force=force):
         return out
-    with staged_dir(out, force=force, resume=True, keep=ToolError) as folder:
+    with run.reading(), staged_dir(out, force=force, resume=True, keep=ToolError) as folder:
         check_disk(out, folder, plan.rank_bytes)  # an engine is about as large as its checkpoint
         share = 0.5 if plan.given is None else 0.0
         checkpoint = plan.given or _converted(source, folder / FOLDER, cache, stretch(progress, 0.0, share))
@@ -186,7 +192,28 @@ def make_tensorrt_engine(
     return out
 
 
-def _ready(source: Source, limits: BuildOptions, cache: Cache, progress: Progress) -> Run | None:
+@dataclass(frozen=True)
+class _Kept:
+    """How a run is kept: where, as built on which GPUs, and who hears that sources are read for it."""
+
+    cache: Cache
+    gpus: tuple[str, ...]
+    progress: Progress
+
+
+def _kept(cache: Cache, launch: LaunchOptions, host: Host, progress: Progress) -> _Kept:
+    """How many GPUs of a kind work does not change the engine; one of unknown GPUs could be a hit for any."""
+    from trtbuild.engine.tensorrt.build import unseen_gpus
+
+    unseen = unseen_gpus(launch, host, os.environ)
+    if unseen:
+        kept = cache.unkept(f"{unseen}: the engine is not looked up in the cache, nor kept there")
+        return _Kept(kept, (UNSEEN,), progress)
+    gpus = [f"{gpu.name}, SM {gpu.sm}" for gpu in host.gpus or ()]
+    return _Kept(cache, tuple(gpus[:1] if len(set(gpus)) == 1 else gpus), progress)
+
+
+def _ready(source: Source, limits: BuildOptions, how: _Kept) -> Run | None:
     """The run as the cache sees it, where the source is on this machine already."""
     from trtbuild.hub.snapshot import local_folder
     from trtbuild.lint.read import parts_of
@@ -195,15 +222,24 @@ def _ready(source: Source, limits: BuildOptions, cache: Cache, progress: Progres
     if folder is None:
         return None
     if not parts_of(folder):
-        return _of_model(source, limits, cache, progress)
-    return engine_run(cache, folder, source.options, limits, source.calibration, progress=progress)
+        return _of_model(source, limits, how)
+    options, calibration = source.options, source.calibration
+    return engine_run(how.cache, folder, options, limits, calibration, gpus=how.gpus, progress=how.progress)
 
 
-def _of_model(source: Source, limits: BuildOptions, cache: Cache, progress: Progress) -> Run:
+def _of_model(source: Source, limits: BuildOptions, how: _Kept) -> Run:
     """The same of a model, which is downloaded now."""
     pickle = source.allow_pickle
-    model = resolve(source.model, source.revision, allow_pickle=pickle)
-    return engine_run(cache, model, source.options, limits, source.calibration, allow_pickle=pickle, progress=progress)
+    return engine_run(
+        how.cache,
+        resolve(source.model, source.revision, allow_pickle=pickle),
+        source.options,
+        limits,
+        source.calibration,
+        allow_pickle=pickle,
+        gpus=how.gpus,
+        progress=how.progress,
+    )
 
 
 def part_options(limits: BuildOptions, half: str) -> BuildOptions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,9 +56,10 @@ def engine_run(
     calibration: CalibrationOptions,
     *,
     allow_pickle: bool = False,
+    gpus: Sequence[str] | None = None,
     progress: Progress = silent,
 ) -> Run:
-    """A model, or the folder of a checkpoint -> an engine, which is made for this machine."""
+    """A model, or the folder of a checkpoint -> an engine, which is made for this machine; `gpus`: see `machine`."""
     calibrated = not isinstance(given, Path) and _is_calibrated(options)
     asked = {
         "convert": options,
@@ -66,7 +68,7 @@ def engine_run(
         "allow_pickle": allow_pickle,
     }
     versions = facts.versions(*(facts.TENSORRT if options.target == "tensorrt" else ()))
-    machine = facts.machine(cpu=options.target == "cpu" or calibrated)
+    machine = facts.machine(gpus=gpus, cpu=options.target == "cpu" or calibrated)
     files = _checkpoint_files(given) if isinstance(given, Path) else _model_files(given, calibrated, allow_pickle)
     return Run(cache, "engine", files, asked, versions=versions, machine=machine, progress=progress)
 

@@ -78,7 +78,7 @@ def make_checkpoint(
             return out
         quantizer, made_of = prepared(plan.parts[0], source, calibration)
         made_of = {**describe_source(source, index), **made_of}
-        with staged_dir(out, force=force, resume=True) as folder:
+        with run.reading(), staged_dir(out, force=force, resume=True) as folder:
             _write_checkpoint(team, plan, index, source.path, made_of, quantizer, folder, out, workers, progress, run)
         run.keep(out)
     return out
@@ -184,7 +184,7 @@ def reshard_checkpoint(
         jobs.append((part, old, new, ranks))
         kept = {block.tensor for rank in ranks for recut_tensor in rank.tensors for block in recut_tensor.blocks}
         dropped |= {str(Path(part, name)) for table in old.headers.values() for name in table if name not in kept}
-    with staged_dir(out, force=force) as folder:
+    with run.reading(), staged_dir(out, force=force) as folder:
         check_disk(out, folder, sum(rank.nbytes for *_, ranks in jobs for rank in ranks))
         digests: dict[str, str] = {}
         for part, old, new, ranks in jobs:

@@ -65,31 +65,40 @@ class TrtbuildError(Exception):
         self.hint = hint
 
 
+class Problems(TrtbuildError):
+    """A failure with several reasons, told at once: `problems` holds one sentence for each.
+
+    `head`: of the message, where one of the kind (`one`; `many`, with their number) says too little.
+    """
+
+    one = "1 problem:"
+    many = "{} problems:"
+
+    def __init__(self, problems: Sequence[str], *, hint: str = "", head: str = "") -> None:
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        head = head or (self.one if count == 1 else self.many.format(count))
+        super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]), hint=hint)
+
+
 class UnsupportedModel(TrtbuildError):
     exit_code = 3
 
 
-class PlanError(TrtbuildError):
-    """All problems of a plan together: `problems` holds one sentence for each."""
+class PlanError(Problems):
+    """All problems of a plan together."""
 
     exit_code = 3
-
-    def __init__(self, problems: Sequence[str], *, hint: str = "") -> None:
-        self.problems = tuple(problems)
-        count = len(self.problems)
-        head = "1 problem" if count == 1 else f"{count} problems"
-        super().__init__("\n".join([f"{head} in the plan:", *(f"  - {p}" for p in self.problems)]), hint=hint)
+    one = "1 problem in the plan:"
+    many = "{} problems in the plan:"
 
 
-class RecipeError(TrtbuildError):
-    """Everything that is wrong with a recipe: `problems` holds one sentence for each, with its line."""
+class RecipeError(Problems):
+    """Everything that is wrong with a recipe, each with its line."""
 
     exit_code = 3
-
-    def __init__(self, problems: Sequence[str], *, hint: str = "") -> None:
-        self.problems = tuple(problems)
-        head = "1 problem in the recipe:" if len(problems) == 1 else f"{len(problems)} problems in the recipe:"
-        super().__init__("\n".join([head, *(f"  - {problem}" for problem in problems)]), hint=hint)
+    one = "1 problem in the recipe:"
+    many = "{} problems in the recipe:"
 
 
 class CheckpointError(TrtbuildError):
@@ -104,29 +113,21 @@ class EngineError(TrtbuildError):
     exit_code = 3
 
 
-class LockError(TrtbuildError):
-    """Why an artefact cannot be made again as it was: `problems` holds one sentence for each difference."""
+class LockError(Problems):
+    """Why an artefact cannot be made again as it was: every difference."""
 
     exit_code = 3
-
-    def __init__(self, problems: Sequence[str], *, hint: str = "") -> None:
-        self.problems = tuple(problems)
-        head = (
-            "the lock does not hold:"
-            if len(self.problems) == 1
-            else f"the lock does not hold, {len(self.problems)} differences:"
-        )
-        super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]), hint=hint)
+    one = "the lock does not hold:"
+    many = "the lock does not hold, {} differences:"
 
 
-class ArtefactError(TrtbuildError):
-    """What is wrong with an artefact: `problems` holds one sentence for each fault."""
+class ArtefactError(Problems):
+    """What is wrong with an artefact: every fault."""
 
     exit_code = 3
 
     def __init__(self, where: object, problems: Sequence[str], *, hint: str = "") -> None:
-        self.problems = tuple(problems)
-        super().__init__("\n".join([f"{where} is no sound artefact:", *(f"  - {p}" for p in self.problems)]), hint=hint)
+        super().__init__(problems, hint=hint, head=f"{where} is no sound artefact:")
 
 
 class OutputError(TrtbuildError):
@@ -160,44 +161,33 @@ class RequestError(TrtbuildError):
     exit_code = 7
 
 
-class VerifyError(TrtbuildError):
-    """Why an artefact cannot be compared with a model: `problems` holds one sentence for each reason."""
+class VerifyError(Problems):
+    """Why an artefact cannot be compared with a model."""
 
     exit_code = 3
-
-    def __init__(self, problems: Sequence[str], *, hint: str = "") -> None:
-        self.problems = tuple(problems)
-        head = "cannot verify:" if len(self.problems) == 1 else f"cannot verify, {len(self.problems)} problems:"
-        super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]), hint=hint)
+    one = "cannot verify:"
+    many = "cannot verify, {} problems:"
 
 
-class QualityError(TrtbuildError):
-    """All gates that failed, one sentence for each."""
+class QualityError(Problems):
+    """All gates that failed."""
 
     exit_code = 8
-
-    def __init__(self, failures: Sequence[str], *, hint: str = "") -> None:
-        count = len(failures)
-        head = "1 gate failed:" if count == 1 else f"{count} gates failed:"
-        super().__init__("\n".join([head, *(f"  - {failure}" for failure in failures)]), hint=hint)
+    one = "1 gate failed:"
+    many = "{} gates failed:"
 
 
-class BenchError(TrtbuildError):
-    """Why a benchmark cannot be run, or two cannot be compared: `problems` holds one sentence for each reason."""
+class BenchError(Problems):
+    """Why a benchmark cannot be run, or two cannot be compared."""
 
     exit_code = 3
-
-    def __init__(self, problems: Sequence[str], *, hint: str = "") -> None:
-        self.problems = tuple(problems)
-        head = "cannot benchmark:" if len(self.problems) == 1 else f"cannot benchmark, {len(self.problems)} problems:"
-        super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]), hint=hint)
+    one = "cannot benchmark:"
+    many = "cannot benchmark, {} problems:"
 
 
-class RegressionError(TrtbuildError):
-    """All gates that a new run fails, one sentence for each."""
+class RegressionError(Problems):
+    """All gates that a new run fails."""
 
     exit_code = 10
-
-    def __init__(self, failures: Sequence[str], *, hint: str = "") -> None:
-        head = "1 gate failed:" if len(failures) == 1 else f"{len(failures)} gates failed:"
-        super().__init__("\n".join([head, *(f"  - {failure}" for failure in failures)]), hint=hint)
+    one = "1 gate failed:"
+    many = "{} gates failed:"

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from trtbuild.errors import OutputError
+from trtbuild.errors import OutputError, ToolError
 from trtbuild.manifest import MANIFEST
 
 WRITER = ".lock"
@@ -75,9 +78,10 @@ def staged_dir(
     done = False
     try:
         yield partial
-        _publish(partial, out)
+        old = _publish(partial, out)
         done = True
-        (out / WRITER).unlink()
+        _remove_mark(out, lock)
+        _discard(old)
     except OSError as error:
         if error.errno in _REASONS and error.errno != errno.ENOENT:
             raise write_error(out, error) from error
@@ -88,7 +92,32 @@ def staged_dir(
         kept = resume and (interrupted or isinstance(why, keep))
         if not done and not kept:  # what is finished is kept for the same command
             shutil.rmtree(partial, ignore_errors=True)
+        _remove_mark(out, lock)
         os.close(lock)
+
+
+@contextmanager
+def log_folder(prefix: str) -> Iterator[Path]:
+    """A temporary folder for what processes write about themselves; it stays where a ToolError points to it."""
+    folder, kept = Path(tempfile.mkdtemp(prefix=prefix)), False
+    try:
+        yield folder
+    except ToolError:
+        kept = any(folder.iterdir())
+        raise
+    finally:
+        if not kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a small file whole: beside its place, and renamed. Raises OSError, and leaves nothing then."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def check_not_input(out: Path, source: Path) -> None:
@@ -164,24 +193,38 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
-def _old(out: Path) -> Path:
-    return out.with_name(f".{out.name}.old")
+def _remove_mark(out: Path, lock: int) -> None:
+    """Remove the file that says who writes it from an output that stands; nothing where another one stands there."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        if (out / WRITER).stat().st_ino == os.fstat(lock).st_ino:
+            (out / WRITER).unlink()
+
+
+def _olds(out: Path) -> list[Path]:
+    """Outputs that were moved aside for a new one, the last one first."""
+    found = out.parent.glob(f".{glob.escape(out.name)}.old-*")
+    return sorted(found, key=lambda path: -path.stat().st_mtime_ns)
 
 
 def _restore(out: Path) -> None:
     """Bring back what a run that was killed between the two renames of `_publish` had moved aside."""
-    if not out.exists() and (_old(out) / MANIFEST).is_file():
-        _old(out).rename(out)
+    whole = [path for path in _olds(out) if (path / MANIFEST).is_file()]
+    if whole and not out.exists():
+        whole[0].rename(out)
 
 
-def _publish(partial: Path, out: Path) -> None:
-    """Rename into place; an old output survives until the new one stands."""
-    if not out.exists():
-        partial.rename(out)
-        return
-    old = _old(out)
-    if (old / MANIFEST).is_file():
-        shutil.rmtree(old)
-    out.rename(old)
+def _publish(partial: Path, out: Path) -> list[Path]:
+    """Rename into place; an old output survives until the new one stands. What is aside then, and may go."""
+    if out.exists():
+        # A name that nothing has: what a run that was killed left of an older output must not be in the way now.
+        out.rename(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
     partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    return _olds(out)
+
+
+def _discard(olds: Iterable[Path]) -> None:
+    """Remove outputs, their manifests first, so that none of them is restored when only half of it is left."""
+    for old in olds:
+        with suppress(OSError):
+            (old / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(old)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trtbuild.errors import OutputError
-from trtbuild.staging import write_error
+from trtbuild.staging import replace_file, write_error
 
 STATE = "run.json"
 RECIPE = "recipe.yaml"
@@ -101,9 +101,7 @@ def write_state(work: Path, stages: Dict[str, Any]) -> None:
 
 def _write(path: Path, text: str) -> None:
     """Replace a file whole."""
-    partial_path = path.with_name(f".{path.name}.partial")
     try:
-        partial_path.write_text(text, encoding="utf-8")
-        partial_path.replace(path)
+        replace_file(path, text)
     except OSError as error:
         raise write_error(path, error) from error

@@ -64,6 +64,10 @@ class Verdict:
     unit: str = ""
 
     @property
+    def measured(self) -> bool:
+        return self.old is not None and self.new is not None
+
+    @property
     def passed(self) -> bool:
         return self.old is None or self.new is None or self.gate.passes(self.old, self.new)
 
@@ -134,7 +138,7 @@ def unlike(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list
 
 def missing(verdicts: Sequence[Verdict], asked: bool) -> list[str]:
     """Gates that could not be looked at; where the user `asked` for them that is a failure of its own."""
-    named = dict.fromkeys(verdict.gate.text for verdict in verdicts if verdict.old is None or verdict.new is None)
+    named = dict.fromkeys(verdict.gate.text for verdict in verdicts if not verdict.measured)
     return [f"{text}: one of the summaries does not have it" for text in named] if asked else []
 
 
@@ -144,7 +148,7 @@ def comparison(verdicts: Sequence[Verdict]) -> str:
     for v in verdicts:
         cells = ["-" if number is None else f"{number:.4g}" for number in (v.old, v.new)]
         change = f"{(v.new / v.old - 1) * 100:+.1f} %" if v.old and v.new is not None else ""
-        state = "not measured" if v.old is None or v.new is None else "ok" if v.passed else "WORSE"
+        state = "not measured" if not v.measured else "ok" if v.passed else "WORSE"
         rows.append(
             [v.run, f"{v.gate.metric} {v.gate.stat}, {v.unit}".rstrip(", "), *cells, change, v.gate.text, state]
         )

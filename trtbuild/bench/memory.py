@@ -17,13 +17,17 @@ from pathlib import Path
 _LISTEN, _OPEN = "0A", "01"
 _LAUNCHERS = ("mpirun", "orterun", "prterun", "prted", "mpiexec")
 _RUN_MARK = b"TRTBUILD_RUN_DIR="
+_INTERPRETER = re.compile(r"(python|pypy)[\d.]*|(ba|da)?sh")
 _GPU_GAUGE = re.compile(r"^nv_gpu_memory_used_bytes\{[^}]*\} ([0-9.e+]+)$", re.M)
 _METRICS_S = 2.0
 
 
 @dataclass(frozen=True)
 class Process:
-    """`pss`: proportional set size, pages that processes share counted once; None where it may not be read. Bytes."""
+    """`pss`: proportional set size, pages that processes share counted once; None where it may not be read. Bytes.
+
+    `command`: without its arguments, as keys may be among them, and a summary is passed on.
+    """
 
     pid: int
     command: str
@@ -187,10 +191,20 @@ def _mark(pid: int) -> bytes:
 
 
 def _command(pid: int) -> str:
+    """The program, and of an interpreter also the module or script that it runs."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
     except OSError:
         return ""
+    program = words[0].split(" ")[0]  # some write a title over the whole line
+    if not _INTERPRETER.fullmatch(program.rpartition("/")[2]):
+        return program
+    for number, word in enumerate(words[1:], 1):
+        if word == "-m":
+            return " ".join([program, *words[number : number + 2]])
+        if not word.startswith("-") or word == "-c":
+            return f"{program} {word}".rstrip()
+    return program
 
 
 def _pss(pid: int) -> int | None:

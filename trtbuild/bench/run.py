@@ -82,7 +82,7 @@ async def _measure(
 ) -> tuple[list[Record], list[Metric]]:
     async with AsyncExitStack() as stack:
         drivers = [await stack.enter_async_context(_driver(endpoint, options.asking)) for endpoint in endpoints]
-        probes = await _probes(endpoints, drivers)
+        probes = await _probes(endpoints, drivers, options.asking.timeout_s)
         least = (probes[0].input_tokens or len(PROBE.split())) - len(PROBE.split())
         prompter = None if options.written else Prompter(options.input, options.seed, options.asking.tokenizer, least)
         pids = [_pids(endpoint, options) for endpoint in endpoints]
@@ -112,13 +112,16 @@ def _driver(endpoint: Endpoint, asking: Asking) -> Any:
     return OpenAiDriver(endpoint, asking)
 
 
-async def _probes(endpoints: Sequence[Endpoint], drivers: Sequence[Driver]) -> list[Probe]:
+async def _probes(endpoints: Sequence[Endpoint], drivers: Sequence[Driver], timeout_s: float) -> list[Probe]:
     """One request to each, before any prompt is made."""
     found: list[Probe] = []
     problems: list[RequestError | ServerError] = []
-    for driver in drivers:
+    for endpoint, driver in zip(endpoints, drivers, strict=True):
         try:
-            found.append(await driver.probe(PROBE))
+            found.append(await asyncio.wait_for(driver.probe(PROBE), timeout_s))
+        except asyncio.TimeoutError:  # Python 3.10 has another TimeoutError
+            words = f"{endpoint.name}: no answer to the first request within {timeout_s:g} s"
+            problems.append(ServerError(words, hint="Look at the server; a slow one needs a longer --timeout."))
         except (RequestError, ServerError) as error:
             problems.append(error)
     if problems:

@@ -44,10 +44,6 @@ class Level:
     def label(self) -> str:
         return f"{self.mode.replace('_', ' ')} {self.value:g}"
 
-    @property
-    def slug(self) -> str:
-        return f"{self.mode}{self.value:g}"
-
 
 @dataclass(frozen=True)
 class Item:

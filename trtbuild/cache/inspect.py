@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trtbuild.cache import lock, provenance, sbom
-from trtbuild.cache.facts import Memo, hash_files
+from trtbuild.cache.hashing import Memo, hash_files
 from trtbuild.cache.key import Document, described, differences
 from trtbuild.cache.lock import Lock, lock_of, shown, stable_digests
 from trtbuild.errors import ArtefactError, CheckpointError, LockError

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from trtbuild.cache.files import reflink
 from trtbuild.errors import OutputError, RemoteError
 from trtbuild.progress import Progress
 from trtbuild.staging import staged_dir, write_error
+
+_PIECE = 1 << 24  # bytes
 
 
 class FolderPlace:
@@ -46,19 +49,38 @@ class FolderPlace:
         try:
             _copy(self._folder, names, folder, progress)
         except OSError as error:
-            if error.filename and str(error.filename).startswith(self.name):
-                raise RemoteError(f"{error.filename} cannot be read: {error.strerror}") from error
             raise write_error(folder, error) from error
 
 
 def _copy(source: Path, names: Collection[str], target: Path, progress: Progress) -> None:
-    sizes = {name: (source / name).stat().st_size for name in names}
+    """Raises RemoteError where a file cannot be read, and OSError where one cannot be written."""
+    with _read(source):
+        sizes = {name: (source / name).stat().st_size for name in names}
     total, done = sum(sizes.values()) or 1, 0
     for name, size in sizes.items():
         progress(done, total, name)
         place = target / name
         place.parent.mkdir(parents=True, exist_ok=True)
-        if not reflink(source / name, place):
-            shutil.copyfile(source / name, place)
+        with _read(source / name):
+            reader = (source / name).open("rb")
+        with reader:
+            if not reflink(source / name, place):
+                with place.open("wb") as writer:
+                    while piece := _piece(reader, source / name):
+                        writer.write(piece)
         done += size
     progress(done, total, "")
+
+
+def _piece(reader: BinaryIO, path: Path) -> bytes:
+    with _read(path):
+        return reader.read(_PIECE)
+
+
+@contextmanager
+def _read(path: Path) -> Iterator[None]:
+    """Whatever fails in the block is the fault of `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise RemoteError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error

@@ -27,6 +27,10 @@ class S3Place:
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         if not self._bucket:
             raise RemoteError(f"{address} names no bucket", hint="Write it as s3://bucket/prefix.")
+        try:
+            import boto3  # noqa: F401  before anything is read or sent
+        except ImportError as error:
+            raise RemoteError("s3:// needs boto3", hint="pip install trtbuild[s3]") from error
         self._connected: Any = None
 
     def files(self) -> dict[str, int]:
@@ -67,10 +71,8 @@ class S3Place:
 
     def _client(self) -> Any:
         if self._connected is None:
-            try:
-                import boto3
-            except ImportError as error:
-                raise RemoteError("s3:// needs boto3", hint="pip install trtbuild[s3]") from error
+            import boto3
+
             with self._translated():
                 self._connected = boto3.session.Session().client("s3")
         return self._connected

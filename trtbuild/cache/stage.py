@@ -3,7 +3,7 @@
 run = Run(cache, "engine", Files(...), options={...})
 if run.hit(out, force=force):
     return out                      # nothing was computed
-with staged_dir(out, force=force) as folder:
+with run.reading(), staged_dir(out, force=force) as folder:
     ...
     run.seal(folder, kind="engine", ...)
 run.keep(out)
@@ -13,27 +13,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trtbuild.cache import facts, lock, provenance, sbom
-from trtbuild.cache.facts import Memo
+from trtbuild.cache.hashing import Hashing, Memo, hash_files, identity
 from trtbuild.cache.key import Document, Inputs, Source, described, document_of, key_of
 from trtbuild.cache.lock import Lock, Measured, read_lock, stable_digests
 from trtbuild.cache.prune import Limits, ago, choose, total
 from trtbuild.cache.settings import LIMIT, cache_root, size_limit
 from trtbuild.cache.store import Damaged, Entry, Store
+from trtbuild.errors import CheckpointError, some
 from trtbuild.manifest import MANIFEST, all_digests, read_manifest, sha256_file, write_manifest
 from trtbuild.progress import Progress, silent
 from trtbuild.staging import staged_dir
 
 DOCUMENTS = (MANIFEST, lock.NAME, sbom.NAME, provenance.NAME)
 """Files about an artefact, which are no part of it."""
-OUTERMOST = (MANIFEST, provenance.NAME)
-"""Those that the manifest does not list: itself, and the statement, which lists the manifest."""
 
 
 @dataclass
@@ -52,6 +51,12 @@ class Cache:
     def within(self) -> Cache:
         """The same for a stage inside another one, whose lock does not speak of it."""
         return Cache(self.store, None, self.memo, self.limit, self.notes)
+
+    def unkept(self, why: str) -> Cache:
+        """The same for a stage that is neither looked up nor kept, as its key would not say all; `why` is a note."""
+        if self.store is not None:
+            self.notes.append(why)
+        return Cache(None, self.lock, self.memo, None, self.notes)
 
 
 @dataclass(frozen=True)
@@ -96,17 +101,67 @@ class Run:
         self._machine = machine or {}
         self._progress = progress
         self._document: Document | None = None
+        self._hashing: Hashing | None = None  # while the stage works
+        self._states: dict[str, object] = {}  # of the sources, before any of them was read
+        self._explained = False  # whether the miss is told
         self._sealed = self._attested = ""  # SHA-256 of the manifest and of the statement
 
     def document(self) -> Document:
         """The key document; sources whose digests are not known are read."""
         if self._document is None:
             files = self._files
-            digests = facts.hash_files(files.folder, files.names, self._cache.memo, self._progress)
-            source = Source(files.model, digests, files.repo_id, files.revision)
-            inputs = Inputs(self._stage, source, self._options, self._versions, self._machine)
-            self._document = document_of(inputs, lambda path: facts.text_digest(Path(path), self._cache.memo))
+            if self._hashing is not None:
+                digests = self._hashing.result(self._progress, done=1)
+            else:
+                self._note_states()
+                digests = hash_files(files.folder, files.names, self._cache.memo, self._progress)
+            self._document = self._document_of(digests)
         return self._document
+
+    def _document_of(self, digests: Mapping[str, str]) -> Document:
+        source = Source(self._files.model, digests, self._files.repo_id, self._files.revision)
+        inputs = Inputs(self._stage, source, self._options, self._versions, self._machine)
+        return document_of(inputs, lambda path: facts.text_digest(Path(path), self._cache.memo))
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """The block does the work of the stage; sources whose digests are not known yet are hashed beside it."""
+        if self._document is not None:
+            yield
+            return
+        self._note_states()
+        with Hashing(self._files.folder, self._files.names, self._cache.memo) as self._hashing:
+            yield
+
+    def _note_states(self) -> None:
+        self._states = self._states or self._states_now()
+
+    def _states_now(self) -> dict[str, object]:
+        found: dict[str, object] = {}
+        for name in self._files.names:
+            with suppress(FileNotFoundError):
+                found[name] = identity(self._files.folder / name)
+        return found
+
+    def _could_hit(self) -> bool:
+        """Whether something is kept that would be a hit if files whose digests are not known are those of its source.
+
+        Where there is nothing of the kind, no digest is worth waiting for.
+        """
+        if self._cache.store is None:
+            return False
+        known = {name: self._cache.memo.known(self._files.folder / name) for name in self._files.names}
+        if all(known.values()):
+            return True
+        wanted = key_of(self._document_of({name: digest or "" for name, digest in known.items()}))
+        for entry in self._cache.store.entries():
+            files = entry.document["source"]["files"]
+            if known.keys() == files.keys():
+                seen = {name: digest if known[name] else "" for name, digest in files.items()}
+                source = {**entry.document["source"], "files": seen}
+                if key_of({**entry.document, "source": source}) == wanted:
+                    return True
+        return False
 
     def quick_hit(self, out: Path, *, force: bool = False) -> bool:
         """As `hit`, where the digests of all sources are known, or a lock must hold first; else False."""
@@ -114,18 +169,22 @@ class Run:
         return (self._cache.lock is not None or all(known)) and self.hit(out, force=force)
 
     def hit(self, out: Path, *, force: bool = False) -> bool:
-        """Whether `out` now holds what this stage would make, out of the cache.
+        """Whether `out` now holds what this stage would make, out of the cache. Sources are read where it could be.
 
         Raises:
             LockError: the inputs are not those of the lock, with every difference.
             OutputError: as `staged_dir`.
         """
-        document, store, wanted = self.document(), self._cache.store, self._cache.lock
+        store, wanted = self._cache.store, self._cache.lock
+        if wanted is None and not self._could_hit():
+            return False
+        document = self.document()
         if wanted:
             wanted.require_inputs(document)
         if store is None:
             return False
         entry = store.find(key_of(document))
+        self._explained = True
         if entry is None:
             store.miss(document)
             return False
@@ -161,9 +220,17 @@ class Run:
 
         Raises:
             LockError: what was made is not what the lock demands; every file that differs.
+            CheckpointError: sources were written while the stage read them.
         """
         digests = all_digests(folder, files or {}, DOCUMENTS)
-        inputs = self.document()
+        inputs, store = self.document(), self._cache.store
+        now = self._states_now()
+        changed = [name for name in self._files.names if now.get(name) != self._states.get(name)]
+        if changed:
+            message = f"{some(changed)} in {self._files.folder} changed while the {self._stage} was made"
+            raise CheckpointError(message, hint="Run it again when nobody writes there.")
+        if store is not None and not self._explained:  # it was not looked for, as nothing could have been there
+            store.miss(inputs)
         resolved = described(options, lambda path: Path(path).name)
         stable = stable_digests(folder, digests, measured or {})
         if self._cache.lock:

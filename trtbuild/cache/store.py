@@ -3,7 +3,7 @@
     entries/KEY.json     Entry: the key document, and path, SHA-256, size and time stamp of each file; with a checksum
     blobs/ab/abcd...     files by content, read-only; engines that differ in their limits alone share their rank files
     misses/KEY.json      Miss: what was looked for and not found, for `trtbuild cache why`
-    hashes/              SHA-256 of source files (facts.Memo)
+    hashes/              SHA-256 of source files (hashing.Memo)
 
 A file is added under another name and renamed, an entry is written last, and only sweeping waits for everybody else
 (an advisory lock), so that what is listed is whole. A hit reads small files, and of large ones compares size and time
@@ -26,6 +26,7 @@ from typing import Any
 from trtbuild.cache.files import COPIED, place
 from trtbuild.cache.key import Difference, Document, key_of, nearest
 from trtbuild.manifest import MANIFEST, sha256_file
+from trtbuild.staging import replace_file
 
 SCHEMA = 1
 _MISSES = 50
@@ -273,12 +274,7 @@ class Store:
 
 def _write_json(path: Path, document: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-    try:
-        partial.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_file(path, json.dumps(document, indent=1, sort_keys=True) + "\n")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -118,7 +118,9 @@ def _compare(old: Path, new: Path, texts: list[str], as_json: bool) -> None:
         rows = [
             {
                 "run": v.run, "metric": v.gate.metric, "stat": v.gate.stat, "old": v.old, "new": v.new, "unit": v.unit,
-                "gate": v.gate.text, "passed": v.passed,
+                "gate": v.gate.text,
+                # Not measured: a failure where the gate was asked for, else nothing was judged (null).
+                "passed": v.passed if v.measured else False if texts else None,
             }
             for v in verdicts
         ]  # fmt: skip

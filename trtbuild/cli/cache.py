@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trtbuild.cli.options import JsonOpt
-from trtbuild.cli.output import data, note, print_json, progress_bar, size
+from trtbuild.cli.output import line, note, print_json, progress_bar, size
 
 if TYPE_CHECKING:
     from trtbuild.cache.key import Document
-    from trtbuild.cache.store import Entry, Miss, Store
+    from trtbuild.cache.store import Blob, Entry, Miss, Store
 
 NAME = "cache"
 PANEL = "Look"
@@ -110,8 +110,7 @@ def prune(
         print_json({"schema": SCHEMA, "dry_run": dry_run, "removed": listed, "kept": len(stay), "freed": freed})
         return
     for entry in gone:
-        line = f"{entry.key[:12]}  {entry.document['stage']}  {_model(entry.document)}  {_options(entry.document)}"
-        data.print(line, markup=False, highlight=False, soft_wrap=True)
+        line(f"{entry.key[:12]}  {entry.document['stage']}  {_model(entry.document)}  {_options(entry.document)}")
     verb = "would be removed" if dry_run else "removed"
     note(f"{len(gone)} of {len(entries)} artefacts {verb}, {size(freed)}; files that outputs share stay there")
 
@@ -122,41 +121,48 @@ def verify(dry_run: DryRunOpt = False, as_json: JsonOpt = False) -> None:
 
     Exit code 3 where there was damage.
     """
-    from trtbuild.errors import ArtefactError
+    from trtbuild.errors import ArtefactError, OutputError
 
     store = _store()
     entries, broken = store.entries(), store.unreadable()
-    damaged: dict[str, list[str]] = {}
+    refused: OSError | None = None
+    faulty: dict[str, list[Blob]] = {}
     with progress_bar("verify") as progress:
         for number, entry in enumerate(entries):
             progress(number, len(entries), f"{entry.document['stage']} of {_model(entry.document)}")
             if blobs := store.damaged(entry):
-                damaged[entry.key] = [blob.path for blob in blobs]
-                if not dry_run:
-                    store.discard(entry.key, [blob.sha256 for blob in blobs])
+                faulty[entry.key] = blobs
     if not dry_run:
-        for path in broken:
-            path.unlink(missing_ok=True)
+        try:
+            for key, blobs in faulty.items():
+                store.discard(key, [blob.sha256 for blob in blobs])
+            for path in broken:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            refused = error
+    damaged = {key: [blob.path for blob in blobs] for key, blobs in faulty.items()}
     if as_json:
         faults = [{**_entry(entry), "damaged": damaged[entry.key]} for entry in entries if entry.key in damaged]
         names = [str(path) for path in broken]
         counts = {"schema": SCHEMA, "dry_run": dry_run, "checked": len(entries)}
         print_json({**counts, "damaged": faults, "unreadable": names})
     else:
-        _say_damage({entry.key: entry for entry in entries}, damaged, broken, dry_run)
+        _say_damage({entry.key: entry for entry in entries}, damaged, broken, dry_run or refused is not None)
+    if refused is not None:
+        message = f"{store.root} cannot be changed: {refused.strerror or refused}"
+        raise OutputError(message, hint="What is damaged is still there, and never used.")
     if damaged or broken:
         raise typer.Exit(ArtefactError.exit_code)
 
 
-def _say_damage(entries: dict[str, Entry], damaged: dict[str, list[str]], broken: list[Path], dry_run: bool) -> None:
+def _say_damage(entries: dict[str, Entry], damaged: dict[str, list[str]], broken: list[Path], kept: bool) -> None:
     for key, names in damaged.items():
         document = entries[key].document
-        line = f"{key[:12]}  {document['stage']}  {_model(document)}  damaged or missing: {', '.join(names)}"
-        data.print(line, markup=False, highlight=False, soft_wrap=True)
+        line(f"{key[:12]}  {document['stage']}  {_model(document)}  damaged or missing: {', '.join(names)}")
     for path in broken:
-        data.print(f"{path} cannot be read as an entry", markup=False, highlight=False, soft_wrap=True)
+        line(f"{path} cannot be read as an entry")
     faults = len(damaged) + len(broken)
-    after = "" if not faults else ", nothing removed" if dry_run else ", which are removed"
+    after = "" if not faults else ", nothing removed" if kept else ", which are removed"
     note(f"{len(entries)} artefacts read, {faults} damaged{after}")
 
 
@@ -166,7 +172,7 @@ def _explain(miss: Miss, kept: bool) -> None:
 
     stage = miss.document["stage"]
     head = f"{miss.key[:12]}  {stage} of {_model(miss.document)}, {ago(time.time() - miss.at)}"
-    data.print(head + (" (kept since)" if kept else ""), markup=False, highlight=False, soft_wrap=True)
+    line(head + (" (kept since)" if kept else ""))
     if miss.damaged:
         lines = [f"{miss.damaged} of it was damaged or missing in the cache"]
     elif miss.near is None:
@@ -176,8 +182,8 @@ def _explain(miss: Miss, kept: bool) -> None:
     else:
         lines = [f"the nearest in the cache, {miss.near[:12]}, differs:"]
         lines += [f"  {item.where}: {shown(item.wanted)}, kept {shown(item.kept)}" for item in miss.differences]
-    for line in lines:
-        data.print(line, markup=False, highlight=False, soft_wrap=True)
+    for text in lines:
+        line(text)
 
 
 def _store() -> Store:
@@ -231,5 +237,4 @@ def _options(document: Document) -> str:
 def _table(rows: list[list[str]]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows if len(rows) > 1 else []:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        data.print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)
+        line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trtbuild.cli.options import JsonOpt
-from trtbuild.cli.output import data, note, print_json
+from trtbuild.cli.output import line, note, print_json
 from trtbuild.cli.sampling import DEFAULT_URL, Url
 from trtbuild.errors import ServerError
 
@@ -115,7 +115,7 @@ def index(
         print_json({"schema": 1, "models": models})
         return
     for model in models:
-        data.print(f"{model['name']} {model['version']} {model['state']} {model['reason']}".rstrip(), markup=False)
+        line(f"{model['name']} {model['version']} {model['state']} {model['reason']}".rstrip())
 
 
 @app.command()
@@ -158,6 +158,6 @@ def _yes_or_no(what: str, answer: bool, as_json: bool) -> None:
     if as_json:
         print_json({"schema": 1, what: answer})
     else:
-        data.print("yes" if answer else "no")
+        line("yes" if answer else "no")
     if not answer:
         raise typer.Exit(ServerError.exit_code)

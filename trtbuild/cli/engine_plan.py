@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtbuild.cli.output import data, note, size
+from trtbuild.cli.output import line, note, size
 
 if TYPE_CHECKING:
     from trtbuild.building_tensorrt import EnginePlan
@@ -51,21 +51,21 @@ def show(plan: EnginePlan, output: Path) -> None:
     """The same in words; warnings and obstacles go to stderr."""
     whole = document(plan, output)
     if whole["converts"] is not None:
-        _say(f"converts {whole['converts']} -> {whole['checkpoint']} ({size(whole['checkpoint_bytes'])})")
+        line(f"converts {whole['converts']} -> {whole['checkpoint']} ({size(whole['checkpoint_bytes'])})")
     for build in whole["builds"]:
         name = f"{build['part']}: " if build["part"] else ""
         ranks = ", ".join(f"process {p['number']}: rank {' '.join(map(str, p['ranks']))}" for p in build["processes"])
-        _say(f"{name}{build['world_size']} rank(s) of {build['checkpoint']}, {ranks}")
-        _say(f"runs   {build['shell']}")
+        line(f"{name}{build['world_size']} rank(s) of {build['checkpoint']}, {ranks}")
+        line(f"runs   {build['shell']}")
         for variable, value in build["environment"].items():
-            _say(f"  with {variable}={value}")
-        _say(f"reads  {build['build_config_file']}")
-        _say("  " + ", ".join(f"{key} {_word(build['build_config'][key])}" for key in _SHOWN))
+            line(f"  with {variable}={value}")
+        line(f"reads  {build['build_config_file']}")
+        line("  " + ", ".join(f"{key} {_word(build['build_config'][key])}" for key in _SHOWN))
         changed = _changed(build)
-        _say("then   " + (", ".join(changed) if changed else "TensorRT-LLM changes nothing of it"))
-        _say(f"timing cache {build['timing_cache']}")
-        _say(f"logs   {', '.join(process['log'] for process in build['processes'])}")
-    _say(f"writes {whole['output']}: {', '.join(whole['files'])}")
+        line("then   " + (", ".join(changed) if changed else "TensorRT-LLM changes nothing of it"))
+        line(f"timing cache {build['timing_cache']}")
+        line(f"logs   {', '.join(process['log'] for process in build['processes'])}")
+    line(f"writes {whole['output']}: {', '.join(whole['files'])}")
     for text in plan.warnings:
         note(f"warning: {text}")
     for text in plan.obstacles:
@@ -85,7 +85,3 @@ def _changed(build: dict[str, Any]) -> list[str]:
 
 def _word(value: Any) -> str:
     return "unset" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _say(text: str) -> None:
-    data.print(text, highlight=False, markup=False, soft_wrap=True)

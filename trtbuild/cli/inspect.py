@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trtbuild.cli.options import JsonOpt
-from trtbuild.cli.output import data, print_json, progress_bar, size
+from trtbuild.cli.output import line, print_json, progress_bar, size
 from trtbuild.errors import ArtefactError
 
 if TYPE_CHECKING:
@@ -81,4 +81,4 @@ def _show(folder: Path, found: Inspection) -> None:
 
 
 def _say(what: str, text: str) -> None:
-    data.print(f"{what:<9}{text}", markup=False, highlight=False, soft_wrap=True)
+    line(f"{what:<9}{text}")

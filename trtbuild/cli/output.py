@@ -21,6 +21,11 @@ def print_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=2) + "\n")
 
 
+def line(text: str) -> None:
+    """One line on stdout as it is: nothing in it is markup, and it is not broken at the width of a terminal."""
+    data.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def note(text: str) -> None:
     """One line about what is happening, on stderr."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)

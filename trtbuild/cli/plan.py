@@ -27,7 +27,7 @@ from trtbuild.cli.options import (
     TpOpt,
     convert_options,
 )
-from trtbuild.cli.output import data, note, print_json, size
+from trtbuild.cli.output import data, line, note, print_json, size
 from trtbuild.cli.sizing import (
     Asked,
     ConcurrencyOpt,
@@ -178,19 +178,17 @@ def _show(plan: ModelPlan) -> None:
     for part in plan.parts:
         spec = part.spec
         heads = f"{spec.num_heads} heads ({spec.num_kv_heads} kv)"
-        data.print(
+        line(
             f"{spec.architecture}: {spec.num_layers} layers, hidden {spec.hidden_size}, {heads}, "
             f"vocabulary {spec.vocab_size}"
-            + (f", {plan.parameters / 1e6:.1f} M parameters" if part is plan.parts[-1] else ""),
-            highlight=False,
-            soft_wrap=True,
+            + (f", {plan.parameters / 1e6:.1f} M parameters" if part is plan.parts[-1] else "")
         )
     for part in plan.parts:
         if part.ranks:
             data.print(_table(part))
     if all(part.ranks for part in plan.parts):
         reads, writes, memory = (size(n) for n in (plan.source_bytes, plan.checkpoint_bytes, plan.memory_bytes))
-        data.print(f"reads {reads}, writes {writes}, host memory {memory}", highlight=False)
+        line(f"reads {reads}, writes {writes}, host memory {memory}")
     for warning in plan.warnings:
         note(f"warning: {warning}")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trtbuild.cli.options import AllowPickleOpt, JsonOpt, NoCacheOpt, WorkersOpt
-from trtbuild.cli.output import data, note, print_json, progress_bar, size
+from trtbuild.cli.output import line, note, print_json, progress_bar, size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -175,9 +175,6 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
 
 
 def _show(recipe: Recipe, planned: RunPlan, commands: dict[str, list[str]]) -> None:
-    def line(text: str) -> None:
-        data.print(text, markup=False, highlight=False, soft_wrap=True)
-
     if planned.sizing and recipe.gpu:
         found = _gpu(planned.sizing)
         weights, other = size(found["weights_bytes"]), size(found["other_bytes"])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trtbuild.cli.output import data, note, print_json, size
+from trtbuild.cli.output import data, line, note, print_json, size
 from trtbuild.errors import PlanError
 from trtbuild.sizing.gpus import GPUS, Gpu, find_gpu
 from trtbuild.sizing.target import Limits, Target
@@ -184,18 +184,14 @@ def show_estimate(found: Estimate) -> None:
         table.add_row(f"{rank.rank}{mark}", *cells, f"{verdict.kv_tokens[rank.rank]:,}")
     data.print(table)
     where = f"rank {verdict.deciding} decides: " if len(verdict.ranks) > 1 else ""
-    data.print(
+    line(
         f"{where}{verdict.sequences} sequences of {target.context} tokens fit at once "
-        f"({target.concurrency} asked, max_batch_size allows {verdict.limits.max_batch_size * _stages(verdict)})",
-        highlight=False,
-        soft_wrap=True,
+        f"({target.concurrency} asked, max_batch_size allows {verdict.limits.max_batch_size * _stages(verdict)})"
     )
     for stage in found.stages:
-        data.print(
+        line(
             f"{stage.name}: host memory {size(stage.memory_bytes)}, disk {size(stage.disk_bytes)}, about "
-            f"{_time(stage.seconds)} (x{stage.spread:g} either way); {stage.note}",
-            highlight=False,
-            soft_wrap=True,
+            f"{_time(stage.seconds)} (x{stage.spread:g} either way); {stage.note}"
         )
     for warning in verdict.warnings:
         note(f"warning: {warning}")
@@ -271,7 +267,7 @@ def _show_choices(fits: Sequence[Choice], target: Target) -> None:
     best = fits[0]
     more = f"; {len(fits) - _SHOWN_FITS} more fit (--json lists them)" if len(fits) > _SHOWN_FITS else ""
     chosen = f"--tp {best.tp} --pp {best.pp} --quant {best.quant} --kv-cache {best.kv_cache}"
-    data.print(f"choose: {chosen}{more}", highlight=False, soft_wrap=True)
+    line(f"choose: {chosen}{more}")
     for warning in best.verdict.warnings if best.verdict else ():
         note(f"warning: {warning}")
 
@@ -304,7 +300,7 @@ def _show_rejected(rejected: Sequence[Choice], fits: Sequence[Choice]) -> None:
         table.add_row(f"{tp} x {pp}", quant, kvs, named + "; ".join(near.reasons))
     data.print(table)
     if len(rows) > _SHOWN_REJECTED:
-        data.print(f"and {len(rows) - _SHOWN_REJECTED} more rows (--json lists all)", highlight=False)
+        line(f"and {len(rows) - _SHOWN_REJECTED} more rows (--json lists all)")
 
 
 def _target_document(target: Target) -> dict[str, Any]:

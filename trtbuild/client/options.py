@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -15,11 +14,6 @@ class Tls:
     root_certificates: Path | None = None
     private_key: Path | None = None
     certificate_chain: Path | None = None
-
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of tritonclient's InferenceServerClient."""
-        files = ("root_certificates", "private_key", "certificate_chain")
-        return {"ssl": True} | {name: str(getattr(self, name)) for name in files if getattr(self, name) is not None}
 
 
 @dataclass(frozen=True)
@@ -48,9 +42,6 @@ class Reach:
     timeout_s: float = 2.0
     stall_s: float = 60.0
     retry: Retry = Retry()
-
-    def arguments(self) -> dict[str, Any]:
-        return self.tls.arguments() if self.tls is not None else {}
 
 
 @dataclass

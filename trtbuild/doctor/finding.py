@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 Level = Literal["ok", "info", "warn", "fail"]
-LEVELS: tuple[Level, ...] = ("fail", "warn", "info", "ok")
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,3 @@ class Report:
 
     def count(self, level: Level) -> int:
         return sum(finding.level == level for finding in self.findings)
-
-    def worst_first(self) -> Sequence[Finding]:
-        return sorted(self.findings, key=lambda finding: LEVELS.index(finding.level))

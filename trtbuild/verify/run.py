@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 import sys
-import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +17,7 @@ from trtbuild import mpi
 from trtbuild.mapping import Mapping
 from trtbuild.progress import Progress, stretch
 from trtbuild.runtime.info import read_engine
+from trtbuild.staging import log_folder
 from trtbuild.verify.measure import LogitMeter, decibels
 from trtbuild.verify.reference import Reference
 from trtbuild.verify.report import LayerSnr, OneRank, Report
@@ -82,9 +81,15 @@ def _traced(
     task: Task, engine: Path, hidden: str, executor: str, logits: Path, progress: Progress
 ) -> tuple[NDArray[Any], tuple[LayerSnr, ...]]:
     """(logits [samples, T, V], layers) of an engine; several ranks run under mpirun, a single one here."""
+    with log_folder("trtbuild-verify-") as out:
+        return _traced_in(out, task, engine, hidden, executor, logits, progress)
+
+
+def _traced_in(
+    out: Path, task: Task, engine: Path, hidden: str, executor: str, logits: Path, progress: Progress
+) -> tuple[NDArray[Any], tuple[LayerSnr, ...]]:
     mapping = read_engine(engine).mapping()
     made = np.memmap(logits, np.float32, "w+", shape=(*task.ids.shape, int(task.config["vocab_size"])))
-    out = Path(tempfile.mkdtemp(prefix="trtbuild-verify-"))  # a failure points to it; else it is removed
     job = TraceJob(
         engine=str(engine.resolve()),
         ids=str(logits.parent / "ids"),
@@ -105,7 +110,6 @@ def _traced(
     found: dict[int, tuple[float, float]] = {}
     for path in out.glob("trace*.json"):
         found |= {int(layer): pair for layer, pair in json.loads(path.read_text()).items()}
-    shutil.rmtree(out, ignore_errors=True)
     return made, tuple(LayerSnr(layer, *found[layer]) for layer in sorted(found))
 
 

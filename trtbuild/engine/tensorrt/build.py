@@ -115,6 +115,13 @@ def prepare(
     return Prepared(plan, dict(pretrained), world_size, host, launch, Path(os.path.abspath(cache)), found)
 
 
+def unseen_gpus(launch: LaunchOptions, host: Host, environment: Dict[str, str]) -> str:
+    """Why the GPUs that would build cannot be seen from here; empty where they are those of this host."""
+    if _elsewhere(launch, environment):
+        return "other hosts may build, whose GPUs are not seen from here"
+    return "" if host.gpus else "nvidia-smi shows no GPU here"
+
+
 def require_host(obstacles: Sequence[str]) -> None:
     """Raise EngineError with everything that keeps a build from running here."""
     if obstacles:
@@ -254,8 +261,7 @@ def _mpirun() -> str | None:
 def _obstacles(launch: LaunchOptions, host: Host, world_size: int, environment: Dict[str, str]) -> list[str]:
     """What is not here. On other hosts it may be: with a hostfile or in an allocation, nothing is said of GPUs."""
     found = []
-    elsewhere = launch.hostfile is not None or launch.launcher == "srun" or "SLURM_JOB_ID" in environment
-    if not elsewhere and launch.processes is None and not host.gpus:
+    if not _elsewhere(launch, environment) and launch.processes is None and not host.gpus:
         seen = "nvidia-smi is not there" if host.gpus is None else "nvidia-smi lists none"
         found.append(f"no GPU ({seen}): TensorRT times its kernels on the GPU that will serve; --processes N insists")
     if launch.mode == "in-process" and find_spec("tensorrt_llm") is None:
@@ -271,6 +277,11 @@ def _obstacles(launch: LaunchOptions, host: Host, world_size: int, environment: 
     if launcher == "srun" and srun is None:
         found.append("srun was not found, which comes with Slurm")
     return found
+
+
+def _elsewhere(launch: LaunchOptions, environment: Dict[str, str]) -> bool:
+    """Whether other hosts may build: those of a hostfile, or of an allocation."""
+    return launch.hostfile is not None or launch.launcher == "srun" or "SLURM_JOB_ID" in environment
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -8,19 +8,18 @@ from collections.abc import Mapping as Dict
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-_QUERY = ("--query-gpu=index,uuid,name,compute_cap,memory.total", "--format=csv,noheader,nounits")
+_QUERY = ("--query-gpu=index,uuid,name,compute_cap", "--format=csv,noheader")
 _TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU: `sm` as 90 for compute capability 9.0, memory in MiB."""
+    """One GPU: `sm` as 90 for compute capability 9.0."""
 
     index: int
     uuid: str
     name: str
     sm: int
-    memory_mib: int
 
 
 def visible_gpus(environment: Dict[str, str]) -> list[Gpu] | None:
@@ -45,9 +44,8 @@ def parse_gpus(text: str) -> list[Gpu]:
     found = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) == 5 and cells[0].isdecimal() and cells[3].replace(".", "").isdecimal():
-            memory = int(cells[4]) if cells[4].isdecimal() else 0
-            found.append(Gpu(int(cells[0]), cells[1], cells[2], int(cells[3].replace(".", "")), memory))
+        if len(cells) == 4 and cells[0].isdecimal() and cells[3].replace(".", "").isdecimal():
+            found.append(Gpu(int(cells[0]), cells[1], cells[2], int(cells[3].replace(".", ""))))
     return found
 
 
