@@ -1,5 +1,7 @@
 # make demo: install, then the whole path on a real model.  make test: install, then the tests.
 PYTHON ?= python3
+# Test processes. Many tests start ranks and servers of several processes each: more than one needs four cores or more.
+WORKERS ?= 0
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
@@ -17,7 +19,7 @@ demo: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
 
 test: install
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 check: lint types test
 

@@ -30,8 +30,9 @@ from tests.tiny import GOLDEN, make_llama
 from tests.trt import checkpoint_copy, stand_in, trt_checkpoint  # noqa: F401 - fixtures
 
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-    # Several workers share the cores: a rank that waits leaves its core to others.
+    # Several workers share the cores: a rank that waits leaves its core to others, and an engine takes one.
     os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+    os.environ.setdefault("TRTBUILD_THREADS", "1")
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # how long an example takes says nothing here
 hypothesis.settings.load_profile("any machine")
