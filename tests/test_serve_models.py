@@ -218,10 +218,10 @@ def raw_answers(url: str, model: str, values: dict[str, Any]) -> list[tuple[str,
         result, error = answers.get(timeout=60)
         if error is not None:
             raise error
-        value = result.as_numpy("text_output")
+        value = result.as_numpy("text_output")  # upstream's clients read text_output[0] as a text
         if value is not None:
             place = result.as_numpy("sequence_index")
-            texts.append((value.reshape(-1)[0].decode(), 0 if place is None else int(place.item())))
+            texts.append((value[0].decode(), 0 if place is None else int(place.item())))
         if result.get_response().parameters["triton_final_response"].bool_param:
             client.stop_stream()
             client.close()

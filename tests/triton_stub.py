@@ -90,10 +90,7 @@ class Sender:
 
     def texts(self) -> list[list[str]]:
         """`text_output` of every response; an error is one as well."""
-        return [
-            [one] if isinstance(one, str) else [cell.decode() for cell in one["text_output"].reshape(-1)]
-            for one in self.got
-        ]
+        return [[one] if isinstance(one, str) else [cell.decode() for cell in one["text_output"]] for one in self.got]
 
     def places(self) -> list[tuple[int, int]]:
         """(batch_index, sequence_index) of every response, 0 where it is not told."""

@@ -181,7 +181,8 @@ class Answer:
     def _send(self, texts: list[str], tensors: Mapping[str, Any], *, final: bool) -> None:
         import numpy as np
 
-        values = np.array([[text.encode() for text in texts]], dtype=object)
+        # One row of texts, without the batch dimension, as postprocessing's: upstream's clients read text_output[0].
+        values = np.array([text.encode() for text in texts], dtype=object)
         told = {"batch_index": len(self._echoed) > 1, "sequence_index": self._most > len(self._echoed)}
         passed = [tensors[n] for n in PASSED_ON if n in tensors and n in self._wanted and told.get(n, True)]
         self._call.send([self._pb.Tensor("text_output", values), *passed], final=final)
