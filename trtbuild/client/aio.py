@@ -146,7 +146,7 @@ class AsyncClient(Connections):
         self, url: str, request: Any, key: str, deadline_s: float | None, stall_s: float | None
     ) -> AsyncGenerator[Chunk, None]:
         """One attempt at a generation."""
-        from grpc.aio import EOF, AioRpcError
+        from grpc.aio import AioRpcError
         from tritonclient.grpc import InferResult
 
         call = self._stub(url).ModelStreamInfer(_one(request), metadata=metadata(self._reach))
@@ -156,10 +156,7 @@ class AsyncClient(Connections):
         watch = _Watch(call, patience, lambda: self._ask(calls.model_ready(request.model_name), url=url))
         final = answered = False
         try:
-            while not final:
-                response = await call.read()
-                if response is EOF:
-                    raise Failed(failure("CANCELLED", "it ended without the final response", url, answered=True))
+            async for response in call:  # cheaper than its read()
                 watch.seen()
                 if response.error_message:
                     raise Failed(failure("", response.error_message, url, answered=answered))
@@ -167,6 +164,9 @@ class AsyncClient(Connections):
                 chunk = chunk_of(InferResult(response.infer_response))
                 final = chunk.final
                 yield chunk
+                if final:
+                    return
+            raise Failed(failure("CANCELLED", "it ended without the final response", url, answered=True))
         except AioRpcError as error:
             judged = failure(error.code().name, error.details() or "", url, answered=answered)
             raise Failed(judged) from error
