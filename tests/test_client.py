@@ -12,11 +12,15 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
+from tritonclient.grpc import InferResult, service_pb2
+from tritonclient.utils import serialize_byte_tensor
 
 from tests.serve_fixture import LONGEST, Running, free_ports
 from tests.tiny import trtbuild
 from trtbuild.client import AsyncClient, Chunk, Client, Generation, Reach, Retry
+from trtbuild.client.answers import _by_arrays, chunk_of
 from trtbuild.client.failures import failure
 from trtbuild.client.options import Endpoints
 from trtbuild.client.patience import Patience
@@ -110,6 +114,25 @@ def test_a_deadline(server: Running) -> None:
 
     asyncio.run(run())
     assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["Grüße 🙂"], ["a", "", "bc"]])
+@pytest.mark.parametrize("final", [False, True])
+def test_a_chunk_is_what_tritonclient_reads(texts: list[str], final: bool) -> None:
+    counts = np.arange(3, 3 + len(texts), dtype=np.int32)
+    strings = serialize_byte_tensor(np.array([text.encode() for text in texts], dtype=object))
+    response = service_pb2.ModelInferResponse()
+    response.parameters["triton_final_response"].bool_param = final
+    for name, kind, data in (
+        ("text_output", "BYTES", strings.item() if texts else b""),
+        ("num_output_tokens", "INT32", counts.tobytes()),
+    ):
+        response.outputs.add(name=name, datatype=kind, shape=[len(texts)])
+        response.raw_output_contents.append(data)
+    read = InferResult(response)
+    text = b"".join(read.as_numpy("text_output").tolist()).decode()
+    assert chunk_of(response) == Chunk(text, int(read.as_numpy("num_output_tokens").sum()), final)
+    assert _by_arrays(response) == chunk_of(response)
 
 
 def test_a_server_that_is_away_is_left_out(server: Running) -> None:

@@ -147,7 +147,6 @@ class AsyncClient(Connections):
     ) -> AsyncGenerator[Chunk, None]:
         """One attempt at a generation."""
         from grpc.aio import AioRpcError
-        from tritonclient.grpc import InferResult
 
         call = self._stub(url).ModelStreamInfer(_one(request), metadata=metadata(self._reach))
         self._streams[key] = call
@@ -161,7 +160,7 @@ class AsyncClient(Connections):
                 if response.error_message:
                     raise Failed(failure("", response.error_message, url, answered=answered))
                 answered = True
-                chunk = chunk_of(InferResult(response.infer_response))
+                chunk = chunk_of(response.infer_response)
                 final = chunk.final
                 yield chunk
                 if final:

@@ -35,20 +35,36 @@ class Completion:
     prompt_tokens: int | None = None
 
 
-def chunk_of(result: Any) -> Chunk:
-    """The chunk of one response (tritonclient's InferResult); the final-response flag says whether it is the last."""
-    response = result.get_response()
+def chunk_of(response: Any) -> Chunk:
+    """The chunk of one ModelInferResponse; the final-response flag says whether it is the last.
+
+    Where it is only text, which is for nearly every token, no array is made of it. Strings lie one after the other,
+    each behind its length in four bytes (Triton's binary tensor data).
+    """
+    raw = response.raw_output_contents
+    if len(raw) != len(OUTPUTS) or tuple(tensor.name for tensor in response.outputs) != OUTPUTS:
+        return _by_arrays(response)
+    data, pieces, at = raw[0], [], 0
+    while at < len(data):
+        start = at + 4
+        at = start + int.from_bytes(data[at:start], "little")
+        pieces.append(data[start:at])
+    text = b"".join(pieces).decode("utf-8", "replace")
     final = response.parameters["triton_final_response"].bool_param
+    return Chunk(text, sum(memoryview(raw[1]).cast("i")), final)
+
+
+def _by_arrays(response: Any) -> Chunk:
+    from tritonclient.grpc import InferResult
+
+    result = InferResult(response)
     texts, counts = result.as_numpy("text_output"), result.as_numpy("num_output_tokens")
-    text = "" if texts is None else b"".join(texts.reshape(-1).tolist()).decode("utf-8", "replace")
     count = 0 if counts is None else int(counts.sum())
-    if len(response.outputs) <= len(OUTPUTS):
-        return Chunk(text, count, final)
     scores, prompt = result.as_numpy("output_log_probs"), result.as_numpy("num_input_tokens")
     return Chunk(
-        text,
+        "" if texts is None else b"".join(texts.reshape(-1).tolist()).decode("utf-8", "replace"),
         count,
-        final,
+        response.parameters["triton_final_response"].bool_param,
         () if scores is None or not count else tuple(scores.reshape(-1).tolist()[-count:]),
         None if prompt is None else int(prompt.reshape(-1)[0]),
     )

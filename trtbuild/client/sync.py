@@ -156,7 +156,6 @@ class Client(Connections):
     ) -> Generator[Chunk, None, None]:
         """One attempt at a generation."""
         import grpc
-        from tritonclient.grpc import InferResult
 
         call = self._stub(url).ModelStreamInfer(iter((request,)), metadata=metadata(self._reach))
         self._streams[key] = call
@@ -169,7 +168,7 @@ class Client(Connections):
                 if response.error_message:
                     raise Failed(failure("", response.error_message, url, answered=answered))
                 answered = True
-                chunk = chunk_of(InferResult(response.infer_response))
+                chunk = chunk_of(response.infer_response)
                 final = chunk.final
                 yield chunk
                 if final:
