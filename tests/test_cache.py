@@ -483,20 +483,21 @@ def test_the_memo(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_does_not_wait_for_the_digests(tmp_path: Path) -> None:
-    """Files of 8 GB without blocks: a process that hashes them ends within a second or two of SIGINT."""
+    """Files of 1 TB without blocks: a process that hashes them for a quarter of an hour ends at SIGINT."""
     for name in ("a", "b", "c"):
         with (tmp_path / name).open("wb") as handle:
-            handle.truncate(8 << 30)
+            handle.truncate(1 << 40)
     code = "import sys; from pathlib import Path; from trtbuild.cache.hashing import Memo, hash_files\n"
     code += "hash_files(Path(sys.argv[1]), 'abc', Memo(), lambda d, t, s: print(s, flush=True))"
     words = [sys.executable, "-c", code, str(tmp_path)]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "SHA-256 of a\n"
-    start = time.monotonic()
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == -signal.SIGINT
-    assert time.monotonic() - start < 3
+    try:
+        assert process.wait(60) == -signal.SIGINT
+    finally:
+        process.kill()
 
 
 def test_commands_about_the_cache_load_nothing_heavy(tmp_path: Path, cache_folder: Path) -> None:

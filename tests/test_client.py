@@ -113,7 +113,7 @@ def test_a_deadline(server: Running) -> None:
                 await client.infer(endless, deadline_s=0.2)
 
     asyncio.run(run())
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["Grüße 🙂"], ["a", "", "bc"]])

@@ -206,10 +206,10 @@ def test_cost_does_not_grow_with_length(of: str, kind: str) -> None:
     ids = (pattern * 20000)[:20000]
     times = []
     for start in range(0, 20000, 5000):
-        begin = time.perf_counter()
+        begin = time.process_time()
         for token in ids[start : start + 5000]:
             decoder.push([token])
-        times.append(time.perf_counter() - begin)
+        times.append(time.process_time() - begin)
     assert min(times[1:]) < 4 * times[0] + 0.05
     assert times[-1] < 2.0, f"{times[-1] / 5000 * 1e6:.0f} us per token"
 

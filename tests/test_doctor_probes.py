@@ -165,7 +165,7 @@ def test_an_mpirun_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(mpi_probe, "_LIMIT_S", 0.3)
     start = time.monotonic()
     assert "no answer within 0.3 s" in mpi_probe.probe_mpi(2).hello_problem
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60
     left = [p for p in Path("/proc").glob("[0-9]*/cmdline") if _read(p) == b"sleep\x00321\x00"]
     assert not left
 

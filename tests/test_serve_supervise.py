@@ -34,7 +34,7 @@ def test_a_frozen_rank_is_noticed_and_the_server_restarted_once(two_ranks: Path,
         frozen, began = server.rank(1), time.monotonic()
         os.kill(frozen, signal.SIGSTOP)
         server.wait_for_line(f"rank 1 (process {frozen}) gives no sign of life")
-        assert 2.4 < time.monotonic() - began < 15
+        assert 2.4 < time.monotonic() - began < 60
         assert server.process.stdout is not None
         assert server.process.stdout.readline().startswith("ready:")
         assert (tmp_path / "logs" / "tensorrt_llm.1" / "rank1.log.1").is_file()
@@ -94,7 +94,7 @@ def test_a_full_disk_for_logs_ends_the_server(two_ranks: Path, tmp_path: Path) -
         began = time.monotonic()
         fill(disk / "ballast")
         code, error = ended(server)
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 60
         assert code == 4
         assert "the logs cannot be written" in error
         assert "the disk is full" in error

@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -138,10 +138,17 @@ class Hashing:
         for name, job in self._jobs.items():
             told(done, 1, f"SHA-256 of {name}")
             try:
-                found[name] = job.result()
+                found[name] = _result(job)
             except OSError as error:
                 raise CheckpointError(f"{self._folder / name} cannot be read: {error.strerror or error}") from error
         return found
+
+
+def _result(job: Future[str]) -> str:
+    """Wait in short steps: a SIGINT just before a wait without end would be heard of only after the file."""
+    while not wait([job], _POLL_S).done:
+        pass
+    return job.result()
 
 
 def hash_files(folder: Path, names: Sequence[str], memo: Memo, progress: Progress = silent) -> dict[str, str]:
