@@ -24,6 +24,7 @@ BASE = {
     "manifest",
     "staging",
     "mpi",
+    "mpi_guard",
     "handover",
     "quantization",
     "float8",

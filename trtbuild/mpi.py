@@ -85,9 +85,13 @@ def die_with_parent(number: int = signal.SIGTERM) -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, number)
 
 
-def start_ranks(
-    argv: Sequence[str], world_size: int, *, log: Path, temporary: Path | None = None
-) -> subprocess.Popen[bytes]:
+class Session(subprocess.Popen[bytes]):
+    """A job, started as the leader of a session of its own. `guard` waits beside a launcher, to end it in need."""
+
+    guard: subprocess.Popen[bytes] | None = None
+
+
+def start_ranks(argv: Sequence[str], world_size: int, *, log: Path, temporary: Path | None = None) -> Session:
     """Start `argv` as ranks; what mpirun itself says goes to `log`. One rank runs without mpirun.
 
     `temporary`: the folder for their temporary files.
@@ -95,13 +99,16 @@ def start_ranks(
     command = list(argv)
     if world_size > 1:
         command = mpirun_command(find_mpirun(), world_size, argv, as_root=os.geteuid() == 0)
-    return start_session(command, rank_environment(world_size, temporary), log=log)
+    return start_session(command, rank_environment(world_size, temporary), log=log, launcher=world_size > 1)
 
 
-def start_session(command: Sequence[str], environment: Dict[str, str], *, log: Path) -> subprocess.Popen[bytes]:
-    """Start a job in a session of its own, which ends with this process; its output goes to `log`."""
+def start_session(command: Sequence[str], environment: Dict[str, str], *, log: Path, launcher: bool) -> Session:
+    """Start a job in a session of its own, which ends with this process; its output goes to `log`.
+
+    `launcher`: whether it is mpirun or srun, which end others before themselves and may fail at it (`mpi_guard`).
+    """
     with log.open("wb") as sink:
-        return subprocess.Popen(
+        session = Session(
             command,
             stdin=subprocess.DEVNULL,
             stdout=sink,
@@ -110,9 +117,15 @@ def start_session(command: Sequence[str], environment: Dict[str, str], *, log: P
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
+    if launcher:
+        guard = [sys.executable, "-m", "trtbuild.mpi_guard", str(session.pid)]
+        session.guard = subprocess.Popen(
+            guard, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+    return session
 
 
-def stop_ranks(process: subprocess.Popen[bytes], *, grace_s: float = 5.0) -> None:
+def stop_ranks(process: Session, *, grace_s: float = 5.0) -> None:
     """End a job: SIGTERM to mpirun, which ends its ranks; then SIGKILL to whatever of its session is left."""
     if process.poll() is None:
         process.terminate()
@@ -124,6 +137,9 @@ def stop_ranks(process: subprocess.Popen[bytes], *, grace_s: float = 5.0) -> Non
         except ProcessLookupError:
             continue
     process.wait()
+    if process.guard is not None:
+        process.guard.communicate()
+        process.guard = None
 
 
 def session_members(session: int) -> list[int]:
@@ -184,9 +200,7 @@ def tail(path: Path, lines: int = 12) -> list[str]:
     return [line for line in text.splitlines() if line.strip()][-lines:]
 
 
-def job_failure(
-    process: subprocess.Popen[bytes], directory: Path, launcher_log: Path, what: str, world_size: int
-) -> ToolError:
+def job_failure(process: Session, directory: Path, launcher_log: Path, what: str, world_size: int) -> ToolError:
     """The error for a job that ended too early: names the rank that died first, and shows its last lines."""
     try:
         code = process.wait(_GRACE_S)

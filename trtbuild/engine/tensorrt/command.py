@@ -25,14 +25,15 @@ EXPORTED = (
 _NUMBER = "${OMPI_COMM_WORLD_RANK:-${PMIX_RANK:-${PMI_RANK:-${SLURM_PROCID:-0}}}}"
 _LOGGED = """\
 n={number} c=$1 s=$2; shift 2
-[ "$s" = 0 ] || while kill -0 $$; do
+if [ "$s" != 0 ]; then while kill -0 $$; do
     set -- $(sed 's/.*) //' /proc/$$/stat); echo $((${{12}} + ${{13}} + ${{14}} + ${{15}})) >"$c/$n"; sleep "$s"
-done >/dev/null 2>&1 &
+done; fi >/dev/null 2>&1 &
 exec "$@" >>"$0/{prefix}$n.log" 2>&1"""
 """Shell: $0 the folder of logs, $1 that of CPU ticks, $2 seconds between two of them, then the program.
 
 Each process has a log of its own on whatever host it runs, and beside it somebody who writes down its ticks (utime,
 stime and those of its children, proc(5)); the process cannot do that itself while TensorRT keeps Python waiting.
+Whatever of that somebody held the launcher's output would keep the launcher waiting for its last sleep.
 """
 _TICKS_EVERY_S = 5.0
 PROCESS, RANK = "process", "rank"

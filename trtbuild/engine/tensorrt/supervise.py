@@ -39,7 +39,8 @@ def supervise(
         ToolError: a process died, hung, or took too long; names its rank, what happened and what to do.
     """
     killed_before = _oom_kills()
-    process = mpi.start_session(job.argv, environment, log=log_dir / LAUNCHER_LOG)
+    log, launched = log_dir / LAUNCHER_LOG, job.launcher != "none"
+    process = mpi.start_session(job.argv, environment, log=log, launcher=launched)
     started = looked = time.monotonic()
     team = Team(job, log_dir, ticks, started)
     total = finished + sum(map(len, job.ranks))
