@@ -11,6 +11,8 @@ from trtbuild.triton.hangup import HangupSender
 from trtbuild.triton.pieces import Pieces
 from trtbuild.triton.prompts import parse_switch
 
+PLACE = ("BATCH_INDEX", "SEQUENCE_INDEX")
+
 
 class TritonPythonModel:
     def initialize(self, args):
@@ -48,7 +50,9 @@ class TritonPythonModel:
         if stream is not None:
             return self.pieces.next(stream, ids, final=bool(tensors["IS_FINAL"].reshape(-1)[0])).encode()
         # TensorRT-LLM's C++ backend names no stream and no end: the request id stands in for both, so clients must
-        # give every request its own id. Without an id each response is decoded alone, as upstream does.
+        # give every request its own id. Without an id each response is decoded alone, as upstream does. Of several
+        # prompts or sequences of a request it says which one a response belongs to.
         if request_id and rows == 1 and not self.named:
-            return self.unended.next(request_id, ids, final=False).encode()
+            place = (int(tensors[name].reshape(-1)[0]) if name in tensors else 0 for name in PLACE)
+            return self.unended.next((request_id, *place), ids, final=False).encode()
         return self.unended.whole(ids).encode()

@@ -1,7 +1,8 @@
 """Stands in for TensorRT-LLM's C++ backend in leader mode (triton-repo 11.3), as a Triton backend written in Python.
 
-Ranks above 0 never return from their initialization, and do what rank 0 broadcasts; a request is answered with the
-token after its last, again and again, one every few milliseconds, and every step goes through all ranks.
+Ranks above 0 never return from their initialization, and do what rank 0 broadcasts; a request is answered with its own
+tokens, again and again, one every few milliseconds, and every step goes through all ranks. Sequence n begins with token
+n, and each response says whose it is, where there are several (triton-repo 4.3), as the C++ does.
 """
 
 import json
@@ -13,6 +14,10 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 STEP_S = 0.02
+
+
+def number(name, value):
+    return pb_utils.Tensor(name, np.array([[value]], dtype=np.int32))
 
 
 class TritonPythonModel:
@@ -54,14 +59,17 @@ class TritonPythonModel:
             self.step(steps)
             time.sleep(STEP_S)
             for item in list(work):
-                sender, token, left = item
-                ids = np.array([[[token]]], dtype=np.int32)
-                count = np.array([[1]], dtype=np.int32)
-                outputs = [pb_utils.Tensor("output_ids", ids), pb_utils.Tensor("sequence_length", count)]
-                outputs.append(pb_utils.Tensor("num_output_tokens", count))
-                flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if left == 1 else 0
-                sender.send(pb_utils.InferenceResponse(outputs), flags=flags)
-                item[1:] = [token + 1, left - 1]
+                sender, places, tokens, length, left = item
+                for place in places:
+                    row = tokens[place.get("batch_index", 0)]
+                    token = row[(place.get("sequence_index", 0) + length - left) % len(row)]
+                    outputs = [number("num_output_tokens", 1), number("sequence_length", 1)]
+                    outputs += [pb_utils.Tensor("output_ids", np.array([[[token]]], dtype=np.int32))]
+                    outputs += [number(name, value) for name, value in place.items()]
+                    final = left == 1 and place is places[-1]
+                    flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
+                    sender.send(pb_utils.InferenceResponse(outputs), flags=flags)
+                item[-1] = left - 1
                 if left == 1:
                     work.remove(item)
             self.active.set(len(work))
@@ -69,5 +77,14 @@ class TritonPythonModel:
     def execute(self, requests):
         for request in requests:
             tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            last, length = int(tensors["input_ids"].reshape(-1)[-1]), int(tensors["request_output_len"].reshape(-1)[0])
-            self.inbox.put([request.get_response_sender(), last, length])
+            rows = tensors["input_ids"]
+            lengths = tensors["input_lengths"].reshape(-1)
+            tokens = [row[:length].tolist() for row, length in zip(rows, lengths, strict=True)]
+            count = int(tensors["num_return_sequences"].reshape(-1)[0]) if "num_return_sequences" in tensors else 1
+            places = [
+                {**({"batch_index": at} if len(rows) > 1 else {}), **({"sequence_index": n} if count > 1 else {})}
+                for at in range(len(rows))
+                for n in range(count)
+            ]
+            length = int(tensors["request_output_len"].reshape(-1)[0])
+            self.inbox.put([request.get_response_sender(), places, tokens, length, length])
