@@ -77,7 +77,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"cache", "caching"}
     | {"planning", "plan", "quantizing", "exporting", "calibrate", "hub", "checkpoint", "importers", "lint", "reshard"},
     "building": BASE
-    | {"cache", "caching", "planning", "converting", "engine", "importers", "families", "building_tensorrt"},
+    | {"cache", "caching", "planning", "converting", "engine", "importers", "families", "building_tensorrt", "lint"},
     "building_tensorrt": BASE
     | {"cache", "caching", "planning", "converting", "engine", "importers", "checkpoint", "hub", "lint", "families"},
     "verifying": BASE | {"planning", "converting", "building", "engine", "verify"},

@@ -483,6 +483,7 @@ def test_command_line(bases: Callable[[str], Path], llama_folder: Path, tmp_path
     assert clean.stdout == ""
     assert "0 errors, 0 warnings" in clean.stderr
     folder = Path(shutil.copytree(bases(T22), tmp_path / "checkpoint"))
+    (folder / "trtbuild.json").unlink()
     edit_rank(folder, 0, lambda tensors: tensors.update({"\x1b[31m[bold]x": torch.ones(1)}))
     assert trtbuild("check", folder).returncode == 0  # an extra tensor is a warning
     strict = trtbuild("check", folder, "--strict", "--no-data")

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,6 +98,15 @@ def test_a_rank_dies_while_building(engines: Engines, tmp_path: Path) -> None:
     assert make_engine(str(model), out, ConvertOptions(tp_size=2), BuildOptions()).is_dir()
 
 
+def change(checkpoint: Path, tensor: str, how: Callable[[Any], object]) -> None:
+    """Write rank 0's file again with one tensor changed."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(checkpoint / "rank0.safetensors")
+    how(tensors[tensor])
+    save_file(tensors, checkpoint / "rank0.safetensors")
+
+
 def started(model: Path, out: Path, **more: str) -> subprocess.Popen[bytes]:
     """`trtbuild engine MODEL -o out --tp 2` whose ranks run; `more`: variables of its environment."""
     program = "from trtbuild.cli.app import main; main()"
@@ -172,16 +182,43 @@ def test_options_that_contradict_a_checkpoint(llama_folder: Path, tmp_path: Path
     assert trtbuild("engine", checkpoint, "-o", tmp_path / "out").returncode == 0
 
 
-def test_nan_in_a_checkpoint_names_the_tensor(llama_folder: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_checkpoint_that_was_tampered_with(llama_folder: Path, tmp_path: Path, kept: bool) -> None:
+    """A scale that is another than trtbuild wrote: no engine and no other layout of it, with the cache or without."""
+    quantized = ConvertOptions(dtype="float16", quant="fp8_rowwise")
+    checkpoint = pipeline.make_checkpoint(str(llama_folder), tmp_path / "checkpoint", quantized)
+    change(checkpoint, "transformer.layers.0.mlp.proj.per_channel_scale", lambda scale: scale.mul_(1000))
+    options = () if kept else ("--no-cache",)
+    for command in ("engine", "checkpoint"):
+        done = trtbuild(command, checkpoint, "-o", tmp_path / "out", *(("--tp", "2") * (command != "engine")), *options)
+        assert done.returncode == 3, done.stderr
+        assert re.search("rank0.safetensors: not what trtbuild.json recorded|manifest-digest: rank0", done.stderr)
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["checkpoint"]
+    (checkpoint / "trtbuild.json").unlink()
+    assert trtbuild("engine", checkpoint, "-o", tmp_path / "out", *options).returncode == 0
 
+
+def test_nan_in_a_checkpoint_names_the_tensor(llama_folder: Path, tmp_path: Path) -> None:
     checkpoint = pipeline.make_checkpoint(str(llama_folder), tmp_path / "checkpoint", ConvertOptions())
-    tensors = load_file(checkpoint / "rank0.safetensors")
-    tensors["transformer.layers.2.mlp.proj.weight"][3, 5] = float("nan")
-    save_file(tensors, checkpoint / "rank0.safetensors")
+    name = "transformer.layers.2.mlp.proj.weight"
+    change(checkpoint, name, lambda weight: weight[3].fill_(float("nan")))
+    (checkpoint / "trtbuild.json").unlink()
     done = trtbuild("engine", checkpoint, "-o", tmp_path / "out")
     assert done.returncode == 5
-    assert "transformer.layers.2.mlp.proj.weight holds NaN or infinity" in done.stderr
+    assert f"{name} holds NaN or infinity" in done.stderr
+
+
+def test_a_truncated_checkpoint(llama_folder: Path, tmp_path: Path) -> None:
+    """Made by somebody else, so nothing says how long its files were: found before ranks start."""
+    checkpoint = pipeline.make_checkpoint(str(llama_folder), tmp_path / "checkpoint", ConvertOptions(tp_size=2))
+    (checkpoint / "trtbuild.json").unlink()
+    data = (checkpoint / "rank1.safetensors").read_bytes()
+    (checkpoint / "rank1.safetensors").write_bytes(data[: len(data) // 2])
+    done = trtbuild("engine", checkpoint, "-o", tmp_path / "out")
+    assert done.returncode == 3
+    assert "rank1.safetensors" in done.stderr
+    assert "rank-file-unreadable" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture

@@ -76,6 +76,7 @@ def _make_cpu_engine(
     """The engine of the cpu runtime."""
     from trtbuild.engine.cpu import is_checkpoint, read_checkpoint_config, require_same_options
     from trtbuild.importers import without_auto
+    from trtbuild.lint.plain import require_sound
 
     check_output(out, force=force)
     limits.require()
@@ -85,6 +86,7 @@ def _make_cpu_engine(
     if model is None:
         check_not_input(out, given)
         require_same_options(read_checkpoint_config(given), without_auto(options))
+        require_sound(given, read_data=False, target="cpu")
     run = engine_run(cache, model or given, options, limits, source.calibration, allow_pickle=pickle, progress=progress)
     if run.quick_hit(out, force=force):
         return out

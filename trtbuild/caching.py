@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtbuild.cache import facts
 from trtbuild.cache.stage import Cache, Files, Run
+from trtbuild.manifest import read_manifest
 from trtbuild.progress import Progress, silent
 from trtbuild.spec import AUTO, CalibrationOptions, ConvertOptions
 
@@ -105,4 +106,5 @@ def _checkpoint_files(folder: Path) -> Files:
     patterns = ("config.json", "quant_cfg.json", "trtbuild.json", "rank*.safetensors")
     found = {path for pattern in patterns for path in (*folder.glob(pattern), *folder.glob(f"*/{pattern}"))}
     names = sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
-    return Files(folder, tuple(names), folder.resolve().name)
+    recorded = read_manifest(folder).get("files", {})
+    return Files(folder, tuple(names), folder.resolve().name, recorded=recorded if isinstance(recorded, dict) else {})

@@ -61,13 +61,17 @@ class Cache:
 
 @dataclass(frozen=True)
 class Files:
-    """What a stage reads: files (`names`) of a folder, and the name by which the manifest calls the whole."""
+    """What a stage reads: files (`names`) of a folder, and the name by which the manifest calls the whole.
+
+    `recorded`: SHA-256 by name as who made the folder wrote them down.
+    """
 
     folder: Path
     names: tuple[str, ...]
     model: str
     repo_id: str | None = None
     revision: str | None = None
+    recorded: Mapping[str, str] = field(default_factory=dict)
 
 
 def open_cache(*, keep: bool = True, locked: Lock | None = None) -> Cache:
@@ -107,7 +111,11 @@ class Run:
         self._sealed = self._attested = ""  # SHA-256 of the manifest and of the statement
 
     def document(self) -> Document:
-        """The key document; sources whose digests are not known are read."""
+        """The key document; sources whose digests are not known are read.
+
+        Raises:
+            CheckpointError: a source cannot be read, or is not what its manifest recorded.
+        """
         if self._document is None:
             files = self._files
             if self._hashing is not None:
@@ -115,8 +123,18 @@ class Run:
             else:
                 self._note_states()
                 digests = hash_files(files.folder, files.names, self._cache.memo, self._progress)
+            self._require_recorded(digests)
             self._document = self._document_of(digests)
         return self._document
+
+    def _require_recorded(self, digests: Mapping[str, str]) -> None:
+        recorded = self._files.recorded
+        changed = [name for name, digest in digests.items() if recorded.get(name, digest) != digest]
+        if changed:
+            raise CheckpointError(
+                f"{self._files.folder}: {some(changed)}: not what {MANIFEST} recorded when trtbuild wrote it",
+                hint=f"Make it again. If the change is meant, remove its {MANIFEST} and run `trtbuild check`.",
+            )
 
     def _document_of(self, digests: Mapping[str, str]) -> Document:
         source = Source(self._files.model, digests, self._files.repo_id, self._files.revision)

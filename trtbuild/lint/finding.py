@@ -13,7 +13,7 @@ RULES: dict[str, Check] = {
     "rank-file-missing": Check(ERROR, "every rank of the mapping has a file"),
     "rank-file-extra": Check(WARNING, "no file of a rank that the mapping does not have"),
     "rank-file-unreadable": Check(ERROR, "every rank file is whole and its header consistent"),
-    "manifest-digest": Check(WARNING, "files are as trtbuild.json recorded them"),
+    "manifest-digest": Check(ERROR, "files are as trtbuild.json recorded them"),
     # config.json
     "config-missing": Check(ERROR, "the fields that TensorRT-LLM's class needs are there"),
     "config-type": Check(ERROR, "every field has the type and range of its class"),

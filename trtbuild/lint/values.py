@@ -11,7 +11,7 @@ from trtbuild.layout import DTYPE_BYTES, RankJobs, TensorInfo, Window
 from trtbuild.lint import data
 from trtbuild.lint.finding import WARNING, Finding, find
 from trtbuild.lint.forms import Expected
-from trtbuild.manifest import sha256_file
+from trtbuild.manifest import MANIFEST, sha256_file
 from trtbuild.progress import Progress, silent
 
 Headers = Dict[int, Dict[str, TensorInfo]]
@@ -204,7 +204,7 @@ def manifest_findings(folder: Path, manifest: Dict[str, Any]) -> list[Finding]:
             continue
         actual = sha256_file(path)
         if actual != wanted:
-            hint = "The file was changed or damaged after trtbuild wrote it."
+            hint = f"The file was changed or damaged after trtbuild wrote it. If that is meant, remove {MANIFEST}."
             found.append(
                 find("manifest-digest", str(name), f"SHA-256 {str(wanted)[:12]}...", f"{actual[:12]}...", hint)
             )
