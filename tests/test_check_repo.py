@@ -207,6 +207,12 @@ def no_ends(repository: Path) -> None:
     (repository / "preprocessing" / "tokenizer" / "special_tokens_map.json").unlink(missing_ok=True)
 
 
+def unknown_batching(repository: Path) -> None:
+    """No gpt_model_type to know tensorrt_llm by, and no engine."""
+    parameter("gpt_model_type", None)(repository)
+    parameter("gpt_model_path", "/nowhere")(repository)
+
+
 FAULTS: list[tuple[str, str, Edit]] = [
     # rule, target, fault
     ("model-config", "cpu", text("ensemble", r"max_batch_size: \d+", "max_batch_size: ${triton_max_batch_size}")),
@@ -219,7 +225,10 @@ FAULTS: list[tuple[str, str, Edit]] = [
     ("model-backend", "tensorrt", text("postprocessing", '"python"', '"pyton"')),
     ("parameter-missing", "tensorrt", parameter("tokenizer_dir", None)),
     ("parameter-missing", "tensorrt", parameter("xgrammar_tokenizer_info_path", None)),
+    ("parameter-missing", "tensorrt", parameter("gpt_model_type", None)),
     ("parameter-value", "tensorrt", parameter("gpt_model_type", "inflight")),
+    ("parameter-value", "tensorrt", parameter("gpt_model_type", "")),
+    ("parameter-value", "tensorrt", parameter("gpt_model_type", "${batching_strategy}")),
     ("parameter-value", "tensorrt", parameter("batch_scheduler_policy", "fast")),
     ("parameter-value", "tensorrt", parameter("kv_cache_free_gpu_mem_fraction", "1.0")),
     ("parameter-value", "tensorrt", parameter("max_tokens_in_paged_kv_cache", "2560x")),
@@ -230,6 +239,8 @@ FAULTS: list[tuple[str, str, Edit]] = [
     ("parameter-unknown", "tensorrt", parameter("max_input_len", "100")),
     ("engine-missing", "tensorrt", parameter("gpt_model_path", "/nowhere")),
     ("engine-missing", "cpu", gone("../cpu-engine/rank0.engine")),
+    ("engine-missing", "cpu", unknown_batching),
+    ("engine-missing", "tensorrt", unknown_batching),
     ("engine-plugins", "tensorrt", built(plugin_config={"remove_input_padding": False})),
     ("engine-version", "tensorrt", built(version="1.1.0")),
     ("beam-width", "tensorrt", parameter("max_beam_width", "3")),
@@ -290,6 +301,7 @@ TOGETHER = {
     "prompt-table": {"ensemble-type"},
     "model-placeholder": set(),
     "batch-size": {"ensemble-type"},
+    "engine-missing": {"parameter-missing"},
 }
 
 

@@ -49,6 +49,16 @@ def test_engines_of_versions_that_are_not_served_may_be_gone(tmp_path: Path) -> 
     assert f"{tmp_path / 'first'}" in read_repository(repository).engines[0].problem
 
 
+def test_an_engine_without_gpt_model_type_is_looked_at(tmp_path: Path) -> None:
+    """The key may be the very fault; check and serve know the model by other things."""
+    repository = write(tmp_path)
+    path = repository / "tensorrt_llm" / "config.pbtxt"
+    path.write_text(path.read_text().replace('"gpt_model_type"', '"gpt_model_typ"'))
+    (tmp_path / "first" / "rank0.engine").unlink()
+    assert "engine-missing" in rules(check_repository(repository, read_tokenizers=False))
+    assert "lacks rank0.engine" in read_repository(repository).engines[0].problem
+
+
 def test_the_manifests_ranks_are_not_those_of_a_version(tmp_path: Path) -> None:
     repository = write(tmp_path)
     assert read_repository(repository).recorded_world == 1

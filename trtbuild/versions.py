@@ -1,4 +1,4 @@
-"""Which versions of a model a server loads, and which engine each of them runs.
+"""Which models run engines, which versions of a model a server loads, and which engine each of them runs.
 
 `trtbuild repo --add`, `trtbuild check` and `trtbuild serve` ask here, so that an engine which no version policy serves
 stands in nobody's way, and one that is served is looked at before a server starts.
@@ -15,6 +15,23 @@ ENGINE_FILE = "engine.json"
 """In a version folder of `tensorrt_llm` (cpu target): the engine of that version, instead of gpt_model_path."""
 MODEL_FILE = "model.yaml"
 """In a version folder of a llmapi model: the arguments of tensorrt_llm.LLM."""
+
+
+def runs_engine(name: str, config: Any) -> bool:
+    """Whether a model, of the folder `name`, runs an engine itself: by TensorRT-LLM's backend, its Python variant or
+    ours.
+
+    `config`: its configuration (`ModelConfig`). No parameter is needed to know it, as a missing one may be the fault.
+    A front of disaggregated serving has the same tensors and names other models; one of llmapi may have the same name.
+    """
+    if config.backend == "tensorrtllm" or "gpt_model_type" in config.parameters:
+        return True
+    inputs = {tensor.name for tensor in config.input}
+    if config.platform == "ensemble" or "context_model_name" in config.parameters or "text_input" in inputs:
+        return False
+    named = name == "tensorrt_llm" or name.endswith("_tensorrt_llm")
+    keys = {"gpt_model_path", "encoder_model_path"} & set(config.parameters)
+    return named or ({"input_lengths", "request_output_len"} <= inputs and bool(keys))
 
 
 def served_versions(policy: Any, there: Iterable[int]) -> tuple[int, ...]:

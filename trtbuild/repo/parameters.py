@@ -28,8 +28,8 @@ class Parameter:
     """One key. `default` is what the backend takes where the key is missing; `least` and `most` bound numbers.
 
     `derived`: it follows from the engine or the tokenizer and is not the user's. `required`: the backend reads the key
-    without a guard, so it must be there. `open_range`: the bounds themselves are not allowed. `cpu_only`: ours, which
-    TensorRT-LLM's backend does not know.
+    without a guard, so it must be there. `never_empty`: nor has it a default for an empty one. `open_range`: the bounds
+    themselves are not allowed. `cpu_only`: ours, which TensorRT-LLM's backend does not know.
     """
 
     key: str
@@ -42,6 +42,7 @@ class Parameter:
     open_range: bool = False
     derived: bool = False
     required: bool = False
+    never_empty: bool = False
     cpu_only: bool = False
 
     @property
@@ -95,7 +96,7 @@ _P = Parameter
 PARAMETERS = _rows(
     _P("max_beam_width", "int", "beams at most; the engine's or fewer", "1", least=1),
     _P("FORCE_CPU_ONLY_INPUT_TENSORS", "text", "keeps input tensors on the GPU with `no`", "no", choices=("no", "yes")),
-    _P("gpt_model_type", "text", "batching", required=True, derived=True,
+    _P("gpt_model_type", "text", "batching", required=True, never_empty=True, derived=True,
        choices=("inflight_fused_batching", "inflight_batching", "V1", "v1")),
     _P("gpt_model_path", "path", "engine directory", derived=True),
     _P("encoder_model_path", "path", "engine directory of the encoder"),

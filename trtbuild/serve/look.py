@@ -16,7 +16,7 @@ from trtbuild.manifest import read_manifest
 from trtbuild.mpi import find_mpirun
 from trtbuild.serve.facts import WORKER, EngineModel, Kind, Machine, Repository, hostfile_slots, numbers
 from trtbuild.serve.options import Hosts
-from trtbuild.versions import MODEL_FILE, own_engines, served_engines
+from trtbuild.versions import MODEL_FILE, own_engines, runs_engine, served_engines
 
 _SMI_TIMEOUT_S = 20.0
 
@@ -44,7 +44,7 @@ def read_repository(folder: Path) -> Repository:
             problems.append(f"{path} cannot be read: {str(error).splitlines()[0]}")
             continue
         steps[name] = tuple(str(step.model_name) for step in config.ensemble_scheduling.step)
-        if "gpt_model_type" in config.parameters:
+        if runs_engine(name, config):
             engines.append(_engine_model(path.parent, config))
         elif list(path.parent.glob(f"*/{MODEL_FILE}")):
             engines.append(EngineModel(name, "llmapi", backend=str(config.backend)))

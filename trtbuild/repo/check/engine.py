@@ -18,10 +18,13 @@ RELEASE = "1.2.1"
 
 
 def parameter_findings(where: str, values: Mapping[str, str], backend: str) -> Iterator[Finding]:
-    """Faults of single parameters; `values`: key -> text of the file. The three keys without a guard are the C++'s."""
-    for key, parameter in PARAMETERS.items():
-        if parameter.required and key not in values and backend == "tensorrtllm":
-            yield found("parameter-missing", where, f"parameter {key}", "none", "It may be empty, but must be there.")
+    """Faults of single parameters; `values`: key -> text of the file.
+
+    Keys that are read without a guard are the C++ backend's; a Python model takes a default. A backend of another name
+    is a fault of its own, and most likely meant to be the C++ one.
+    """
+    if backend != "python":
+        yield from _unguarded(where, values)
     for key, text in sorted(values.items()):
         if key in RETIRED:
             yield found("parameter-value", where, RETIRED[key], f"{key}, which is retired")
@@ -31,6 +34,21 @@ def parameter_findings(where: str, values: Mapping[str, str], backend: str) -> I
             yield found("parameter-value", where, PARAMETERS[key].meaning, problem)
     for problem in together_problems({key: text for key, text in values.items() if not text.startswith("${")}):
         yield found("parameter-value", where, "parameters that go together", problem)
+
+
+def _unguarded(where: str, values: Mapping[str, str]) -> Iterator[Finding]:
+    """Keys that the C++ backend cannot do without."""
+    for key, parameter in PARAMETERS.items():
+        if not parameter.required:
+            continue
+        text = values.get(key)
+        if parameter.never_empty and (not text or text.startswith("${")):
+            hint = f"The server says: Invalid {key}; it has no default. `trtbuild repo` writes {parameter.choices[0]}."
+            rule = "parameter-missing" if text is None else "parameter-value"
+            said = "none" if text is None else repr(text)
+            yield found(rule, where, f"{key}, one of {', '.join(parameter.choices)}", said, hint)
+        elif text is None:
+            yield found("parameter-missing", where, f"parameter {key}", "none", "It may be empty, but must be there.")
 
 
 def engine_findings(where: str, values: Mapping[str, str], config: Any, engine: Mapping[str, Any]) -> Iterator[Finding]:

@@ -10,8 +10,13 @@ from typing import Any
 from trtbuild.errors import ServerError
 from trtbuild.finding import Finding
 from trtbuild.repo.check.rules import found
+from trtbuild.repo.parameters import PARAMETERS
 
 _PLACEHOLDER = re.compile(r"\$\{[^}]*\}")
+_NEVER_EMPTY = {key for key, parameter in PARAMETERS.items() if parameter.never_empty}
+"""Where a placeholder is left in these, the model is refused: parameter-value says so."""
+_KEPT = {key for key, parameter in PARAMETERS.items() if parameter.required} | {"multimodal_model_path"}
+"""Keys that must be there, be they empty."""
 
 
 @dataclass
@@ -85,9 +90,10 @@ def _left_over(where: str, config: Any) -> list[Finding]:
     if _PLACEHOLDER.search(backend):
         findings.append(found("model-backend", where, "tensorrtllm or python", backend, "Fill triton_backend."))
     for key, value in sorted(config.parameters.items()):
-        if _PLACEHOLDER.search(value.string_value):
+        if _PLACEHOLDER.search(value.string_value) and key not in _NEVER_EMPTY:
             said = f"parameter {key} is {value.string_value}"
-            findings.append(found("model-placeholder", where, "a value, or no such key", said))
+            expected = "a value, or an empty one" if key in _KEPT else "a value, or no such key"
+            findings.append(found("model-placeholder", where, expected, said))
     return findings
 
 

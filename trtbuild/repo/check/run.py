@@ -13,7 +13,7 @@ from trtbuild.repo.check.llmapi import llmapi_findings
 from trtbuild.repo.check.read import Model, read_repository, read_yaml
 from trtbuild.repo.check.rules import found
 from trtbuild.repo.check.tokens import engine_config, tokenizer_findings
-from trtbuild.versions import ENGINE_FILE, MODEL_FILE, own_engines, served_engines, served_versions
+from trtbuild.versions import ENGINE_FILE, MODEL_FILE, own_engines, runs_engine, served_engines, served_versions
 
 _BACKENDS = ("python", "tensorrtllm")
 
@@ -31,7 +31,7 @@ def check_repository(folder: Path, *, read_tokenizers: bool = True) -> Report:
     vocabularies: dict[str, list[int]] = {}  # by chain
     for model in repository.models.values():
         findings += _files(model)
-        if "gpt_model_type" in model.config.parameters:
+        if runs_engine(model.name, model.config):
             findings += _engines(model, vocabularies.setdefault(role_of(model.name)[0], []))
         elif "sampling_param_max_tokens" in _inputs(model) or any(f.endswith(f"/{MODEL_FILE}") for f in model.files):
             for version in _served(model):
@@ -105,7 +105,7 @@ def _tokenizers(folder: Path, models: dict[str, Model], vocabularies: dict[str, 
     """Each folder that a pre- or postprocessing names, once; a relative one is meant from the repository."""
     named: dict[Path, tuple[str, str]] = {}
     for model in models.values():
-        if "gpt_model_type" in model.config.parameters or "tokenizer_dir" not in model.config.parameters:
+        if runs_engine(model.name, model.config) or "tokenizer_dir" not in model.config.parameters:
             continue
         text = model.parameter("tokenizer_dir")
         where = f"{model.name}: tokenizer_dir {text}".rstrip()
