@@ -33,7 +33,12 @@ def engine(folder: Path, target: str) -> Path:
     ranks = 1 if target == "cpu" else 2
     config: dict[str, Any] = {
         "version": "1.2.1",
-        "pretrained_config": {"vocab_size": VOCAB, "logits_dtype": "float32", "mapping": {"tp_size": ranks}},
+        "pretrained_config": {
+            "vocab_size": VOCAB,
+            "logits_dtype": "float32",
+            "mapping": {"tp_size": ranks},
+            "encoder_hidden_size": None,
+        },
         "build_config": {
             "max_batch_size": 8,
             "max_seq_len": 128,
@@ -42,6 +47,7 @@ def engine(folder: Path, target: str) -> Path:
             "max_beam_width": 2,
             "kv_cache_type": "paged",
             "speculative_decoding_mode": 1,
+            "lora_config": {"max_lora_rank": 64},
             "plugin_config": PLUGINS,
         },
     }
@@ -134,7 +140,7 @@ def ranks_of_two(repository: Path) -> None:
         path.write_text(path.read_text() + lines)
 
 
-PRETRAINED = ("vocab_size", "logits_dtype", "mapping")
+PRETRAINED = ("vocab_size", "logits_dtype", "mapping", "encoder_hidden_size")
 
 
 def gone(*names: str) -> Edit:
@@ -207,6 +213,49 @@ def no_ends(repository: Path) -> None:
     (repository / "preprocessing" / "tokenizer" / "special_tokens_map.json").unlink(missing_ok=True)
 
 
+def both(*edits: Edit) -> Edit:
+    def edit(repository: Path) -> None:
+        for one in edits:
+            one(repository)
+
+    return edit
+
+
+def encoder(path: str, *, alone: bool = False, **parameters: str) -> Edit:
+    """tensorrt_llm with an encoder, which is an engine of two ranks where `path` is empty."""
+
+    def edit(repository: Path) -> None:
+        folder = path or engine(repository.parent / "encoder-engine", "tensorrt")
+        chosen = {"encoder_model_path": str(folder), "cross_kv_cache_fraction": "" if alone else "0.5", **parameters}
+        chosen |= {"gpt_model_path": ""} if alone else {}
+        for key, value in chosen.items():
+            parameter(key, value)(repository)
+
+    return edit
+
+
+def guided(vocabulary: dict[str, Any] | None) -> Edit:
+    """Guided decoding, with a file of this vocabulary or none."""
+
+    def edit(repository: Path) -> None:
+        path = repository.parent / "xgrammar.json"
+        if vocabulary is not None:
+            path.write_text(json.dumps(vocabulary))
+        parameter("guided_decoding_backend", "xgrammar")(repository)
+        parameter("xgrammar_tokenizer_info_path", str(path))(repository)
+
+    return edit
+
+
+def python_variant(repository: Path) -> None:
+    """Upstream's tensorrt_llm of the Python backend: it needs no gpt_model_type, and its vocabulary is a tokenizer."""
+    text("tensorrt_llm", 'backend: "tensorrtllm"', 'backend: "python"')(repository)
+    (repository / "tensorrt_llm" / "1" / "model.py").write_text("import tensorrt_llm.bindings.executor as trtllm\n")
+    parameter("guided_decoding_backend", "xgrammar")(repository)
+    parameter("xgrammar_tokenizer_info_path", None)(repository)
+    parameter("gpt_model_type", None)(repository)
+
+
 def unknown_batching(repository: Path) -> None:
     """No gpt_model_type to know tensorrt_llm by, and no engine."""
     parameter("gpt_model_type", None)(repository)
@@ -236,11 +285,17 @@ FAULTS: list[tuple[str, str, Edit]] = [
     ("parameter-value", "tensorrt", parameter("worker_path", "/w")),
     ("parameter-value", "tensorrt", parameter("lookahead_window_size", "4")),
     ("parameter-value", "tensorrt", parameter("guided_decoding_backend", "xgrammar")),
+    ("parameter-value", "tensorrt", both(python_variant, parameter("tokenizer_dir", ""))),
     ("parameter-unknown", "tensorrt", parameter("max_input_len", "100")),
     ("engine-missing", "tensorrt", parameter("gpt_model_path", "/nowhere")),
     ("engine-missing", "cpu", gone("../cpu-engine/rank0.engine")),
     ("engine-missing", "cpu", unknown_batching),
     ("engine-missing", "tensorrt", unknown_batching),
+    ("engine-missing", "tensorrt", encoder("/nowhere")),
+    ("engine-missing", "tensorrt", encoder("/nowhere", alone=True)),
+    ("engine-missing", "tensorrt", parameter("gpt_model_path", "")),
+    ("engine-target", "cpu", text("tensorrt_llm", 'backend: "python"', 'backend: "tensorrtllm"')),
+    ("engine-target", "cpu", built(trtbuild={"target": "tensorrt"})),
     ("engine-plugins", "tensorrt", built(plugin_config={"remove_input_padding": False})),
     ("engine-version", "tensorrt", built(version="1.1.0")),
     ("beam-width", "tensorrt", parameter("max_beam_width", "3")),
@@ -252,9 +307,23 @@ FAULTS: list[tuple[str, str, Edit]] = [
     ("input-length", "tensorrt", parameter("enable_chunked_context", "false")),
     ("logits-type", "tensorrt", built(logits_dtype="float16")),
     ("cross-attention", "tensorrt", parameter("cross_kv_cache_fraction", "0.5")),
+    ("cross-attention", "tensorrt", built(encoder_hidden_size=64)),
+    ("cross-attention", "tensorrt", encoder("", cross_kv_cache_fraction="")),
+    ("kv-onboard", "tensorrt", parameter("kv_cache_onboard_blocks", "false")),
     ("weight-streaming", "tensorrt", parameter("gpu_weights_percent", "0.5")),
     ("lora-plugin", "tensorrt", parameter("lora_cache_max_adapter_size", "32")),
+    ("lora-cache", "tensorrt", built(plugin_config={"lora_plugin": "auto"}, lora_config={"max_lora_rank": 128})),
     ("decoding-mode", "tensorrt", parameter("decoding_mode", "medusa")),
+    ("decoding-mode", "tensorrt", both(built(speculative_decoding_mode=4), parameter("decoding_mode", "top_k"))),
+    ("decoding-mode", "tensorrt", built(speculative_decoding_mode=8)),
+    ("draft-tokens", "tensorrt",
+     both(built(speculative_decoding_mode=2), parameter("enable_kv_cache_reuse", "false"))),
+    ("draft-tokens", "tensorrt", built(speculative_decoding_mode=2, gather_context_logits=True)),
+    ("fast-logits", "tensorrt", parameter("speculative_decoding_fast_logits", "true")),
+    ("fast-logits", "tensorrt",
+     both(parameter("speculative_decoding_fast_logits", "true"), parameter("participant_ids", "0,1"))),
+    ("guided-vocabulary", "tensorrt", guided(None)),
+    ("guided-vocabulary", "tensorrt", guided({"encoded_vocab": []})),
     ("prompt-table", "tensorrt", text("tensorrt_llm", r'(_embedding_table"\s*data_type: TYPE_)FP16', r"\1BF16")),
     ("device-ids", "tensorrt", parameter("gpu_device_ids", "0,1,2")),
     ("participants", "tensorrt", parameter("participant_ids", "1,2;3")),
@@ -302,6 +371,8 @@ TOGETHER = {
     "model-placeholder": set(),
     "batch-size": {"ensemble-type"},
     "engine-missing": {"parameter-missing"},
+    "engine-target": {"parameter-unknown", "engine-version", "engine-plugins"},
+    "draft-tokens": {"kv-reuse"},
 }
 
 
@@ -331,6 +402,38 @@ def test_several_chains_versions_and_llmapi_are_sound(sound: Path, tmp_path: Pat
     llmapi()(repository)
     report = check_repository(repository)
     assert not report.findings
+
+
+SOUND: list[tuple[str, str, Edit]] = [
+    ("encoder and decoder", "tensorrt", both(encoder(""), built(encoder_hidden_size=64))),
+    ("an encoder alone", "tensorrt", encoder("", alone=True)),
+    ("guided decoding", "tensorrt", guided({"encoded_vocab": [], "tokenizer_str": "{}", "stop_token_ids": []})),
+    ("the Python variant", "tensorrt", python_variant),
+    ("fast logits", "tensorrt",
+     both(parameter("speculative_decoding_fast_logits", "true"), parameter("participant_ids", "1,2"))),
+    ("draft tokens", "tensorrt", built(speculative_decoding_mode=2)),
+    ("medusa", "tensorrt", built(speculative_decoding_mode=4)),
+    ("medusa by name", "tensorrt", both(built(speculative_decoding_mode=4), parameter("decoding_mode", "medusa"))),
+    ("lookahead", "tensorrt",
+     both(built(speculative_decoding_mode=8), *(parameter(f"lookahead_{name}_size", "2") for name in
+                                                ("window", "ngram", "verification_set")))),
+]  # fmt: skip
+"""What TensorRT-LLM serves, and earlier or simpler rules would refuse."""
+
+
+@pytest.mark.parametrize(("name", "target", "change"), SOUND, ids=[name for name, *_ in SOUND])
+def test_uncommon_repositories_are_sound(sound: Path, tmp_path: Path, name: str, target: str, change: Edit) -> None:
+    repository = copy(sound, target, tmp_path)
+    change(repository)
+    assert not check_repository(repository, read_tokenizers=False).findings
+
+
+def test_an_engine_of_a_large_lora_rank_gets_a_cache_for_it(sound: Path, tmp_path: Path) -> None:
+    repository = copy(sound, "tensorrt", tmp_path)
+    built(plugin_config={"lora_plugin": "auto"}, lora_config={"max_lora_rank": 128})(repository)
+    assert rules(check_repository(repository, read_tokenizers=False)) == {"lora-cache"}
+    write_repository(tmp_path / "tensorrt-engine", tmp_path / "new", demo_tokenizer(), RepositoryOptions())
+    assert not check_repository(tmp_path / "new", read_tokenizers=False).findings
 
 
 @pytest.mark.parametrize(

@@ -217,11 +217,20 @@ def _parameters(options: RepositoryOptions, engine: EngineFacts, tokenizer_dir: 
         "tokenizer_dir": tokenizer_dir,
         "guided_decoding_backend": "",
         "xgrammar_tokenizer_info_path": "",
+        "lora_cache_max_adapter_size": _adapter_size(engine),
     }
     chosen |= options.parameters
     given = {key: _text(value) for key, value in chosen.items() if value is not None}
     known = [key for key, parameter in PARAMETERS.items() if engine.target == "cpu" or not parameter.cpu_only]
     return {key: given.get(key, _written_default(key, given)) for key in known}
+
+
+def _adapter_size(engine: EngineFacts) -> int | None:
+    """The engine's LoRA rank, where the backend's own size would not hold an adapter of it."""
+    build = engine.document["build_config"]
+    rank = int((build.get("lora_config") or {}).get("max_lora_rank") or 0)
+    usual = int(PARAMETERS["lora_cache_max_adapter_size"].default)
+    return rank if (build.get("plugin_config") or {}).get("lora_plugin") and rank > usual else None
 
 
 def _written_default(key: str, given: Mapping[str, str | None]) -> str | None:

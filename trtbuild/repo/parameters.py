@@ -168,17 +168,21 @@ def parameter_problems(given: Mapping[str, str]) -> list[str]:
     return problems + together_problems(given)
 
 
-def together_problems(values: Mapping[str, str]) -> list[str]:
-    """What single values do not show: lookahead wants all of its three, xgrammar its vocabulary."""
+def together_problems(values: Mapping[str, str], backend: str = "tensorrtllm") -> list[str]:
+    """What single values do not show: lookahead wants all of its three, xgrammar its vocabulary.
+
+    The C++ backend reads the vocabulary from a file, upstream's Python variant makes it from the tokenizer.
+    """
     problems = []
     lookahead = [key for key in PARAMETERS if key.startswith("lookahead_")]
     absent = [key for key in lookahead if not values.get(key)]
     if absent and (len(absent) < len(lookahead) or values.get("decoding_mode") == "lookahead"):
         problems.append(f"lookahead decoding wants {', '.join(lookahead)}; {', '.join(absent)} is missing")
-    if values.get("guided_decoding_backend") and not values.get("xgrammar_tokenizer_info_path"):
-        problems.append(
-            "guided_decoding_backend xgrammar wants xgrammar_tokenizer_info_path, the file of its vocabulary"
-        )
+    key, what = ("xgrammar_tokenizer_info_path", "the file of its vocabulary")
+    if backend == "python":
+        key, what = ("tokenizer_dir", "of which it makes its vocabulary")
+    if values.get("guided_decoding_backend") and not values.get(key):
+        problems.append(f"guided_decoding_backend xgrammar wants {key}, {what}")
     return problems
 
 

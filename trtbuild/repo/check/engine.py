@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trtbuild.finding import ERROR, Finding
+from trtbuild.finding import ERROR, WARNING, Finding
 from trtbuild.repo.check.rules import found
 from trtbuild.repo.parameters import LOGITS_TYPES, PARAMETERS, RETIRED, TRUE, together_problems
 
 _BUILT_FOR = {4: "medusa", 8: "lookahead", 16: "redrafter", 32: "eagle"}
 """speculative_decoding_mode of an engine -> decoding_mode of the server."""
+_DRAFT_TOKENS_EXTERNAL = 2
 RELEASE = "1.2.1"
 
 
@@ -32,7 +33,8 @@ def parameter_findings(where: str, values: Mapping[str, str], backend: str) -> I
             yield found("parameter-unknown", where, "a parameter of the backend", key)
         elif text and not text.startswith("${") and (problem := PARAMETERS[key].problem(text)):
             yield found("parameter-value", where, PARAMETERS[key].meaning, problem)
-    for problem in together_problems({key: text for key, text in values.items() if not text.startswith("${")}):
+    filled = {key: text for key, text in values.items() if not text.startswith("${")}
+    for problem in together_problems(filled, backend):
         yield found("parameter-value", where, "parameters that go together", problem)
 
 
@@ -52,19 +54,49 @@ def _unguarded(where: str, values: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def engine_findings(where: str, values: Mapping[str, str], config: Any, engine: Mapping[str, Any]) -> Iterator[Finding]:
-    """Faults between parameters, the configuration (`ModelConfig`) and the engine's config.json."""
+    """Faults between parameters, the configuration (`ModelConfig`) and the config.json of gpt_model_path."""
     pretrained, build = engine.get("pretrained_config") or {}, engine.get("build_config") or {}
-    cpu = (engine.get("trtbuild") or {}).get("target") == "cpu"
     plugins = build.get("plugin_config") or {}
     yield from _limits(where, values, config, build)
     yield from _logits(where, config, str(pretrained.get("logits_dtype") or "float32"))
     yield from _placing(where, values, config, _world_size(pretrained))
-    if not cpu:
+    if not _is_cpu(engine):
         yield from _abilities(where, values, build, plugins)
-        version = str(engine.get("version", ""))
-        if version != RELEASE:
-            hint = "Engines run only in the release, and on the kind of GPU, that built them."
-            yield found("engine-version", where, f"an engine of {RELEASE}", version or "no version", hint)
+        yield from _lora(where, values, build, plugins)
+        yield from _cross_attention(where, values, pretrained)
+        yield from _speculation(where, values, config, build)
+        yield from _release(where, engine)
+
+
+def encoder_findings(
+    where: str, values: Mapping[str, str], config: Any, engine: Mapping[str, Any]
+) -> Iterator[Finding]:
+    """The same for the engine of an encoder (encoder_model_path), alone or with a decoder. It has no KV cache."""
+    if not values.get("gpt_model_path"):
+        yield from _placing(where, values, config, _world_size(engine.get("pretrained_config") or {}))
+    if not _is_cpu(engine):
+        yield from _release(where, engine)
+
+
+def target_findings(where: str, backend: str, engine: Mapping[str, Any], *, is_ours: bool) -> Iterator[Finding]:
+    """An engine behind a backend that cannot read it; `is_ours`: the Python model is the one for cpu engines."""
+    if _is_cpu(engine) and backend == "tensorrtllm":
+        hint = "Make the repository with `trtbuild repo` from this engine, or build the engine for TensorRT."
+        yield found("engine-target", where, "an engine of TensorRT behind tensorrtllm", "a cpu engine", hint)
+    elif not _is_cpu(engine) and backend == "python" and is_ours:
+        hint = 'Make the repository with `trtbuild repo` from this engine: its backend is "tensorrtllm".'
+        yield found("engine-target", where, "a cpu engine behind trtbuild's model.py", "an engine of TensorRT", hint)
+
+
+def _is_cpu(engine: Mapping[str, Any]) -> bool:
+    return (engine.get("trtbuild") or {}).get("target") == "cpu"
+
+
+def _release(where: str, engine: Mapping[str, Any]) -> Iterator[Finding]:
+    version = str(engine.get("version", ""))
+    if version != RELEASE:
+        hint = "Engines run only in the release, and on the kind of GPU, that built them."
+        yield found("engine-version", where, f"an engine of {RELEASE}", version or "no version", hint)
 
 
 def _world_size(pretrained: Mapping[str, Any]) -> int:
@@ -133,23 +165,81 @@ def _abilities(
     if _on(values, "enable_chunked_context") and not chunks:
         hint = "Set it to false, or build with use_paged_context_fmha."
         yield found("chunked-context", where, "paged context attention in the engine", "none", hint)
-    gathers = bool(build.get("gather_context_logits"))
-    if _on(values, "enable_kv_cache_reuse") and (gathers or not plugins.get("use_paged_context_fmha")):
-        why = "the engine gathers context logits" if gathers else "no paged context attention"
-        yield found("kv-reuse", where, "an engine that can reuse blocks", why, "The server switches it off silently.")
+    lacking = _no_reuse(build, plugins)
+    if _on(values, "enable_kv_cache_reuse") and lacking:
+        yield found(
+            "kv-reuse", where, "an engine that can reuse blocks", lacking, "The server switches it off silently."
+        )
+    if not _on(values, "kv_cache_onboard_blocks") and plugins.get("use_paged_context_fmha"):
+        hint = "Take the key away: it is internal, and fails with this engine."
+        yield found("kv-onboard", where, "kv_cache_onboard_blocks true with paged context attention", "false", hint)
     share = _number(values, "gpu_weights_percent")
     if share is not None and share < 1 and not build.get("weight_streaming"):
         yield found("weight-streaming", where, "an engine with weight_streaming", f"gpu_weights_percent {share:g}")
-    lora = [key for key in values if key.startswith("lora_") and values[key]]
-    if lora and not plugins.get("lora_plugin"):
-        yield found("lora-plugin", where, "an engine with lora_plugin", ", ".join(sorted(lora)))
-    encoder = bool(values.get("encoder_model_path"))
-    if encoder != bool(values.get("cross_kv_cache_fraction")):
-        has = "an encoder and no fraction" if encoder else "a fraction and no encoder"
-        yield found("cross-attention", where, "cross_kv_cache_fraction with encoder_model_path", has)
-    built, mode = _BUILT_FOR.get(int(build.get("speculative_decoding_mode") or 1)), values.get("decoding_mode", "")
+
+
+def _no_reuse(build: Mapping[str, Any], plugins: Mapping[str, Any]) -> str:
+    """Why an engine cannot reuse KV blocks; empty where it can."""
+    if build.get("gather_context_logits"):
+        return "the engine gathers context logits"
+    return "" if plugins.get("use_paged_context_fmha") else "no paged context attention"
+
+
+def _lora(
+    where: str, values: Mapping[str, str], build: Mapping[str, Any], plugins: Mapping[str, Any]
+) -> Iterator[Finding]:
+    given = [key for key in values if key.startswith("lora_") and values[key]]
+    if not plugins.get("lora_plugin"):
+        if given:
+            yield found("lora-plugin", where, "an engine with lora_plugin", ", ".join(sorted(given)))
+        return
+    rank = int((build.get("lora_config") or {}).get("max_lora_rank") or 0)
+    key = "lora_cache_max_adapter_size"
+    size = _number(values, key) or float(PARAMETERS[key].default)
+    if size < rank:
+        hint = "An adapter of that rank may find no room: 'Not enough space allocated to host/device LoRA cache'."
+        yield found("lora-cache", where, f"{key} of the engine's max_lora_rank {rank}", f"{size:g}", hint)
+
+
+def _cross_attention(where: str, values: Mapping[str, str], pretrained: Mapping[str, Any]) -> Iterator[Finding]:
+    """A decoder that attends to an encoder (its checkpoint names the encoder's sizes) wants one, and KV for both."""
+    keys = ("encoder_model_path", "cross_kv_cache_fraction")
+    given = [key for key in keys if values.get(key)]
+    decoder = bool(pretrained.get("encoder_hidden_size"))
+    if (decoder or "encoder_model_path" in given) and len(given) < len(keys):
+        who = "the decoder of an encoder-decoder model" if decoder else "a decoder with an encoder"
+        said = f"only {given[0]}" if given else "neither"
+        yield found("cross-attention", where, f"{' and '.join(keys)} for {who}", said, "Set both, or neither.")
+    elif given == ["cross_kv_cache_fraction"]:
+        hint = "Take the key away: 'Do not set crossKvCacheFraction for decoder-only model'."
+        yield found("cross-attention", where, f"{keys[1]} only with encoder_model_path", "no encoder", hint)
+
+
+def _speculation(where: str, values: Mapping[str, str], config: Any, build: Mapping[str, Any]) -> Iterator[Finding]:
+    """Speculative decoding: the mode is the engine's, what it needs beside is the server's."""
+    number, mode = int(build.get("speculative_decoding_mode") or 1), values.get("decoding_mode", "")
+    built = _BUILT_FOR.get(number)
     if mode in _BUILT_FOR.values() and mode != built:
         yield found("decoding-mode", where, f"an engine built for {mode}", built or "no speculative decoding")
+    elif built and mode and mode != built:
+        hint = "The server takes the engine's mode, with a warning in its log."
+        yield found("decoding-mode", where, f"{built}, as the engine, or none", mode, hint, WARNING)
+    lookahead = [key for key in PARAMETERS if key.startswith("lookahead_")]
+    if built == "lookahead" and mode != built and not any(values.get(key) for key in lookahead):
+        # With decoding_mode, or some of the three, parameter-value says it already.
+        yield found("decoding-mode", where, f"{', '.join(lookahead)} for a lookahead engine", "none", "Set all three.")
+    lacking = _no_reuse(build, build.get("plugin_config") or {})
+    if number == _DRAFT_TOKENS_EXTERNAL and (lacking or not _on(values, "enable_kv_cache_reuse")):
+        hint = "Set it to true; the engine must be built with use_paged_context_fmha, without gather_context_logits."
+        said = lacking or "enable_kv_cache_reuse false"
+        yield found("draft-tokens", where, "KV reuse with an engine of draft_tokens_external", said, hint)
+    ranks = values.get("participant_ids", "")
+    if _on(values, "speculative_decoding_fast_logits") and (
+        config.backend != "tensorrtllm" or not ranks or "0" in ranks.replace(";", ",").split(",")
+    ):
+        hint = "The server switches it off with a warning in its log; participant_ids from 1 are that mode's."
+        said = f"participant_ids {ranks}" if ranks else "no participant_ids"
+        yield found("fast-logits", where, "orchestrator mode without spawning (tensorrtllm backend)", said, hint)
 
 
 def _placing(where: str, values: Mapping[str, str], config: Any, world_size: int) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from trtbuild.repo.check.rules import found
 from trtbuild.repo.parameters import PARAMETERS
 
 _PLACEHOLDER = re.compile(r"\$\{[^}]*\}")
+_OURS = re.compile(r"^(from|import) trtbuild\b", re.MULTILINE)
 _NEVER_EMPTY = {key for key, parameter in PARAMETERS.items() if parameter.never_empty}
 """Where a placeholder is left in these, the model is refused: parameter-value says so."""
 _KEPT = {key for key, parameter in PARAMETERS.items() if parameter.required} | {"multimodal_model_path"}
@@ -29,6 +30,8 @@ class Model:
     versions: list[str]
     files: list[str]
     """Relative to the model's folder."""
+    is_ours: bool = False
+    """Whether its model.py is this program's, and not upstream's or somebody else's."""
 
     def parameter(self, key: str) -> str:
         """The value of a parameter; a left-over placeholder counts as nothing, as it does for the backend."""
@@ -80,7 +83,15 @@ def read_repository(folder: Path) -> Repository:
 def _model(folder: Path, config: Any) -> Model:
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     versions = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name.isdecimal())
-    return Model(folder.name, folder, config, versions, files)
+    ours = any(_OURS.search(_code(folder / version / "model.py")) for version in versions)
+    return Model(folder.name, folder, config, versions, files, ours)
+
+
+def _code(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _left_over(where: str, config: Any) -> list[Finding]:

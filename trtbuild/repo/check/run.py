@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from trtbuild.finding import Finding, Report, ordered
 from trtbuild.repo.check.chain import chain_findings, role_of
-from trtbuild.repo.check.engine import engine_findings, parameter_findings
+from trtbuild.repo.check.engines import model_findings
 from trtbuild.repo.check.flow import flow_findings
 from trtbuild.repo.check.llmapi import llmapi_findings
 from trtbuild.repo.check.read import Model, read_repository, read_yaml
 from trtbuild.repo.check.rules import found
-from trtbuild.repo.check.tokens import engine_config, tokenizer_findings
-from trtbuild.versions import ENGINE_FILE, MODEL_FILE, own_engines, runs_engine, served_engines, served_versions
+from trtbuild.repo.check.tokens import tokenizer_findings
+from trtbuild.versions import MODEL_FILE, runs_engine, served_versions
 
 _BACKENDS = ("python", "tensorrtllm")
 
@@ -28,11 +29,11 @@ def check_repository(folder: Path, *, read_tokenizers: bool = True) -> Report:
     """
     repository = read_repository(folder)
     findings = list(repository.findings)
-    vocabularies: dict[str, list[int]] = {}  # by chain
+    engines: dict[str, list[Mapping[str, Any]]] = {}  # config.json of each, by chain
     for model in repository.models.values():
         findings += _files(model)
         if runs_engine(model.name, model.config):
-            findings += _engines(model, vocabularies.setdefault(role_of(model.name)[0], []))
+            findings += model_findings(model, engines.setdefault(role_of(model.name)[0], []))
         elif "sampling_param_max_tokens" in _inputs(model) or any(f.endswith(f"/{MODEL_FILE}") for f in model.files):
             for version in _served(model):
                 path = model.folder / str(version) / MODEL_FILE
@@ -41,7 +42,7 @@ def check_repository(folder: Path, *, read_tokenizers: bool = True) -> Report:
     findings += chain_findings(configs)
     findings += flow_findings(configs)
     if read_tokenizers:
-        findings += _tokenizers(folder, repository.models, vocabularies)
+        findings += _tokenizers(folder, repository.models, engines)
     return Report("repository", ordered(findings), num_tensors=sum(len(_inputs(m)) for m in repository.models.values()))
 
 
@@ -71,37 +72,9 @@ def _files(model: Model) -> Iterator[Finding]:
         yield found("version-policy", where, f"folders {lacking}", f"only {', '.join(model.versions) or 'none'}")
 
 
-def _engines(model: Model, vocabularies: list[int]) -> Iterator[Finding]:
-    """The engines of the versions that the server loads; nobody needs the others."""
-    where = f"{model.name}/config.pbtxt"
-    values = {key: str(value.string_value) for key, value in model.config.parameters.items()}
-    yield from parameter_findings(where, values, str(model.config.backend))
-    own, unread = own_engines(model.folder)
-    by_path: dict[str, str] = {}
-    for version, path in served_engines(model.config, own).items():
-        if version in unread:
-            expected = f"{ENGINE_FILE} with a gpt_model_path"
-            yield found("engine-missing", f"{model.name}/{version}/{ENGINE_FILE}", expected, unread[version])
-            continue
-        by_path.setdefault(path, f"{model.name}/{version}/{ENGINE_FILE}" if path == own[version] else where)
-    for path, said in by_path.items():
-        if path:
-            yield from _engine(said, path, values, model, vocabularies)
-        else:
-            yield found("engine-missing", where, "gpt_model_path", "none", "The server says: model paths are empty.")
-
-
-def _engine(where: str, path: str, values: dict[str, str], model: Model, vocabularies: list[int]) -> Iterator[Finding]:
-    engine = engine_config(Path(path))
-    if engine is None:
-        hint = "It must exist where the server runs, under this path, with all of its ranks."
-        yield found("engine-missing", where, "a whole engine", path, hint)
-        return
-    vocabularies.append(int(engine["pretrained_config"].get("vocab_size") or 0))
-    yield from engine_findings(where, {k: v for k, v in values.items() if "${" not in v}, model.config, engine)
-
-
-def _tokenizers(folder: Path, models: dict[str, Model], vocabularies: dict[str, list[int]]) -> Iterator[Finding]:
+def _tokenizers(
+    folder: Path, models: dict[str, Model], engines: Mapping[str, list[Mapping[str, Any]]]
+) -> Iterator[Finding]:
     """Each folder that a pre- or postprocessing names, once; a relative one is meant from the repository."""
     named: dict[Path, tuple[str, str]] = {}
     for model in models.values():
@@ -114,4 +87,5 @@ def _tokenizers(folder: Path, models: dict[str, Model], vocabularies: dict[str, 
         else:
             named.setdefault(folder / text, (where, role_of(model.name)[0]))
     for path, (where, chain) in named.items():
-        yield from tokenizer_findings(where, path, min(vocabularies.get(chain, []), default=None))
+        sizes = [int(engine["pretrained_config"].get("vocab_size") or 0) for engine in engines.get(chain, [])]
+        yield from tokenizer_findings(where, path, min(sizes, default=None))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,15 +62,3 @@ def _chat(where: str, folder: Path, tokenizer: Any) -> Iterator[Finding]:
     if without and len(with_special) > len(without) and with_special[:2] == [without[0]] * 2:
         hint = "Send add_special_tokens false with chat prompts, as `trtbuild chat` does, or set it in the repository."
         yield found("tokenizer-bos", where, "one BOS before a chat prompt", "two", hint)
-
-
-def engine_config(folder: Path) -> dict[str, Any] | None:
-    """config.json of an engine whose rank files are all there; None where it is not whole."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        mapping = config["pretrained_config"]["mapping"]
-        ranks = int(mapping.get("tp_size") or 1) * int(mapping.get("pp_size") or 1) * int(mapping.get("cp_size") or 1)
-        whole = all((folder / f"rank{rank}.engine").is_file() for rank in range(ranks))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return config if whole and isinstance(config, dict) else None
