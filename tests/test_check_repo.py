@@ -247,6 +247,15 @@ def guided(vocabulary: dict[str, Any] | None) -> Edit:
     return edit
 
 
+def dims(model: str, tensor: str, old: str, new: str) -> Edit:
+    return text(model, rf'(name: "{tensor}"\s*data_type: TYPE_\w+\s*dims: \[) {old} \]', rf"\1 {new} ]")
+
+
+def upstreams(model: str) -> Edit:
+    """Code that is not ours for a model of the Python backend."""
+    return lambda repository: (repository / model / "1" / "model.py").write_text("import torch\n") and None
+
+
 def python_variant(repository: Path) -> None:
     """Upstream's tensorrt_llm of the Python backend: it needs no gpt_model_type, and its vocabulary is a tokenizer."""
     text("tensorrt_llm", 'backend: "tensorrtllm"', 'backend: "python"')(repository)
@@ -275,6 +284,15 @@ FAULTS: list[tuple[str, str, Edit]] = [
     ("parameter-missing", "tensorrt", parameter("tokenizer_dir", None)),
     ("parameter-missing", "tensorrt", parameter("xgrammar_tokenizer_info_path", None)),
     ("parameter-missing", "tensorrt", parameter("gpt_model_type", None)),
+    ("parameter-missing", "cpu", text("preprocessing", '"tokenizer_dir"', '"tokenizer"')),
+    ("parameter-missing", "cpu", text("postprocessing", '"tokenizer_dir"', '"tokenizer"')),
+    ("parameter-missing", "cpu", text("tensorrt_llm_bls", '"tokenizer_dir"', '"tokenizer"')),
+    ("parameter-missing", "tensorrt",
+     both(upstreams("preprocessing"), text("preprocessing", '"multimodal_model_path"', '"multimodal"'))),
+    ("parameter-value", "cpu", text("postprocessing", *given("skip_special_tokens", "maybe"))),
+    ("parameter-value", "cpu", text("preprocessing", *given("add_special_tokens", "on"))),
+    ("parameter-value", "cpu", text("preprocessing", *given("max_input_len", "127x"))),
+    ("parameter-value", "cpu", text("tensorrt_llm_bls", *given("accumulate_tokens", "off"))),
     ("parameter-value", "tensorrt", parameter("gpt_model_type", "inflight")),
     ("parameter-value", "tensorrt", parameter("gpt_model_type", "")),
     ("parameter-value", "tensorrt", parameter("gpt_model_type", "${batching_strategy}")),
@@ -300,6 +318,9 @@ FAULTS: list[tuple[str, str, Edit]] = [
     ("engine-version", "tensorrt", built(version="1.1.0")),
     ("beam-width", "tensorrt", parameter("max_beam_width", "3")),
     ("batch-size", "cpu", text("postprocessing", r"max_batch_size: \d+", "max_batch_size: 0")),
+    ("batch-size", "tensorrt",
+     both(gone("preprocessing", "postprocessing", "ensemble", "tensorrt_llm_bls"),
+          text("tensorrt_llm", r"max_batch_size: \d+", "max_batch_size: 0"))),
     ("batch-above-engine", "tensorrt", built(max_batch_size=4)),
     ("chunked-context", "tensorrt", built(plugin_config={"context_fmha": False})),
     ("kv-reuse", "tensorrt", built(gather_context_logits=True)),
@@ -342,6 +363,10 @@ FAULTS: list[tuple[str, str, Edit]] = [
     ("model-code", "cpu", lambda repository: (repository / "preprocessing" / "2").mkdir()),
     ("bls-model", "cpu", text("tensorrt_llm_bls", *given("tensorrt_llm_model_name", "llm"))),
     ("bls-model", "cpu", several(("two_tensorrt_llm_bls", *given("preprocessing_model_name", "two")))),
+    ("bls-model", "cpu", text("tensorrt_llm_bls", *given("tensorrt_llm_draft_model_name", "draft"))),
+    ("bls-model", "cpu", text("tensorrt_llm_bls", *given("multimodal_encoders_name", "encoders"))),
+    ("bls-model", "tensorrt",
+     both(text("tensorrt_llm_bls", '"preprocessing_model_name"', '"other"'), gone("postprocessing", "ensemble"))),
     ("bls-type", "tensorrt", text("tensorrt_llm_bls", r'(name: "seq\w+"\s*data_type: )TYPE_INT32', r"\1TYPE_INT64")),
     ("accumulate-tokens", "cpu", not_streamed),
     ("shared-gpus", "tensorrt", several()),
@@ -357,10 +382,15 @@ FAULTS: list[tuple[str, str, Edit]] = [
     ("ensemble-tensor", "cpu", text("ensemble", 'key: "runtime_top_k"', 'key: "top_k"')),
     ("ensemble-tensor", "cpu", text("ensemble", 'value: "seed"', 'value: "sead"')),
     ("ensemble-type", "cpu", text("ensemble", r'(name: "seed"\s*data_type: )TYPE_UINT64', r"\1TYPE_INT32")),
+    ("ensemble-dims", "cpu", dims("ensemble", "seed", "1", "2")),
+    ("ensemble-dims", "cpu", dims("tensorrt_llm", "output_ids", "-1, -1", "-1")),
+    ("ensemble-dims", "cpu", dims("ensemble", "text_output", "-1", "-1, 1")),
     ("ensemble-required", "cpu", text("ensemble", r'input_map {\s*key: "QUERY"\s*value: "text_input"\s*}', "")),
     ("ensemble-output", "cpu", text("ensemble", r'output_map {\s*key: "OUTPUT"\s*value: "text_output"\s*}', "")),
     ("tokenizer-missing", "cpu", gone("preprocessing/tokenizer/tokenizer.json")),
     ("tokenizer-vocab", "cpu", built(vocab_size=VOCAB - 1)),
+    ("tokenizer-vocab", "cpu", tokenizer("generation_config.json", eos_token_id=[2, VOCAB])),
+    ("tokenizer-vocab", "cpu", tokenizer("generation_config.json", pad_token_id=VOCAB + 5)),
     ("tokenizer-ends", "cpu", no_ends),
 ]  # fmt: skip
 TOGETHER = {
@@ -409,6 +439,8 @@ SOUND: list[tuple[str, str, Edit]] = [
     ("an encoder alone", "tensorrt", encoder("", alone=True)),
     ("guided decoding", "tensorrt", guided({"encoded_vocab": [], "tokenizer_str": "{}", "stop_token_ids": []})),
     ("the Python variant", "tensorrt", python_variant),
+    ("upstream's text models", "tensorrt", both(upstreams("preprocessing"), upstreams("postprocessing"))),
+    ("an engine alone", "tensorrt", gone("preprocessing", "postprocessing", "ensemble", "tensorrt_llm_bls")),
     ("fast logits", "tensorrt",
      both(parameter("speculative_decoding_fast_logits", "true"), parameter("participant_ids", "1,2"))),
     ("draft tokens", "tensorrt", built(speculative_decoding_mode=2)),
@@ -466,6 +498,25 @@ def test_tokenizer_files_of_two_models_and_a_second_bos(sound: Path, tmp_path: P
         path.unlink()
     tokenizer("tokenizer_config.json", chat_template=None)(repository)
     assert rules(check_repository(repository)) == {"chat-template"}
+
+
+@pytest.mark.parametrize(
+    ("template", "severity", "words"),
+    [
+        ("{% for message in messages %}{{ message.content }}", "error", "cannot be read"),
+        ("{{ messages | no_such_filter }}", "error", "cannot be read"),
+        ("{{ raise_exception('only with a system message') }}", "warning", "only with a system message"),
+        ("{{ messages[0].content + 1 }}", "warning", "refuses"),
+        ("{{ messages[0].name.first }}", "warning", "refuses"),
+    ],
+)
+def test_a_broken_chat_template(sound: Path, tmp_path: Path, template: str, severity: str, words: str) -> None:
+    repository = copy(sound, "cpu", tmp_path)
+    path = repository / "preprocessing" / "tokenizer" / "chat_template.jinja"
+    path.write_text(template)
+    (finding,) = check_repository(repository).findings
+    assert (finding.rule, finding.severity) == ("chat-template", severity)
+    assert words in finding.found
 
 
 def _adds(token: str, number: int) -> dict[str, Any]:

@@ -41,7 +41,8 @@ class ChatTemplate:
 
         try:
             return self._template.render(messages=list(messages), add_generation_prompt=answer, **self._tokens)
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            # A template is a program: what goes wrong in it is its own fault, or that of the messages.
             raise EngineError(f"the chat template refuses these messages: {error}") from error
 
 
@@ -49,22 +50,41 @@ def load_chat_template(folder: Path) -> ChatTemplate:
     """The template of a tokenizer folder (chat_template.jinja, or in tokenizer_config.json).
 
     Raises:
-        EngineError: the folder has none.
+        EngineError: the folder has none, or one that cannot be read.
     """
-    config = read_json(folder / "tokenizer_config.json")
-    own = folder / "chat_template.jinja"
-    source = own.read_text(encoding="utf-8") if own.is_file() else config.get("chat_template")
-    if isinstance(source, list):
-        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
-        source = named.get("default")
+    source = _source(folder)
     if not isinstance(source, str):
         raise EngineError(
             f"{folder} has no chat template",
             hint="Use an instruction-tuned model, or `trtbuild generate` for plain text.",
         )
+    config = read_json(folder / "tokenizer_config.json")
     special = {**read_json(folder / "special_tokens_map.json"), **config}
     names = ("bos_token", "eos_token", "unk_token", "pad_token")
     return ChatTemplate(source, {name: _token_text(special.get(name)) for name in names})
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether a tokenizer folder says anything of a template, be it one that cannot be read.
+
+    Raises:
+        EngineError: its files cannot be read at all.
+    """
+    return _source(folder) is not None
+
+
+def _source(folder: Path) -> Any:
+    """The template's text; None where there is none, and another type where it is not written as one."""
+    own = folder / "chat_template.jinja"
+    try:
+        written = own.read_text(encoding="utf-8") if own.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineError(f"the chat template {own} cannot be read: {error}") from error
+    source = read_json(folder / "tokenizer_config.json").get("chat_template") if written is None else written
+    if isinstance(source, list):
+        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+        source = named.get("default")
+    return source
 
 
 def _token_text(value: Any) -> str:

@@ -12,9 +12,15 @@ from typing import Any
 from trtbuild.finding import Finding
 from trtbuild.repo.check.rules import found
 from trtbuild.repo.options import ROLES
+from trtbuild.versions import runs_engine
 
-_NAMED = {"tensorrt_llm_model_name": "tensorrt_llm", "preprocessing_model_name": "preprocessing"}
-"""Parameters of tensorrt_llm_bls that name a model, and what stands for them where they are empty."""
+_NAMED = {
+    "tensorrt_llm_model_name": "tensorrt_llm",
+    "preprocessing_model_name": "preprocessing",
+    "tensorrt_llm_draft_model_name": "",
+    "multimodal_encoders_name": "",
+}
+"""Parameters of tensorrt_llm_bls that name a model, and what stands for them where they are empty; "" is none."""
 
 
 def role_of(name: str) -> tuple[str, str]:
@@ -37,15 +43,14 @@ def chain_findings(configs: Mapping[str, Any]) -> Iterator[Finding]:
     for there in chains.values():
         yield from _chain(there)
     for name, config in configs.items():
-        if "tensorrt_llm_model_name" in config.parameters:
+        if "tensorrt_llm_model_name" in config.parameters or role_of(name)[1] == "tensorrt_llm_bls":
             yield from _bls(name, config, configs)
     yield from _shared_gpus(configs)
 
 
 def _chain(there: Mapping[str, Any]) -> Iterator[Finding]:
     by_role = {role_of(name)[1]: (f"{name}/config.pbtxt", config) for name, config in there.items()}
-    if len(there) > 1:
-        yield from _batches(there)
+    yield from _batches(there)
     if "tensorrt_llm" in by_role:
         where, llm = by_role["tensorrt_llm"]
         if llm.max_batch_size > 1 and not llm.model_transaction_policy.decoupled:
@@ -68,7 +73,10 @@ def _chain(there: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _batches(there: Mapping[str, Any]) -> Iterator[Finding]:
+    """llmapi has a batch size of 0, alone under the name tensorrt_llm."""
     sizes = {name: int(model.max_batch_size) for name, model in there.items()}
+    if len(there) == 1 and not any(runs_engine(name, model) for name, model in there.items()):
+        return
     if len(set(sizes.values())) > 1 or min(sizes.values()) < 1:
         said = ", ".join(f"{name} {size}" for name, size in sizes.items())
         hint = "0 takes the batch dimension away, on which the models count."
@@ -80,8 +88,12 @@ def _bls(name: str, bls: Any, configs: Mapping[str, Any]) -> Iterator[Finding]:
     where = f"{name}/config.pbtxt"
     for key, usual in _NAMED.items():
         called = _value(bls, key) or usual
-        if called not in configs:
+        if called and called not in configs:
             yield found("bls-model", where, f"a model {called} ({key})", f"only {', '.join(sorted(configs))}")
+    if "preprocessing_model_name" not in bls.parameters and "postprocessing" not in configs:
+        said = f"only {', '.join(sorted(configs))}"
+        hint = "Upstream's model asks it for the text, by this name; trtbuild's makes the text itself."
+        yield found("bls-model", where, "a model postprocessing", said, hint)
     decoupled = bool(bls.model_transaction_policy.decoupled)
     if _value(bls, "accumulate_tokens").lower() in ("true", "yes", "1", "t") and not decoupled:
         hint = "It has no effect: a request has one answer."

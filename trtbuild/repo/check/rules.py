@@ -60,15 +60,16 @@ RULES: dict[str, Check] = {
     "ensemble-model": Check(ERROR, "every step of an ensemble is a model of the repository"),
     "ensemble-tensor": Check(ERROR, "maps name tensors that exist on both sides"),
     "ensemble-type": Check(ERROR, "a tensor has one data type on its whole way"),
+    "ensemble-dims": Check(ERROR, "a tensor has dims on its whole way that fit, -1 to any"),
     "ensemble-required": Check(ERROR, "inputs that a model requires are mapped"),
     "ensemble-output": Check(ERROR, "every output of an ensemble is made by a step"),
     # tokenizer
     "tokenizer-missing": Check(ERROR, "tokenizer_dir holds a tokenizer"),
-    "tokenizer-vocab": Check(ERROR, "no token id is beyond the engine's vocabulary"),
+    "tokenizer-vocab": Check(ERROR, "no token id, end or pad ids among them, is beyond the engine's vocabulary"),
     "tokenizer-ends": Check(ERROR, "there is an end-of-sequence token"),
     "tokenizer-ids": Check(ERROR, "preprocessing gives the ids that transformers gives"),
     "tokenizer-bos": Check(WARNING, "a chat template that writes BOS is not followed by a second one"),
-    "chat-template": Check(INFO, "the tokenizer has a chat template"),
+    "chat-template": Check(INFO, "the tokenizer has a chat template, which can be read and takes a message"),
 }
 
 

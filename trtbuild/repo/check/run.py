@@ -13,6 +13,7 @@ from trtbuild.repo.check.flow import flow_findings
 from trtbuild.repo.check.llmapi import llmapi_findings
 from trtbuild.repo.check.read import Model, read_repository, read_yaml
 from trtbuild.repo.check.rules import found
+from trtbuild.repo.check.texts import text_findings
 from trtbuild.repo.check.tokens import tokenizer_findings
 from trtbuild.versions import MODEL_FILE, runs_engine, served_versions
 
@@ -32,6 +33,8 @@ def check_repository(folder: Path, *, read_tokenizers: bool = True) -> Report:
     engines: dict[str, list[Mapping[str, Any]]] = {}  # config.json of each, by chain
     for model in repository.models.values():
         findings += _files(model)
+        written = {key: str(value.string_value) for key, value in model.config.parameters.items()}
+        findings += text_findings(f"{model.name}/config.pbtxt", _role(model), written, is_ours=model.is_ours)
         if runs_engine(model.name, model.config):
             findings += model_findings(model, engines.setdefault(role_of(model.name)[0], []))
         elif "sampling_param_max_tokens" in _inputs(model) or any(f.endswith(f"/{MODEL_FILE}") for f in model.files):
@@ -48,6 +51,14 @@ def check_repository(folder: Path, *, read_tokenizers: bool = True) -> Report:
 
 def _inputs(model: Model) -> set[str]:
     return {tensor.name for tensor in model.config.input}
+
+
+def _role(model: Model) -> str:
+    """Upstream's name of a model, by its own or, for those around the engine, by what every request must have."""
+    inputs = _inputs(model)
+    if {"QUERY", "REQUEST_OUTPUT_LEN"} <= inputs:
+        return "preprocessing"
+    return "postprocessing" if {"TOKENS_BATCH", "SEQUENCE_LENGTH"} <= inputs else role_of(model.name)[1]
 
 
 def _served(model: Model) -> tuple[int, ...]:
