@@ -6,7 +6,7 @@ A chain is the models that one engine has; several chains of a repository differ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trtbuild.finding import Finding
@@ -137,6 +137,30 @@ def _shared_gpus(configs: Mapping[str, Any]) -> Iterator[Finding]:
             if rank in ranks:
                 yield found("participants", where, "MPI ranks of its own", f"rank {rank} is of {ranks[rank]} too")
             ranks.setdefault(rank, name)
+
+
+def prompt_table_findings(
+    configs: Mapping[str, Any], engines: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> Iterator[Finding]:
+    """Models that send prompt tables to an engine which was built without; `engines`: config.json of each, by chain.
+
+    In upstream's configurations every model may take a table; it is an ability that nobody needs to use. A model that
+    makes them, or cannot be asked without one, is what an engine must be built for. Vision models with cross attention
+    have an encoder instead.
+    """
+    for name, config in configs.items():
+        chain, role = role_of(name)
+        sizes = [int((e.get("build_config") or {}).get("max_prompt_embedding_table_size") or 0)
+                 for e in engines.get(chain, ())]  # fmt: skip
+        llm = configs.get(f"{chain}_tensorrt_llm" if chain else "tensorrt_llm")
+        if not role or not sizes or max(sizes) > 0 or (llm is not None and _value(llm, "encoder_model_path")):
+            continue
+        makers = [key for key in ("multimodal_model_path", "multimodal_encoders_name") if _value(config, key)]
+        makers += [f"{t.name} required" for t in config.input if t.name == "prompt_embedding_table" and not t.optional]
+        if makers:
+            hint = "Build the engine with max_prompt_embedding_table_size, images x tokens of one for each request."
+            expected = f"an engine with max_prompt_embedding_table_size for {', '.join(makers)}"
+            yield found("prompt-table-size", f"{name}/config.pbtxt", expected, "0", hint)
 
 
 def _word(flag: bool) -> str:

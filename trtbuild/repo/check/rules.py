@@ -43,6 +43,7 @@ RULES: dict[str, Check] = {
     "fast-logits": Check(WARNING, "speculative_decoding_fast_logits only in orchestrator mode without spawning"),
     "guided-vocabulary": Check(ERROR, "the vocabulary for guided decoding can be read"),
     "prompt-table": Check(WARNING, "prompt tables have one dtype in all models"),
+    "prompt-table-size": Check(WARNING, "prompt tables only with an engine that was built for them"),
     "device-ids": Check(ERROR, "gpu_device_ids x num_nodes names a GPU for every rank"),
     "participants": Check(ERROR, "participant_ids fit the ranks and the mode"),
     "instance-group": Check(ERROR, "one instance of tensorrt_llm on KIND_CPU, or GPUs or tokens for each"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trtbuild.finding import Finding, Report, ordered
-from trtbuild.repo.check.chain import chain_findings, role_of
+from trtbuild.repo.check.chain import chain_findings, prompt_table_findings, role_of
 from trtbuild.repo.check.engines import model_findings
 from trtbuild.repo.check.flow import flow_findings
 from trtbuild.repo.check.llmapi import llmapi_findings
@@ -43,6 +43,7 @@ def check_repository(folder: Path, *, read_tokenizers: bool = True) -> Report:
                 findings += llmapi_findings(f"{model.name}/{version}", model.config, read_yaml(path))
     configs = {name: model.config for name, model in repository.models.items()}
     findings += chain_findings(configs)
+    findings += prompt_table_findings(configs, engines)
     findings += flow_findings(configs)
     if read_tokenizers:
         findings += _tokenizers(folder, repository.models, engines)
