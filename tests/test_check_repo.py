@@ -265,6 +265,16 @@ def python_variant(repository: Path) -> None:
     parameter("gpt_model_type", None)(repository)
 
 
+def damaged(name: str) -> Edit:
+    """An engine whose plugins are not said as an object."""
+
+    def edit(repository: Path) -> None:
+        path = repository.parent / name / "config.json"
+        path.write_text(path.read_text().replace(json.dumps(PLUGINS), '"auto"'))
+
+    return edit
+
+
 def unknown_batching(repository: Path) -> None:
     """No gpt_model_type to know tensorrt_llm by, and no engine."""
     parameter("gpt_model_type", None)(repository)
@@ -312,6 +322,9 @@ FAULTS: list[tuple[str, str, Edit]] = [
     ("engine-missing", "tensorrt", encoder("/nowhere")),
     ("engine-missing", "tensorrt", encoder("/nowhere", alone=True)),
     ("engine-missing", "tensorrt", parameter("gpt_model_path", "")),
+    ("engine-config", "cpu", built(max_seq_len="long")),
+    ("engine-config", "tensorrt", built(lora_config=[64])),
+    ("engine-config", "tensorrt", both(encoder("", alone=True), damaged("encoder-engine"))),
     ("engine-target", "cpu", text("tensorrt_llm", 'backend: "python"', 'backend: "tensorrtllm"')),
     ("engine-target", "cpu", built(trtbuild={"target": "tensorrt"})),
     ("engine-plugins", "tensorrt", built(plugin_config={"remove_input_padding": False})),

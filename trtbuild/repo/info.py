@@ -57,6 +57,8 @@ def read_engine_facts(directory: Path) -> EngineFacts:
         raise EngineError(
             f"{directory} is not an engine: config.json lacks pretrained_config or build_config", hint=hint
         )
+    if problems := misstated(config):
+        raise EngineError(f"{path}: {'; '.join(problems)}", hint="Build the engine again.")
     try:
         facts = _facts(directory, config)
     except (KeyError, TypeError, ValueError) as error:
@@ -67,6 +69,48 @@ def read_engine_facts(directory: Path) -> EngineFacts:
             f"engine {directory} lacks {', '.join(missing)} of its {facts.world_size} ranks", hint="Build it again."
         )
     return facts
+
+
+_SECTIONS = (
+    ("pretrained_config",),
+    ("pretrained_config", "mapping"),
+    ("build_config",),
+    ("build_config", "plugin_config"),
+    ("build_config", "lora_config"),
+    ("trtbuild",),
+)
+_NUMBERS = (
+    ("pretrained_config", "vocab_size"),
+    *(("build_config", f"max_{name}") for name in ("batch_size", "beam_width", "input_len", "seq_len", "num_tokens")),
+    ("build_config", "max_prompt_embedding_table_size"),
+    ("build_config", "speculative_decoding_mode"),
+    ("build_config", "lora_config", "max_lora_rank"),
+)
+
+
+def misstated(config: Mapping[str, Any]) -> list[str]:
+    """What config.json of an engine says in another form than TensorRT-LLM writes it, as far as it is read here.
+
+    >>> misstated({"pretrained_config": {"vocab_size": "many"}, "build_config": []})
+    ["pretrained_config.vocab_size 'many' is not a whole number", 'build_config [] is not an object']
+    """
+    problems = []
+    for path in _NUMBERS:
+        value = _at(config, path)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            problems.append(f"{'.'.join(path)} {value!r} is not a whole number")
+    for path in _SECTIONS:
+        value = _at(config, path)
+        if value is not None and not isinstance(value, dict):
+            problems.append(f"{'.'.join(path)} {value!r} is not an object")
+    return problems
+
+
+def _at(config: Any, path: tuple[str, ...]) -> Any:
+    """The value at a path of keys; None where it, or an object on the way, is missing."""
+    for key in path:
+        config = config.get(key) if isinstance(config, dict) else None
+    return config
 
 
 def _facts(directory: Path, config: dict[str, Any]) -> EngineFacts:

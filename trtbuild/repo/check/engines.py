@@ -16,6 +16,7 @@ from trtbuild.repo.check.engine import (
 )
 from trtbuild.repo.check.read import Model
 from trtbuild.repo.check.rules import found
+from trtbuild.repo.info import misstated
 from trtbuild.versions import ENGINE_FILE, own_engines, served_engines
 
 _WHERE = "It must exist where the server runs, under this path"
@@ -72,6 +73,9 @@ def _engine(
     if engine is None:
         yield found("engine-missing", where, "a whole engine", path, f"{_WHERE}, with all of its ranks.")
         return
+    if problems := misstated(engine):
+        yield _misstated(where, path, problems)
+        return
     engines.append(engine)
     yield from target_findings(where, str(model.config.backend), engine, is_ours=model.is_ours)
     yield from engine_findings(where, values, model.config, engine)
@@ -83,8 +87,16 @@ def _encoder(where: str, path: str, values: Mapping[str, str], model: Model) -> 
         hint = f"{_WHERE}, with all of its ranks."
         yield found("engine-missing", where, "a whole engine of the encoder (encoder_model_path)", path, hint)
         return
+    if problems := misstated(engine):
+        yield _misstated(where, path, problems)
+        return
     yield from target_findings(where, str(model.config.backend), engine, is_ours=model.is_ours)
     yield from encoder_findings(where, values, model.config, engine)
+
+
+def _misstated(where: str, path: str, problems: list[str]) -> Finding:
+    expected = f"{path}/config.json as trtllm-build writes it"
+    return found("engine-config", where, expected, "; ".join(problems), "Build the engine again.")
 
 
 def _grammar(where: str, values: Mapping[str, str]) -> Iterator[Finding]:

@@ -20,6 +20,7 @@ RULES: dict[str, Check] = {
     "parameter-unknown": Check(WARNING, "no key that the backend does not know"),
     # against the engine
     "engine-missing": Check(ERROR, "gpt_model_path and encoder_model_path are whole engines, and one of them is given"),
+    "engine-config": Check(ERROR, "config.json of an engine has its sizes and settings in TensorRT-LLM's form"),
     "engine-target": Check(
         ERROR, "a cpu engine is behind our Python model, one of TensorRT behind TensorRT-LLM's backend"
     ),
