@@ -193,6 +193,7 @@ PURE = [
     "repo/check/engine",
     "repo/check/chain",
     "repo/check/flow",
+    "repo/check/texts",
     "lint/tables",
     "lint/config",
     "lint/quantization",

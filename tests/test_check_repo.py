@@ -265,6 +265,14 @@ def python_variant(repository: Path) -> None:
     parameter("gpt_model_type", None)(repository)
 
 
+def renamed(repository: Path) -> None:
+    """An engine alone, under a name of nobody's, without the batch dimension."""
+    gone("preprocessing", "postprocessing", "ensemble", "tensorrt_llm_bls")(repository)
+    text("tensorrt_llm", r"max_batch_size: \d+", "max_batch_size: 0")(repository)
+    text("tensorrt_llm", 'name: "tensorrt_llm"', 'name: "context"')(repository)
+    (repository / "tensorrt_llm").rename(repository / "context")
+
+
 def damaged(name: str) -> Edit:
     """An engine whose plugins are not said as an object."""
 
@@ -334,6 +342,7 @@ FAULTS: list[tuple[str, str, Edit]] = [
     ("batch-size", "tensorrt",
      both(gone("preprocessing", "postprocessing", "ensemble", "tensorrt_llm_bls"),
           text("tensorrt_llm", r"max_batch_size: \d+", "max_batch_size: 0"))),
+    ("batch-size", "tensorrt", renamed),
     ("batch-above-engine", "tensorrt", built(max_batch_size=4)),
     ("chunked-context", "tensorrt", built(plugin_config={"context_fmha": False})),
     ("kv-reuse", "tensorrt", built(gather_context_logits=True)),

@@ -45,6 +45,8 @@ def chain_findings(configs: Mapping[str, Any]) -> Iterator[Finding]:
     for name, config in configs.items():
         if "tensorrt_llm_model_name" in config.parameters or role_of(name)[1] == "tensorrt_llm_bls":
             yield from _bls(name, config, configs)
+        if not role_of(name)[1] and runs_engine(name, config):
+            yield from _batches({name: config})
     yield from _shared_gpus(configs)
 
 
@@ -79,7 +81,7 @@ def _batches(there: Mapping[str, Any]) -> Iterator[Finding]:
         return
     if len(set(sizes.values())) > 1 or min(sizes.values()) < 1:
         said = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        hint = "0 takes the batch dimension away, on which the models count."
+        hint = "Write the same number in all of them; 0 takes the batch dimension away, on which the models count."
         yield found("batch-size", "config.pbtxt", "one max_batch_size, 1 or more", said, hint)
 
 
@@ -89,7 +91,8 @@ def _bls(name: str, bls: Any, configs: Mapping[str, Any]) -> Iterator[Finding]:
     for key, usual in _NAMED.items():
         called = _value(bls, key) or usual
         if called and called not in configs:
-            yield found("bls-model", where, f"a model {called} ({key})", f"only {', '.join(sorted(configs))}")
+            hint = f"Add the model, or name another one in {key}" + ("." if usual else ", or leave it empty.")
+            yield found("bls-model", where, f"a model {called} ({key})", f"only {', '.join(sorted(configs))}", hint)
     if "preprocessing_model_name" not in bls.parameters and "postprocessing" not in configs:
         said = f"only {', '.join(sorted(configs))}"
         hint = "Upstream's model asks it for the text, by this name; trtbuild's makes the text itself."
@@ -150,8 +153,8 @@ def prompt_table_findings(
     """
     for name, config in configs.items():
         chain, role = role_of(name)
-        sizes = [int((e.get("build_config") or {}).get("max_prompt_embedding_table_size") or 0)
-                 for e in engines.get(chain, ())]  # fmt: skip
+        builds = [engine.get("build_config") or {} for engine in engines.get(chain, ())]
+        sizes = [int(build.get("max_prompt_embedding_table_size") or 0) for build in builds]
         llm = configs.get(f"{chain}_tensorrt_llm" if chain else "tensorrt_llm")
         if not role or not sizes or max(sizes) > 0 or (llm is not None and _value(llm, "encoder_model_path")):
             continue

@@ -238,7 +238,7 @@ def _speculation(where: str, values: Mapping[str, str], config: Any, build: Mapp
         config.backend != "tensorrtllm" or not ranks or "0" in ranks.replace(";", ",").split(",")
     ):
         hint = "The server switches it off with a warning in its log; participant_ids from 1 are that mode's."
-        said = f"participant_ids {ranks}" if ranks else "no participant_ids"
+        said = f"backend {config.backend}, " + (f"participant_ids {ranks}" if ranks else "no participant_ids")
         yield found("fast-logits", where, "orchestrator mode without spawning (tensorrtllm backend)", said, hint)
 
 
