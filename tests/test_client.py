@@ -210,6 +210,18 @@ def test_what_may_be_tried_again() -> None:
     assert not failure("UNAVAILABLE", "failed to connect to all addresses", "u", answered=True).safe
     assert failure("", "Maximum queue size of 4 has been reached", "u", answered=False).safe
     assert not failure("", "Prompt length (9) exceeds", "u", answered=False).safe
+    for said in (
+        "in ensemble 'ensemble', Server is stopping, scheduler for model has stopped accepting new inference requests",
+        "GRPC server is shutting down and has stopped accepting new requests.",
+        "Server not ready",
+        "Request for unknown model: 'ensemble' version 1 is not at ready state",
+        "Request for unknown model: 'ensemble' has no available versions",
+        "Request timeout expired",
+    ):
+        assert isinstance(failure("", said, "u", answered=False).error, ServerError), said
+        assert failure("", said, "u", answered=False).safe, said
+        assert not failure("", said, "u", answered=True).safe, said
+    assert not failure("", "Request for unknown model: 'x' is not found", "u", answered=False).safe
     assert [Retry().pause_s(attempt) for attempt in (1, 2, 3, 9)] == [0.1, 0.2, 0.4, 2.0]
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.serve_fixture import LONGEST, Running, free_ports
+from tests.serve_fixture import LONGEST, Running, free_ports, running
 from tests.tiny import ROOT
 from trtbuild.client import Client, Generation
 from trtbuild.text.chat import load_chat_template
@@ -292,6 +292,43 @@ def test_health_is_a_real_token_and_a_server_away_is_503(endpoint: Endpoint, tmp
     finally:
         process.terminate()
         process.wait(30)
+
+
+def test_a_server_that_stops_is_503_and_another_one_is_asked(
+    endpoint: Endpoint, two_ranks: Path, tmp_path: Path
+) -> None:
+    """Once tritonserver itself is asked to end, it still answers, and its schedulers refuse what is new."""
+    ask: Any = {"model": "ensemble", "prompt": "x", "max_tokens": 2, "extra_body": ENDLESS}
+    with (
+        running(two_ranks, tmp_path / "logs", "--watch-s", 120, "--exit-timeout", 60) as stopping,
+        Client(stopping.url) as client,
+    ):
+        process, port = started(stopping)
+        pair, pair_port = started(stopping, "--url", f"{stopping.url},{endpoint.triton.url}")
+        try:
+            answer = client.stream(Generation("x", max_tokens=LONGEST, end_id=-1))
+            next(answer)
+            os.kill(stopping.rank(0), signal.SIGSTOP)  # the stream stays open
+            os.kill(stopping.named("bin/tritonserver")[0], signal.SIGTERM)
+            time.sleep(1)
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=20)
+            assert caught.value.code == 503
+            alone, two = (
+                openai.OpenAI(base_url=f"http://127.0.0.1:{each}/v1", api_key="x", max_retries=0)
+                for each in (port, pair_port)
+            )
+            with pytest.raises(openai.InternalServerError, match="is ending") as failed:
+                alone.completions.create(**ask)
+            assert failed.value.status_code == 503
+            wanted = endpoint.client.completions.create(**ask, temperature=0).choices[0].text
+            for _ in range(4):
+                assert two.completions.create(**ask, temperature=0).choices[0].text == wanted
+            answer.close()
+        finally:
+            for each in (process, pair):
+                each.terminate()
+                each.wait(30)
 
 
 def test_no_generated_request_is_a_server_error(endpoint: Endpoint) -> None:
