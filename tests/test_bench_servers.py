@@ -210,6 +210,14 @@ def test_failures_have_their_kind() -> None:
         measure(endpoints([f"a={url}"]), options, silent)
 
 
+def test_a_key_that_is_missing_or_wrong_is_looked_for_where_it_was_named() -> None:
+    for key, words in (("", "AK is not set"), ("k", "The key in AK is not its")):
+        options = Options([Level("concurrency", 1)], requests=1, asking=Asking(api_key=key, api_key_env="AK"))
+        with server(Habits(status=401)) as url, pytest.raises(ServerError, match="HTTP 401") as caught:
+            measure(endpoints([f"a={url}"]), options, silent)
+        assert words in caught.value.hint
+
+
 def test_a_silent_server_is_named_in_time() -> None:
     """One that takes the first request and never answers; the other one is asked all the same."""
     options = Options([Level("concurrency", 1)], requests=1, asking=Asking(timeout_s=0.5))

@@ -17,7 +17,7 @@ import pytest
 from tritonclient.grpc import InferResult, service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
-from tests.serve_fixture import LONGEST, Running, free_ports
+from tests.serve_fixture import LONGEST, Running, demo_tokenizer, free_ports
 from tests.tiny import trtbuild
 from trtbuild.client import AsyncClient, Chunk, Client, Generation, Reach, Retry
 from trtbuild.client.answers import _by_arrays, chunk_of
@@ -73,6 +73,38 @@ def test_many_streams_of_one_client_and_both_clients_agree(server: Running) -> N
         assert completion.prompt_tokens > 5
 
 
+def test_an_answer_that_fills_the_engine_ends_by_its_length(server: Running) -> None:
+    """max_seq_len of the engine ends it, long before max_tokens."""
+    words = LONGEST - 30
+    filling = Generation(" word" * words, max_tokens=5000, **NO_END)  # one token each
+    brief = replace(filling, max_tokens=3)
+    with Client(server.url) as client:
+        answer = client.infer(filling)
+        assert (answer.token_count, answer.prompt_tokens) == (30, words)
+        assert answer.finish_reason == "length"
+        assert client.infer(brief).finish_reason == "length"
+        stopped = client.infer(replace(filling, end_id=first_token(client, filling)))
+        assert (stopped.finish_reason, stopped.token_count < 30) == ("stop", True)
+        assert client.infer(filling, model="tensorrt_llm_bls").finish_reason == "length"
+        assert [client.room(), client.room("tensorrt_llm_bls"), client.room("postprocessing")] == [LONGEST] * 2 + [None]
+
+    async def run() -> None:
+        async with AsyncClient(server.url) as client:
+            assert await client.infer(filling) == answer
+            assert await client.room() == LONGEST
+
+    asyncio.run(run())
+
+
+def first_token(client: Client, generation: Generation) -> int:
+    """Id of the first token of an answer, from its text."""
+    from trtbuild.text.tokenizer import load_tokenizer
+
+    text = client.infer(replace(generation, max_tokens=1)).text
+    (token,) = load_tokenizer(demo_tokenizer()).encode(text, add_special_tokens=False)
+    return token
+
+
 def test_cancelling(server: Running) -> None:
     endless = Generation("x", max_tokens=LONGEST, **NO_END)
 
@@ -118,7 +150,8 @@ def test_a_deadline(server: Running) -> None:
 
 @pytest.mark.parametrize("texts", [[], [""], ["Grüße 🙂"], ["a", "", "bc"]])
 @pytest.mark.parametrize("final", [False, True])
-def test_a_chunk_is_what_tritonclient_reads(texts: list[str], final: bool) -> None:
+@pytest.mark.parametrize("prompt", [None, 70000])
+def test_a_chunk_is_what_tritonclient_reads(texts: list[str], final: bool, prompt: int | None) -> None:
     counts = np.arange(3, 3 + len(texts), dtype=np.int32)
     strings = serialize_byte_tensor(np.array([text.encode() for text in texts], dtype=object))
     response = service_pb2.ModelInferResponse()
@@ -126,12 +159,14 @@ def test_a_chunk_is_what_tritonclient_reads(texts: list[str], final: bool) -> No
     for name, kind, data in (
         ("text_output", "BYTES", strings.item() if texts else b""),
         ("num_output_tokens", "INT32", counts.tobytes()),
+        *([] if prompt is None else [("num_input_tokens", "INT32", np.int32(prompt).tobytes())]),
     ):
-        response.outputs.add(name=name, datatype=kind, shape=[len(texts)])
+        response.outputs.add(name=name, datatype=kind, shape=[1 if name == "num_input_tokens" else len(texts)])
         response.raw_output_contents.append(data)
     read = InferResult(response)
     text = b"".join(read.as_numpy("text_output").tolist()).decode()
-    assert chunk_of(response) == Chunk(text, int(read.as_numpy("num_output_tokens").sum()), final)
+    count = int(read.as_numpy("num_output_tokens").sum())
+    assert chunk_of(response) == Chunk(text, count, final, prompt_tokens=prompt)
     assert _by_arrays(response) == chunk_of(response)
 
 
@@ -210,6 +245,18 @@ def test_what_may_be_tried_again() -> None:
     assert not failure("UNAVAILABLE", "failed to connect to all addresses", "u", answered=True).safe
     assert failure("", "Maximum queue size of 4 has been reached", "u", answered=False).safe
     assert not failure("", "Prompt length (9) exceeds", "u", answered=False).safe
+    for said in (
+        "in ensemble 'ensemble', Server is stopping, scheduler for model has stopped accepting new inference requests",
+        "GRPC server is shutting down and has stopped accepting new requests.",
+        "Server not ready",
+        "Request for unknown model: 'ensemble' version 1 is not at ready state",
+        "Request for unknown model: 'ensemble' has no available versions",
+        "Request timeout expired",
+    ):
+        assert isinstance(failure("", said, "u", answered=False).error, ServerError), said
+        assert failure("", said, "u", answered=False).safe, said
+        assert not failure("", said, "u", answered=True).safe, said
+    assert not failure("", "Request for unknown model: 'x' is not found", "u", answered=False).safe
     assert [Retry().pause_s(attempt) for attempt in (1, 2, 3, 9)] == [0.1, 0.2, 0.4, 2.0]
 
 

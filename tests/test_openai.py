@@ -21,7 +21,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.serve_fixture import LONGEST, Running, free_ports
+from tests.serve_fixture import LONGEST, Running, free_ports, running
 from tests.tiny import ROOT
 from trtbuild.client import Client, Generation
 from trtbuild.text.chat import load_chat_template
@@ -150,6 +150,106 @@ def test_seeds_and_stop_strings(endpoint: Endpoint) -> None:
     assert answer.choices[0].finish_reason == "stop"
 
 
+def test_an_answer_that_fills_the_engine(endpoint: Endpoint) -> None:
+    ask: Any = {"model": "ensemble", "prompt": "\u0fd0" * 330, "max_tokens": 5000, "extra_body": ENDLESS}
+    answer = endpoint.client.completions.create(**ask)
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == LONGEST
+    assert answer.choices[0].finish_reason == "length"
+    *_, last = endpoint.client.completions.create(**ask, stream=True)
+    assert last.choices[0].finish_reason == "length"
+
+
+def test_echo(endpoint: Endpoint) -> None:
+    ask: Any = {"model": "ensemble", "prompt": ["One", "Two"], "n": 2, "max_tokens": 4, "temperature": 0, "echo": True}
+    whole = [choice.text for choice in endpoint.client.completions.create(**ask).choices]
+    assert [text[:3] for text in whole] == ["One", "One", "Two", "Two"]
+    pieces: dict[int, list[str]] = {}
+    for chunk in endpoint.client.completions.create(**ask, stream=True):
+        pieces.setdefault(chunk.choices[0].index, []).append(chunk.choices[0].text)
+    assert ["".join(pieces[index]) for index in range(4)] == whole
+
+
+def test_log_probabilities_beside_a_stop_string_that_is_held_back(endpoint: Endpoint) -> None:
+    ask: Any = {"model": "ensemble", "prompt": "Once upon", "max_tokens": 24, "temperature": 0, "logprobs": 1}
+    free = endpoint.client.completions.create(**ask, extra_body=ENDLESS).choices[0]
+    assert free.logprobs is not None
+    tokens, offsets = free.logprobs.tokens or [], free.logprobs.text_offset or []
+    assert "".join(tokens) == free.text
+    assert len(tokens) == 24
+    assert [free.text[at : at + len(token)] for at, token in zip(offsets, tokens, strict=True)] == tokens
+    assert [list(top) for top in free.logprobs.top_logprobs or []] == [[token] for token in tokens]
+    held = {**ask, "stop": [free.text[3:15] + "\0", free.text[20:] + "\0"]}
+    for stop in (held, {**held, "stream": True}):
+        scored = endpoint.client.completions.create(**stop, extra_body=ENDLESS)
+        found = [each.choices[0].logprobs for each in (scored if stop is not held else [scored])]
+        assert [token for each in found if each for token in each.tokens or []] == tokens
+        assert [at for each in found if each for at in each.text_offset or []] == offsets
+    middle = offsets[12]
+    cut = endpoint.client.completions.create(**ask, stop=free.text[middle : middle + 4], extra_body=ENDLESS).choices[0]
+    assert cut.logprobs is not None
+    assert (
+        "".join(cut.logprobs.tokens or []) == cut.text == free.text[: free.text.index(free.text[middle : middle + 4])]
+    )
+    chat = endpoint.client.chat.completions.create(
+        model="ensemble", messages=MESSAGES, max_tokens=24, temperature=0, logprobs=True, extra_body=ENDLESS
+    )
+    scores = chat.choices[0].logprobs
+    assert scores is not None
+    assert scores.content is not None
+    joined = bytes(byte for token in scores.content for byte in token.bytes or [])
+    assert joined.decode() == chat.choices[0].message.content
+    assert all(token.bytes is None for token in scores.content if not token.token)
+
+
+def test_null_is_nothing_said(endpoint: Endpoint) -> None:
+    nothing = dict.fromkeys(
+        (
+            "n",
+            "stream",
+            "echo",
+            "stop",
+            "logprobs",
+            "best_of",
+            "max_tokens",
+            "stream_options",
+            "response_format",
+            "tools",
+        )
+    )
+    body: dict[str, Any] = {"model": "ensemble", "prompt": "x", **nothing, "max_tokens": 2}
+    assert post(endpoint, "/v1/completions", json.dumps(body).encode())[0] == 200
+    said = {"role": "assistant", "content": "Hi", "refusal": None, "tool_calls": None, "audio": None}
+    body = {**body, "messages": [*MESSAGES, said, *MESSAGES], "top_logprobs": None}
+    for key in ("prompt", "echo", "best_of"):
+        del body[key]
+    status, document = post(endpoint, "/v1/chat/completions", json.dumps(body).encode())
+    assert status == 200, document
+    assert document["usage"]["completion_tokens"] == 2
+
+
+def test_a_client_that_leaves_before_the_first_token(endpoint: Endpoint) -> None:
+    before = endpoint.metric("cancelled_total")
+    ranks = endpoint.triton.named("trtbuild.runtime.rank")
+    assert ranks
+    for rank in ranks:
+        os.kill(rank, signal.SIGSTOP)
+    try:
+        for stream in (True, False):
+            with pytest.raises(openai.APITimeoutError):
+                endpoint.client.with_options(timeout=0.3).completions.create(
+                    model="ensemble", prompt="x", max_tokens=LONGEST, stream=stream, extra_body=ENDLESS
+                )
+        endpoint.wait_for("cancelled_total", before + 2)
+        endpoint.wait_for("requests_in_flight", 0)
+        page = urllib.request.urlopen(f"http://127.0.0.1:{endpoint.port}/metrics", timeout=5).read().decode()
+        assert 'route="/v1/completions",status="499"' in page
+    finally:
+        for rank in ranks:
+            os.kill(rank, signal.SIGCONT)
+    assert endpoint.triton.wait_for_gauge("used", 0) == 0
+
+
 def test_clients_that_go_away(endpoint: Endpoint) -> None:
     before = endpoint.metric("cancelled_total")
     stream = endpoint.client.completions.create(
@@ -205,6 +305,7 @@ BAD_BODIES: dict[str, Any] = {
     "prompt ids": {"model": "ensemble", "prompt": [1, 2]},
     "prompt of nothing": {"model": "ensemble", "prompt": []},
     "too many prompts": {"model": "ensemble", "prompt": ["x"] * 17},
+    "echo with logprobs": {"model": "ensemble", "prompt": "x", "echo": True, "logprobs": 1},
     "lone surrogate": b'{"model": "ensemble", "prompt": "\\ud800"}',
     "too long for the engine": {"model": "ensemble", "prompt": "\u0fd0" * 1900},
     **{
@@ -222,7 +323,7 @@ BAD_BODIES: dict[str, Any] = {
             "stop": (1, [1], ["x"] * 17, {}),
             "stream": ("maybe", 7),
             "stream_options": ({"include_usage": True},),
-            "logprobs": (2, -1, "x"),
+            "logprobs": (2, 6, -1, "x"),
             "best_of": (3, 0),
             "logit_bias": ({"1": 1},),
             "response_format": ({"type": "json_object"}, {"type": "xml"}, {"type": "json_schema"}),
@@ -261,6 +362,10 @@ def test_malformed_chats(endpoint: Endpoint) -> None:
     assert (
         post(endpoint, "/v1/chat/completions", json.dumps({"model": "ensemble", "messages": parts}).encode())[0] == 400
     )
+    scored = {"model": "ensemble", "messages": MESSAGES, "logprobs": True, "top_logprobs": 2}
+    status, document = post(endpoint, "/v1/chat/completions", json.dumps(scored).encode())
+    assert status == 400
+    assert "top_logprobs 2 is not served here: the server gives" in document["error"]["message"]
     assert post(endpoint, "/v1/nothing", b"{}")[0] == 404
     assert endpoint.client.completions.create(model="ensemble", prompt="alive?", max_tokens=1).usage
 
@@ -292,6 +397,43 @@ def test_health_is_a_real_token_and_a_server_away_is_503(endpoint: Endpoint, tmp
     finally:
         process.terminate()
         process.wait(30)
+
+
+def test_a_server_that_stops_is_503_and_another_one_is_asked(
+    endpoint: Endpoint, two_ranks: Path, tmp_path: Path
+) -> None:
+    """Once tritonserver itself is asked to end, it still answers, and its schedulers refuse what is new."""
+    ask: Any = {"model": "ensemble", "prompt": "x", "max_tokens": 2, "extra_body": ENDLESS}
+    with (
+        running(two_ranks, tmp_path / "logs", "--watch-s", 120, "--exit-timeout", 60) as stopping,
+        Client(stopping.url) as client,
+    ):
+        process, port = started(stopping)
+        pair, pair_port = started(stopping, "--url", f"{stopping.url},{endpoint.triton.url}")
+        try:
+            answer = client.stream(Generation("x", max_tokens=LONGEST, end_id=-1))
+            next(answer)
+            os.kill(stopping.rank(0), signal.SIGSTOP)  # the stream stays open
+            os.kill(stopping.named("bin/tritonserver")[0], signal.SIGTERM)
+            time.sleep(1)
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=20)
+            assert caught.value.code == 503
+            alone, two = (
+                openai.OpenAI(base_url=f"http://127.0.0.1:{each}/v1", api_key="x", max_retries=0)
+                for each in (port, pair_port)
+            )
+            with pytest.raises(openai.InternalServerError, match="is ending") as failed:
+                alone.completions.create(**ask)
+            assert failed.value.status_code == 503
+            wanted = endpoint.client.completions.create(**ask, temperature=0).choices[0].text
+            for _ in range(4):
+                assert two.completions.create(**ask, temperature=0).choices[0].text == wanted
+            answer.close()
+        finally:
+            for each in (process, pair):
+                each.terminate()
+                each.wait(30)
 
 
 def test_no_generated_request_is_a_server_error(endpoint: Endpoint) -> None:

@@ -164,13 +164,16 @@ def test_engines_that_one_configuration_cannot_hold(tmp_path: Path, words: str, 
 
 
 def test_preprocessing_leaves_the_length_to_engines_that_differ_in_it(repository: Path, tmp_path: Path) -> None:
-    def longest() -> str:
-        return str(config(repository, "preprocessing").parameters["max_input_len"].string_value)
+    def longest() -> list[str]:
+        parameters = config(repository, "preprocessing").parameters
+        return [str(parameters[key].string_value) for key in ("max_input_len", "max_seq_len")]
 
     add_version(engine(tmp_path / "same"), repository, 2, RepositoryOptions())
-    assert longest() == "127"
-    add_version(engine(tmp_path / "longer", max_seq_len=256, max_input_len=255), repository, 3, RepositoryOptions())
-    assert longest() == "0"
+    assert longest() == ["127", "128"]
+    add_version(engine(tmp_path / "longer", max_seq_len=256, max_input_len=127), repository, 3, RepositoryOptions())
+    assert longest() == ["127", "0"]
+    add_version(engine(tmp_path / "both", max_seq_len=512, max_input_len=255), repository, 4, RepositoryOptions())
+    assert longest() == ["0", "0"]
     assert manifest(repository)["files"] == files(repository)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 class Asking:
     """`ignore_eos`: answers go on to their length. `chat`: OpenAI's chat API, else its plain one.
 
-    `tokenizer`: folder whose tokenizer counts where a server does not. `api_key`: sent to OpenAI endpoints.
+    `tokenizer`: folder whose tokenizer counts where a server does not. `api_key`: sent to OpenAI endpoints;
+    `api_key_env`: the variable that it came from.
     """
 
     ignore_eos: bool = True
@@ -19,3 +20,4 @@ class Asking:
     tokenizer: Path | None = None
     api_key: str = ""
     timeout_s: float = 300.0
+    api_key_env: str = "OPENAI_API_KEY"

@@ -189,7 +189,9 @@ class OpenAiDriver:
         if status in (400, 422):
             return _BadField(words)
         if status in (401, 403):
-            return RequestError(words, hint="Put its key into OPENAI_API_KEY, or name another variable: --api-key-env.")
+            name = self._asking.api_key_env
+            said = f"The key in {name} is not its" if self._asking.api_key else f"{name} is not set: put its key there"
+            return RequestError(words, hint=f"{said}, or name another variable: --api-key-env.")
         if status == 404 and path == "/completions":
             return RequestError(words, hint="It may have chat only (--chat), or other models (URL#MODEL).")
         return ServerError(words) if status == 429 or status >= 500 else RequestError(words)

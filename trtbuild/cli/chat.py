@@ -27,7 +27,9 @@ def command(
     ] = None,
     system: Annotated[str, typer.Option(help="System message.")] = "",
     url: sampling.Url = sampling.DEFAULT_URL,
-    model: sampling.Model = "ensemble",
+    model: Annotated[
+        str | None, typer.Option(help="Name of the model to ask. Default: the ensemble.", show_default=False)
+    ] = None,
     max_tokens: sampling.MaxTokens = 256,
     temperature: sampling.Temperature = None,
     top_k: sampling.TopK = None,
@@ -40,7 +42,8 @@ def command(
     from trtbuild.client import Generation
     from trtbuild.text.chat import load_chat_template
 
-    template = load_chat_template(_tokenizer_folder(tokenizer, repo))
+    model, folder = _asked(model, tokenizer, repo)
+    template = load_chat_template(folder)
     messages = [{"role": "system", "content": system}] if system else []
     while (line := _read_line()) is not None:
         if not line.strip():
@@ -79,14 +82,21 @@ def _answer(generation: Generation, url: str, model: str, stall_timeout: float) 
     return answer.text
 
 
-def _tokenizer_folder(tokenizer: Path | None, repo: Path | None) -> Path:
-    if tokenizer is not None:
-        return tokenizer
+def _asked(model: str | None, tokenizer: Path | None, repo: Path | None) -> tuple[str, Path]:
+    """The model's name and the folder of its tokenizer."""
+    if repo is None and tokenizer is not None:
+        return model or "ensemble", tokenizer
     if repo is None:
         raise typer.BadParameter(
             "pass --repo REPOSITORY (the one that is served) or --tokenizer FOLDER", param_hint="--repo"
         )
-    return repo / "preprocessing" / "tokenizer"
+    from trtbuild.repo.text_models import choose, read_text_models
+
+    found = choose(read_text_models(repo), model)
+    if len(found) > 1:
+        said = f"{repo} has several models: choose one of {', '.join(each.name for each in found)}"
+        raise typer.BadParameter(said, param_hint="--model")
+    return found[0].name, tokenizer or found[0].tokenizer
 
 
 def _read_line() -> str | None:

@@ -6,11 +6,12 @@ import asyncio
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 from trtbuild.client import calls
-from trtbuild.client.answers import Chunk, Completion, chunk_of, completed
+from trtbuild.client.answers import Chunk, Completion, chunk_of, completed, model_before, room_of, within
 from trtbuild.client.base import Connections
 from trtbuild.client.build import channel, config_text, infer_request, metadata
 from trtbuild.client.failures import Failed, Failure, failure, question_failure
@@ -77,8 +78,25 @@ class AsyncClient(Connections):
         deadline_s: float | None = None,
     ) -> Completion:
         """The whole answer at once."""
-        stream = self.stream(generation, model=model, request_id=request_id, deadline_s=deadline_s)
-        return completed([chunk async for chunk in stream], generation.max_tokens)
+        counted = replace(generation, count_prompt=True)
+        stream = self.stream(counted, model=model, request_id=request_id, deadline_s=deadline_s)
+        answer = completed([chunk async for chunk in stream], generation.max_tokens)
+        return answer if answer.finish_reason == "length" else within(answer, await self.room(model))
+
+    async def room(self, model: str | None = None) -> int | None:
+        """Tokens that a prompt and its answer can have together; None where the repository does not say."""
+        name, now = model or self._model, asyncio.get_running_loop().time()
+        if (known := self._known_room(name, now)) is None:
+            try:
+                config = await self.config(name)
+                room = room_of(config)
+                if room is None and (before := model_before(config)):
+                    room = room_of(await self.config(before))
+            except TrtbuildError:
+                return None  # an answer that is there is worth more than how it ended
+            known = (room,)
+            self._rooms[name] = now, room
+        return known[0]
 
     async def live(self) -> bool:
         return bool(await self._ask(calls.live()))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 OUTPUTS = ("text_output", "num_output_tokens")
 """Tensors that every generation asks for."""
+_PLAIN = (OUTPUTS, (*OUTPUTS, "num_input_tokens"))
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Completion:
-    """A whole answer. `finish_reason`: `length` where max_tokens ended it, else `stop` (end token or stop word)."""
+    """A whole answer. `finish_reason`: `length` where max_tokens or the engine's room ended it (where the repository
+    says how much there is, as those of `trtbuild repo` do), else `stop` (end token or stop word)."""
 
     text: str
     token_count: int
@@ -42,7 +44,8 @@ def chunk_of(response: Any) -> Chunk:
     each behind its length in four bytes (Triton's binary tensor data).
     """
     raw = response.raw_output_contents
-    if len(raw) != len(OUTPUTS) or tuple(tensor.name for tensor in response.outputs) != OUTPUTS:
+    names = tuple(tensor.name for tensor in response.outputs)
+    if len(raw) != len(names) or names not in _PLAIN:
         return _by_arrays(response)
     data, pieces, at = raw[0], [], 0
     while at < len(data):
@@ -51,7 +54,8 @@ def chunk_of(response: Any) -> Chunk:
         pieces.append(data[start:at])
     text = b"".join(pieces).decode("utf-8", "replace")
     final = response.parameters["triton_final_response"].bool_param
-    return Chunk(text, sum(memoryview(raw[1]).cast("i")), final)
+    prompt = int.from_bytes(raw[2], "little") if len(raw) > len(OUTPUTS) else None
+    return Chunk(text, sum(memoryview(raw[1]).cast("i")), final, prompt_tokens=prompt)
 
 
 def _by_arrays(response: Any) -> Chunk:
@@ -81,3 +85,22 @@ def completed(chunks: Iterable[Chunk], max_tokens: int) -> Completion:
         tuple(score for piece in pieces for score in piece.log_probs),
         next((piece.prompt_tokens for piece in pieces if piece.prompt_tokens is not None), None),
     )
+
+
+def within(answer: Completion, room: int | None) -> Completion:
+    """The answer, ended by `length` where it and its prompt fill the `room` of the engine (None: not known)."""
+    full = room is not None and answer.prompt_tokens is not None and answer.prompt_tokens + answer.token_count >= room
+    return replace(answer, finish_reason="length") if full else answer
+
+
+def room_of(config: Mapping[str, Any]) -> int | None:
+    """max_seq_len of a model's configuration, in tokens; None where it does not say."""
+    text = str(config["parameters"].get("max_seq_len", {}).get("string_value", ""))
+    return int(text) or None if text.isdecimal() else None
+
+
+def model_before(config: Mapping[str, Any]) -> str:
+    """The model that tokenizes for a model: the first step of an ensemble, what a tensorrt_llm_bls names; or none."""
+    steps = (config.get("ensemble_scheduling") or {}).get("step", ())
+    named = config["parameters"].get("preprocessing_model_name", {}).get("string_value", "")
+    return str(steps[0]["model_name"] if steps else named)

@@ -9,6 +9,9 @@ from trtbuild.client.failures import Failure
 from trtbuild.client.options import Endpoints, Reach
 from trtbuild.errors import ServerError
 
+_ROOM_S = 60.0
+"""How long max_seq_len of a model is taken for known: another server may come under the same address."""
+
 
 class Connections:
     """`url`: HOST:PORT, or several that serve the same repository and are asked in turn; `model`: the one asked for."""
@@ -19,6 +22,7 @@ class Connections:
         self._reach = reach or Reach()
         self._channels: dict[str, tuple[Any, Any]] = {}  # url -> channel, stub
         self._streams: dict[str, Any] = {}  # request id -> gRPC call
+        self._rooms: dict[str, tuple[float, int | None]] = {}  # model -> when it was asked for, and how much there is
 
     def cancel(self, request_id: str) -> bool:
         """Cancel a stream of this client; False where there is none of that id."""
@@ -31,6 +35,11 @@ class Connections:
             self.cancel(key)
         channels, self._channels = list(self._channels.values()), {}
         return [connection for connection, _ in channels]
+
+    def _known_room(self, model: str, now: float) -> tuple[int | None] | None:
+        """What was heard of a model's room lately."""
+        known = self._rooms.get(model)
+        return None if known is None or now - known[0] > _ROOM_S else known[1:]
 
     def _pause_s(self, url: str, judged: Failure, attempt: int, now: float, *, answered: bool) -> float | None:
         """Seconds to wait before attempt `attempt` + 1; None where there is none. Notes a server that is away."""

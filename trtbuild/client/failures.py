@@ -11,8 +11,16 @@ from trtbuild.errors import RequestError, ServerError, TrtbuildError
 LOST = ("UNAVAILABLE", "CANCELLED", "ABORTED", "DATA_LOSS")
 """gRPC's own statuses for a connection that broke; what the server refuses comes as a message without a status."""
 _NOT_SENT = ("failed to connect", "connection refused", "name resolution", "dns resolution", "no route to host")
-_DRAINING = "takes no new requests"
-_FULL = ("maximum queue size", "exceeds maximum queue")
+_ENDING = (
+    "takes no new requests",  # trtbuild serve, while it drains
+    "has stopped accepting new",  # of Triton's core the schedulers, and its gRPC frontend, once it stops
+    "server exiting",
+    "server not ready",
+    "is not at ready state",  # a model that is being unloaded, or loaded
+    "has no available versions",
+)
+"""Sources: triton-inference-server/core server.cc, dynamic_batch_scheduler.cc, model_lifecycle.cc; server grpc/."""
+_FULL = ("maximum queue size", "exceeds maximum queue", "request timeout expired")
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,13 @@ def failure(status: str, text: str, url: str, *, answered: bool) -> Failure:
     said = first_line(text)
     if "is not allowed" in said:  # Triton gives it the status of a server that is away
         return Failure(RequestError(f"the server refused the request: {said}"))
+    ending = any(words in said.lower() for words in _ENDING)
+    if "Request for unknown model" in said:
+        error = ServerError(f"the server at {url} has no such model ready: {said}", hint="See its log, and --model.")
+        return Failure(error, ending and not answered)
+    if ending:
+        hint = "It was asked to end; ask another one, or wait for the next."
+        return Failure(ServerError(f"the server at {url} is ending: {said}", hint=hint), not answered)
     if status == "UNAVAILABLE" and not answered:
         return Failure(away(url, said), any(words in said.lower() for words in _NOT_SENT))
     if status == "DEADLINE_EXCEEDED":
@@ -47,13 +62,6 @@ def failure(status: str, text: str, url: str, *, answered: bool) -> Failure:
     if re.search(r"\brank \d+ died\b", said):
         hint = "See the output of `trtbuild serve`."
         return Failure(ServerError(f"the server could not finish the answer: {said}", hint=hint))
-    if "Request for unknown model" in said:
-        return Failure(
-            ServerError(f"the server at {url} has no such model ready: {said}", hint="See its log, and --model.")
-        )
-    if _DRAINING in said:
-        hint = "It was asked to end; ask another one, or wait for the next."
-        return Failure(ServerError(f"the server at {url} is ending: {said}", hint=hint), not answered)
     if any(words in said.lower() for words in _FULL):
         return Failure(ServerError(f"the server at {url} is full: {said}", hint="Try again later."), not answered)
     return Failure(RequestError(f"the server refused the request: {said}"))

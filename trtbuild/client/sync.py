@@ -7,11 +7,12 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 from trtbuild.client import calls
-from trtbuild.client.answers import Chunk, Completion, chunk_of, completed
+from trtbuild.client.answers import Chunk, Completion, chunk_of, completed, model_before, room_of, within
 from trtbuild.client.base import Connections
 from trtbuild.client.build import channel, config_text, infer_request, metadata
 from trtbuild.client.failures import Failed, Failure, failure, question_failure
@@ -85,8 +86,25 @@ class Client(Connections):
         deadline_s: float | None = None,
     ) -> Completion:
         """The whole answer at once."""
-        stream = self.stream(generation, model=model, request_id=request_id, deadline_s=deadline_s)
-        return completed(stream, generation.max_tokens)
+        counted = replace(generation, count_prompt=True)
+        stream = self.stream(counted, model=model, request_id=request_id, deadline_s=deadline_s)
+        answer = completed(stream, generation.max_tokens)
+        return answer if answer.finish_reason == "length" else within(answer, self.room(model))
+
+    def room(self, model: str | None = None) -> int | None:
+        """Tokens that a prompt and its answer can have together; None where the repository does not say."""
+        name, now = model or self._model, time.monotonic()
+        if (known := self._known_room(name, now)) is None:
+            try:
+                config = self.config(name)
+                room = room_of(config)
+                if room is None and (before := model_before(config)):
+                    room = room_of(self.config(before))
+            except TrtbuildError:
+                return None  # an answer that is there is worth more than how it ended
+            known = (room,)
+            self._rooms[name] = now, room
+        return known[0]
 
     def live(self) -> bool:
         return bool(self._ask(calls.live()))

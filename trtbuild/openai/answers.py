@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from trtbuild.openai.tokens import Token
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Text of one choice since its last piece; `reason` in the last one of each choice."""
+    """Text of one choice since its last piece; `reason` in the last one of each choice.
+
+    `tokens`: those whose text is complete now, where log probabilities are asked for.
+    """
 
     index: int
     text: str
     token_count: int = 0
-    log_probs: tuple[float, ...] = ()
+    tokens: tuple[Token, ...] = ()
     prompt_tokens: int | None = None
     reason: str | None = None
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What all answers to one request have in common. `chat`: chat completions, else plain ones."""
+    """What all answers to one request have in common. `chat`: chat completions, else plain ones.
+
+    `log_probs`: of the chosen tokens. `top`: plain completions list them as the likeliest, too.
+    """
 
     id: str
     created: int
     model: str
     chat: bool
     log_probs: bool = False
+    top: bool = False
 
     def chunk(self, piece: Piece, *, first: bool = False) -> dict[str, Any]:
         """One event of a stream."""
@@ -37,8 +47,8 @@ class Frame:
             )
         else:
             choice["text"] = piece.text
-        if self.log_probs and piece.log_probs:
-            choice["logprobs"] = self._scores([piece])
+        if piece.tokens:
+            choice["logprobs"] = self._scores(piece.tokens)
         return self._head("chat.completion.chunk" if self.chat else "text_completion", [choice])
 
     def usage_chunk(self, usage: dict[str, int]) -> dict[str, Any]:
@@ -55,26 +65,23 @@ class Frame:
             else:
                 entry["text"] = choice.text
             if self.log_probs:
-                entry["logprobs"] = self._scores(choice.pieces)
+                entry["logprobs"] = self._scores([token for piece in choice.pieces for token in piece.tokens])
             listed.append(entry)
         return self._head("chat.completion" if self.chat else "text_completion", listed) | {"usage": usage}
 
     def _head(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
 
-    def _scores(self, pieces: list[Piece]) -> dict[str, Any]:
-        """Log probabilities of the chosen tokens; a token that completes no text has an empty one."""
-        rows = [
-            (piece.text if number == 0 else "", score)
-            for piece in pieces
-            for number, score in enumerate(piece.log_probs)
-        ]
+    def _scores(self, tokens: Sequence[Token]) -> dict[str, Any]:
         if not self.chat:
-            tokens, scores = [token for token, _ in rows], [score for _, score in rows]
-            return {"tokens": tokens, "token_logprobs": scores, "top_logprobs": None, "text_offset": _offsets(tokens)}
+            return {
+                "tokens": [token.text for token in tokens],
+                "token_logprobs": [token.score for token in tokens],
+                "top_logprobs": [{token.text: token.score} for token in tokens] if self.top else None,
+                "text_offset": [token.offset for token in tokens],
+            }
         content = [
-            {"token": token, "logprob": score, "bytes": list(token.encode()), "top_logprobs": []}
-            for token, score in rows
+            {"token": token.text, "logprob": token.score, "bytes": token.bytes, "top_logprobs": []} for token in tokens
         ]
         return {"content": content, "refusal": None}
 
@@ -110,11 +117,3 @@ class Usage:
     def document(self) -> dict[str, int]:
         asked = sum(self.prompts.values())
         return {"prompt_tokens": asked, "completion_tokens": self.completion, "total_tokens": asked + self.completion}
-
-
-def _offsets(tokens: list[str]) -> list[int]:
-    offsets, at = [], 0
-    for token in tokens:
-        offsets.append(at)
-        at += len(token)
-    return offsets

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from trtbuild import __version__
-from trtbuild.client import AsyncClient, Generation, Reach
+from trtbuild.client import AsyncClient, Reach
 from trtbuild.errors import TrtbuildError
-from trtbuild.openai.answers import Choice, Frame, Usage
+from trtbuild.openai.answers import Choice, Frame, Piece, Usage
 from trtbuild.openai.errors import ApiError, api_error, of_validation
+from trtbuild.openai.events import DONE, EventStream, disconnected, event
 from trtbuild.openai.gate import Gate, Metrics
 from trtbuild.openai.options import OpenAiOptions
 from trtbuild.openai.schema import ChatRequest, CompletionRequest
 from trtbuild.openai.service import Service
-from trtbuild.text.chat import load_chat_template
 
-_DONE = b"data: [DONE]\n\n"
 _FAILURE = {"description": "an error by OpenAI's form", "content": {"application/json": {}}}
 RESPONSES: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 404, 413, 429, 503), _FAILURE)
 
@@ -35,12 +34,11 @@ def make_app(options: OpenAiOptions) -> Any:
     """The ASGI application; it connects to Triton with its first request.
 
     Raises:
-        EngineError: the tokenizer folder has no chat template that can be read.
+        EngineError: a tokenizer folder has no chat template that can be read.
     """
-    template = None if options.tokenizer is None else load_chat_template(options.tokenizer)
-    client = AsyncClient(options.url.split(","), model=options.model, reach=Reach(stall_s=options.stall_s))
+    client = AsyncClient(options.url.split(","), reach=Reach(stall_s=options.stall_s))
     metrics = Metrics()
-    service = Service(options, client, template)
+    service = Service(options, client)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -60,32 +58,26 @@ class Routes:
         self.service, self.metrics = service, metrics
 
     async def complete(self, body: ChatRequest | CompletionRequest, request: Request) -> Response:
-        options = self.service.options
-        if body.model != options.served_name:
-            raise ApiError(404, f"the model {body.model!r} is not served here", param="model", code="model_not_found")
-        generations = self.service.generations(body)
+        served = self.service.served(body.model)
+        generations = self.service.generations(served, body)
         chat = isinstance(body, ChatRequest)
         key = uuid.uuid4().hex
         frame = Frame(
             f"chatcmpl-{key}" if chat else f"cmpl-{key}",
             int(time.time()),
-            options.served_name,
+            served.name,
             chat,
             generations[0].log_probs,
+            not chat and body.logprobs == 1,
         )
-        if not body.stream:
-            return await self._unless_gone(request, self._whole(frame, body, generations, key))
-        usage = body.stream_options is not None and body.stream_options.include_usage
-        events = self._events(frame, body, generations, key, usage)
-        # The first event is made before the status is sent, so that a request which Triton refuses is no 200.
-        first = await anext(events)
-        return StreamingResponse(
-            _joined(first, events), media_type="text/event-stream", headers={"cache-control": "no-cache"}
-        )
+        pieces = self.service.pieces(served, generations, key)
+        if body.stream:
+            return EventStream(self._events(frame, body, pieces))
+        return await self._unless_gone(request, self._whole(frame, body, len(generations), pieces))
 
     async def _unless_gone(self, request: Request, work: Coroutine[Any, Any, dict[str, Any]]) -> Response:
         """The answer; when the client goes away before it is there, the generations end."""
-        task, gone = asyncio.create_task(work), asyncio.create_task(_disconnected(request))
+        task, gone = asyncio.create_task(work), asyncio.create_task(disconnected(request.receive))
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
@@ -98,11 +90,11 @@ class Routes:
             await asyncio.wait({task, gone})
 
     async def _whole(
-        self, frame: Frame, body: ChatRequest | CompletionRequest, generations: list[Generation], key: str
+        self, frame: Frame, body: ChatRequest | CompletionRequest, count: int, pieces: AsyncGenerator[Piece, None]
     ) -> dict[str, Any]:
         usage = Usage()
-        choices = [Choice(index) for index in range(len(generations))]
-        async with aclosing(self.service.pieces(generations, key)) as pieces:
+        choices = [Choice(index) for index in range(count)]
+        async with aclosing(pieces):
             async for piece in pieces:
                 choices[piece.index].pieces.append(piece)
                 usage.count(piece, piece.index // body.n)
@@ -114,33 +106,31 @@ class Routes:
         return answer
 
     async def _events(
-        self,
-        frame: Frame,
-        body: ChatRequest | CompletionRequest,
-        generations: list[Generation],
-        key: str,
-        include_usage: bool,
+        self, frame: Frame, body: ChatRequest | CompletionRequest, pieces: AsyncGenerator[Piece, None]
     ) -> AsyncGenerator[bytes, None]:
         usage, seen, start = Usage(), set[int](), time.perf_counter()
+        echoed = body.prompts if isinstance(body, CompletionRequest) and body.echo else None
         try:
-            async with aclosing(self.service.pieces(generations, key)) as pieces:
+            async with aclosing(pieces):
                 async for piece in pieces:
                     usage.count(piece, piece.index // body.n)
                     if not seen:
                         self.metrics.first_token.observe(time.perf_counter() - start)
-                    event = frame.chunk(piece, first=piece.index not in seen)
+                    first = piece.index not in seen
                     seen.add(piece.index)
-                    yield _event(event)
-            if include_usage:
-                yield _event(frame.usage_chunk(usage.document()))
-            yield _DONE
+                    if echoed and first:
+                        piece = replace(piece, text=echoed[piece.index // body.n] + piece.text)
+                    yield event(frame.chunk(piece, first=first))
+            if body.stream_options is not None and body.stream_options.include_usage:
+                yield event(frame.usage_chunk(usage.document()))
+            yield DONE
         except (GeneratorExit, asyncio.CancelledError):
             self.metrics.cancelled.inc()
             raise
         except TrtbuildError as error:
             if not seen:
                 raise
-            yield _event(api_error(error).document())
+            yield event(api_error(error).document())
         finally:
             self._count(usage)
 
@@ -150,17 +140,14 @@ class Routes:
         self.metrics.completion_tokens.inc(counted["completion_tokens"])
 
     def models(self) -> dict[str, Any]:
-        return {"object": "list", "data": [self.model(self.service.options.served_name)]}
+        return {"object": "list", "data": [self.model(name) for name in self.service.models]}
 
     def model(self, name: str) -> dict[str, Any]:
-        if name != self.service.options.served_name:
-            raise ApiError(404, f"the model {name!r} is not served here", param="model", code="model_not_found")
-        return {"id": name, "object": "model", "created": 0, "owned_by": "trtbuild"}
+        return {"id": self.service.served(name).name, "object": "model", "created": 0, "owned_by": "trtbuild"}
 
     async def health(self) -> dict[str, Any]:
-        """Not only that Triton is there: one token is generated."""
-        answer = await self.service.client.infer(Generation("Hi", max_tokens=1, end_id=-1), deadline_s=10)
-        return {"status": "ok", "tokens": answer.token_count}
+        """Not only that Triton is there: each model generates one token."""
+        return {"status": "ok", "tokens": await self.service.tokens_of_all()}
 
 
 def _routes(app: FastAPI, routes: Routes) -> None:
@@ -210,20 +197,3 @@ def _error_handlers(app: FastAPI) -> None:
         response = answer(ApiError(error.status_code, str(error.detail)))
         response.headers.update(error.headers or {})
         return response
-
-
-async def _disconnected(request: Request) -> None:
-    """Returns when the client is gone; the body was read already."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _event(document: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-
-
-async def _joined(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    async with aclosing(rest) as events:
-        yield first
-        async for event in events:
-            yield event

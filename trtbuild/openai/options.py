@@ -7,17 +7,27 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
+class ServedModel:
+    """`name`: the model's for clients. `model`: Triton's name of it, a model that takes text.
+
+    `tokenizer`: folder whose chat template is used; None for plain completions only.
+    """
+
+    name: str = "ensemble"
+    model: str = "ensemble"
+    tokenizer: Path | None = None
+
+
+@dataclass(frozen=True)
 class OpenAiOptions:
-    """`served_name`: the model's name for clients. `tokenizer`: folder whose chat template is used, None for none.
+    """`models`: what is served, each under a name of its own.
 
     `api_keys`: one of them must come as `Authorization: Bearer KEY`; empty lets everybody in. `max_body_bytes` and
     `max_prompt_chars` end in 413, `max_concurrency` in 429. `guided`: the server has guided decoding.
     """
 
     url: str = "127.0.0.1:8001"
-    model: str = "ensemble"
-    served_name: str = "ensemble"
-    tokenizer: Path | None = None
+    models: tuple[ServedModel, ...] = (ServedModel(),)
     api_keys: tuple[str, ...] = ()
     default_max_tokens: int = 256
     max_body_bytes: int = 2_000_000

@@ -22,10 +22,12 @@ _WITHOUT_EFFECT = (
     "prompt_cache_key",
 )
 
+_SCORES = "the server gives the log probabilities of the chosen tokens only"
+
 
 class StreamOptions(BaseModel):
-    include_usage: bool = False
-    include_obfuscation: bool = False
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
 
 
 class JsonSchema(BaseModel):
@@ -77,7 +79,8 @@ class _Sampled(BaseModel):
         unserved = [name for name in _NOT_SERVED if name not in cls.model_fields and body.get(name)]
         if unserved:
             raise ValueError(f"{', '.join(unserved)} is not served here")
-        return {name: value for name, value in body.items() if name not in (*_NOT_SERVED, *_WITHOUT_EFFECT)}
+        left_out = {name for name in cls.model_fields if body.get(name) is None}  # null is OpenAI's word for it, too
+        return {name: value for name, value in body.items() if name not in {*_NOT_SERVED, *_WITHOUT_EFFECT, *left_out}}
 
     @model_validator(mode="after")
     def _fits(self) -> _Sampled:
@@ -102,6 +105,14 @@ class Message(BaseModel):
     content: str | list[ContentPart]
     name: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, message: Any) -> Any:
+        """Clients send answers back as they came, with null for what there was none of."""
+        if not isinstance(message, dict):
+            return message
+        return {name: value for name, value in message.items() if value is not None or name in cls.model_fields}
+
     @property
     def text(self) -> str:
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
@@ -111,19 +122,29 @@ class ChatRequest(_Sampled):
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0, le=0)
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _chosen_only(self) -> ChatRequest:
+        if self.top_logprobs:
+            raise ValueError(f"top_logprobs {self.top_logprobs} is not served here: {_SCORES}")
+        return self
 
 
 class CompletionRequest(_Sampled):
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)]
     echo: bool = False
     best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    logprobs: int | None = Field(None, ge=0, le=1)
+    logprobs: int | None = Field(None, ge=0, le=5)
 
     @model_validator(mode="after")
     def _as_many(self) -> CompletionRequest:
         if self.best_of is not None and self.best_of != self.n:
             raise ValueError("best_of other than n is not served here")
+        if self.logprobs is not None and self.logprobs > 1:
+            raise ValueError(f"logprobs {self.logprobs} is not served here, at most 1: {_SCORES}")
+        if self.logprobs is not None and self.echo:
+            raise ValueError(f"echo with logprobs is not served here: {_SCORES}, and none of the prompt's")
         return self
 
     @property

@@ -7,7 +7,7 @@ import json
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from trtbuild.client import AsyncClient, Generation
 from trtbuild.errors import EngineError
@@ -15,26 +15,61 @@ from trtbuild.openai.answers import Piece
 from trtbuild.openai.errors import ApiError
 from trtbuild.openai.options import OpenAiOptions
 from trtbuild.openai.schema import ChatRequest, CompletionRequest
-from trtbuild.text.chat import ChatTemplate
+from trtbuild.openai.tokens import Token, TokenLine
+from trtbuild.text.chat import ChatTemplate, load_chat_template
 from trtbuild.text.stops import StopFilter
 
 
-class Service:
-    """Generations for the routes; `client` is shared by all of them."""
+@dataclass(frozen=True)
+class Served:
+    """A model for clients: Triton's name of it, and its chat template, if it has one."""
 
-    def __init__(self, options: OpenAiOptions, client: AsyncClient, template: ChatTemplate | None) -> None:
+    name: str
+    model: str
+    template: ChatTemplate | None
+
+
+class Service:
+    """Generations for the routes; `client` is shared by all of them.
+
+    Raises:
+        EngineError: a tokenizer folder has no chat template that can be read.
+    """
+
+    def __init__(self, options: OpenAiOptions, client: AsyncClient) -> None:
         self.options = options
         self.client = client
-        self._template = template
+        self.models = {
+            each.name: Served(
+                each.name, each.model, None if each.tokenizer is None else load_chat_template(each.tokenizer)
+            )
+            for each in options.models
+        }
 
-    def generations(self, body: ChatRequest | CompletionRequest) -> list[Generation]:
+    def served(self, name: str) -> Served:
+        """Raises:
+        ApiError: there is no such model.
+        """
+        if name not in self.models:
+            said = f"the model {name!r} is not served here; there is {', '.join(self.models)}"
+            raise ApiError(404, said, param="model", code="model_not_found")
+        return self.models[name]
+
+    async def tokens_of_all(self) -> int:
+        """One token of each model, generated now; how many that are."""
+        one = Generation("Hi", max_tokens=1, end_id=-1)
+        models = {served.model for served in self.models.values()}
+        answers = await asyncio.gather(*(self.client.infer(one, model=model, deadline_s=10) for model in models))
+        return sum(answer.token_count for answer in answers)
+
+    def generations(self, served: Served, body: ChatRequest | CompletionRequest) -> list[Generation]:
         """One for each choice, in order: `n` for each prompt.
 
         Raises:
             ApiError: the prompt is too long, or wants what is not served.
         """
         chat = isinstance(body, ChatRequest)
-        prompts = [self._chat_prompt(body)] if isinstance(body, ChatRequest) else body.prompts
+        prompts = [_chat_prompt(served, body)] if isinstance(body, ChatRequest) else body.prompts
         longest = max(map(len, prompts))
         if longest > self.options.max_prompt_chars:
             raise ApiError(413, f"the prompt has {longest} characters, {self.options.max_prompt_chars} are allowed")
@@ -79,22 +114,12 @@ class Service:
             return "json_schema", json.dumps(form.json_schema.schema_)
         return "json", None
 
-    def _chat_prompt(self, body: ChatRequest) -> str:
-        if self._template is None:
-            raise ApiError(400, "this model has no chat template; use /v1/completions", param="messages")
-        messages = [
-            {"role": "system" if message.role == "developer" else message.role, "content": message.text}
-            for message in body.messages
-        ]
-        try:
-            return self._template.render(messages)
-        except EngineError as error:
-            raise ApiError(400, error.message, param="messages") from error
-
-    async def pieces(self, generations: Sequence[Generation], request_id: str) -> AsyncGenerator[Piece, None]:
+    async def pieces(
+        self, served: Served, generations: Sequence[Generation], request_id: str
+    ) -> AsyncGenerator[Piece, None]:
         """Pieces of all choices as they come; closing it ends the generations on the server."""
         if len(generations) == 1:
-            async with aclosing(self._choice(0, generations[0], request_id)) as pieces:
+            async with aclosing(self._choice(served, 0, generations[0], request_id)) as pieces:
                 async for piece in pieces:
                     yield piece
             return
@@ -102,7 +127,7 @@ class Service:
         async with AsyncExitStack() as stack:
             tasks = []
             for index, generation in enumerate(generations):
-                tasks.append(asyncio.create_task(self._into(queue, index, generation, f"{request_id}-{index}")))
+                tasks.append(asyncio.create_task(self._into(queue, served, index, generation, f"{request_id}-{index}")))
                 stack.push_async_callback(_ended, tasks[-1])
             running = len(tasks)
             while running:
@@ -115,36 +140,65 @@ class Service:
                     if task.done():
                         task.result()  # raises what the choice ended with
 
-    async def _into(self, queue: asyncio.Queue[Piece | None], index: int, generation: Generation, key: str) -> None:
+    async def _into(
+        self, queue: asyncio.Queue[Piece | None], served: Served, index: int, generation: Generation, key: str
+    ) -> None:
         """All pieces of one choice, then None, however it ended."""
         try:
-            async with aclosing(self._choice(index, generation, key)) as pieces:
+            async with aclosing(self._choice(served, index, generation, key)) as pieces:
                 async for piece in pieces:
                     queue.put_nowait(piece)
         finally:
             asyncio.get_running_loop().call_soon(queue.put_nowait, None)  # when the task is done
 
-    async def _choice(self, index: int, generation: Generation, request_id: str) -> AsyncGenerator[Piece, None]:
+    async def _choice(
+        self, served: Served, index: int, generation: Generation, request_id: str
+    ) -> AsyncGenerator[Piece, None]:
         """One choice: text without stop strings, and why it ended."""
         stops = StopFilter(generation.stop)
-        total = 0
-        stream = self.client.stream(generation, request_id=request_id, stall_s=self.options.stall_s)
+        line = TokenLine() if generation.log_probs else None
+        tokens: tuple[Token, ...] = ()
+        total = prompt = 0
+        stream = self.client.stream(generation, model=served.model, request_id=request_id, stall_s=self.options.stall_s)
         async with aclosing(stream) as chunks:
             async for chunk in chunks:
                 total += chunk.token_count
+                prompt = chunk.prompt_tokens or prompt
                 text = stops.push(chunk.text)
                 reason = None
                 if stops.stopped:
                     reason = "stop"
                 elif chunk.final:
                     text += stops.flush()
-                    reason = "length" if total >= generation.max_tokens else "stop"
+                    full = total >= generation.max_tokens or await self._full(served, prompt + total)
+                    reason = "length" if full else "stop"
+                if line is not None:
+                    line.push(chunk.text, chunk.log_probs)
+                    tokens = line.take(text, ended=reason is not None)
                 if text or chunk.token_count or reason or chunk.prompt_tokens is not None:
-                    yield Piece(index, text, chunk.token_count, chunk.log_probs, chunk.prompt_tokens, reason)
+                    yield Piece(index, text, chunk.token_count, tokens, chunk.prompt_tokens, reason)
                 if reason:
                     return
+
+    async def _full(self, served: Served, length: int) -> bool:
+        """Whether a prompt and its answer of `length` tokens have filled the engine."""
+        room = await self.client.room(served.model)
+        return room is not None and length >= room
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait([task])
+
+
+def _chat_prompt(served: Served, body: ChatRequest) -> str:
+    if served.template is None:
+        raise ApiError(400, f"{served.name} has no chat template; use /v1/completions", param="messages")
+    messages = [
+        {"role": "system" if message.role == "developer" else message.role, "content": message.text}
+        for message in body.messages
+    ]
+    try:
+        return served.template.render(messages)
+    except EngineError as error:
+        raise ApiError(400, error.message, param="messages") from error

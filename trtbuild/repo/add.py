@@ -1,7 +1,8 @@
 """More models, or another version of one, into a repository that exists (transaction.py: all of it or nothing).
 
-No file that is there is written over, but for two lines of a chain that gets a version: the version policy of its
-tensorrt_llm, where one is asked for, and the max_input_len of its preprocessing, where the engines differ in it.
+No file that is there is written over, but for three lines of a chain that gets a version: the version policy of its
+tensorrt_llm, where one is asked for, and the max_input_len and max_seq_len of its preprocessing, where the engines
+differ in them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from trtbuild.repo.write import engine_source, plan_chain, refused, tokenizer_fo
 from trtbuild.versions import ENGINE_FILE, own_engines, served_versions
 
 _POLICY = re.compile(r"^version_policy: \{.*\}$", re.MULTILINE)
-_MAX_INPUT_LEN = re.compile(r'(key: "max_input_len"\s*value { string_value: )"(\d+)"')
+_LENGTH = r'(key: "{}"\s*value {{ string_value: )"(\d+)"'
 
 
 @dataclass(frozen=True)
@@ -155,13 +156,17 @@ def _changed(out: Path, names: Mapping[str, str], engine: EngineFacts, options: 
                 f"{out / model}/config.pbtxt has no version_policy line of trtbuild's", hint="Write it there by hand."
             )
         changed[model] = text
-    # One preprocessing serves all versions; 0 leaves the length to each engine, which checks it as well.
+    # One preprocessing serves all versions; 0 leaves a length to each engine, which checks it as well.
     model = names["preprocessing"]
-    text = _text(out, model)
-    found = _MAX_INPUT_LEN.search(text)
-    if found and int(found[2]) not in (0, engine.max_input_len):
-        changed[model] = _MAX_INPUT_LEN.sub(r'\1"0"', text)
-        parse_config(model, changed[model])
+    text = before = _text(out, model)
+    for key, length in (("max_input_len", engine.max_input_len), ("max_seq_len", engine.max_seq_len)):
+        pattern = _LENGTH.format(key)
+        found = re.search(pattern, text)
+        if found and int(found[2]) not in (0, length):
+            text = re.sub(pattern, r'\1"0"', text)
+    if text != before:
+        parse_config(model, text)
+        changed[model] = text
     return changed
 
 

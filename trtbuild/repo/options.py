@@ -188,6 +188,8 @@ def template_values(options: RepositoryOptions, engine: EngineFacts, tokenizer_d
         "add_special_tokens": options.add_special_tokens,
         "skip_special_tokens": options.skip_special_tokens,
         "max_input_len": engine.max_input_len,
+        # With an encoder, prompt and answer are of two sequences.
+        "max_seq_len": 0 if parameters.get("encoder_model_path") else engine.max_seq_len,
         "parameters": {key: value for key, value in parameters.items() if value is not None},
         "unset_parameters": [key for key, value in parameters.items() if value is None],
     }

@@ -64,6 +64,7 @@ class TritonPythonModel:
                     row = tokens[place.get("batch_index", 0)]
                     token = row[(place.get("sequence_index", 0) + length - left) % len(row)]
                     outputs = [number("num_output_tokens", 1), number("sequence_length", 1)]
+                    outputs += [number("num_input_tokens", len(row))]
                     outputs += [pb_utils.Tensor("output_ids", np.array([[[token]]], dtype=np.int32))]
                     outputs += [number(name, value) for name, value in place.items()]
                     final = left == 1 and place is places[-1]
@@ -77,6 +78,9 @@ class TritonPythonModel:
     def execute(self, requests):
         for request in requests:
             tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            guide = {name: rows.tolist() for name, rows in tensors.items() if name.startswith("guided_decoding")}
+            if guide:
+                print(f"stand-in was asked for {guide}", flush=True)
             rows = tensors["input_ids"]
             lengths = tensors["input_lengths"].reshape(-1)
             tokens = [row[:length].tolist() for row, length in zip(rows, lengths, strict=True)]
