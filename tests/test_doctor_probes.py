@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -326,3 +327,20 @@ def test_what_is_no_artefact(tmp_path: Path, llama_folder: Path) -> None:
     assert "Hugging Face model" in probe_artefact(llama_folder).problems[0]
     (tmp_path / "config.json").write_text("[1]")
     assert "not an object" in probe_artefact(tmp_path).problems[0]
+
+
+def test_the_layers_of_a_mixture(tmp_path: Path) -> None:
+    """quant_algo MIXED_PRECISION says nothing of what a GPU must have; quant_cfg.json, as ModelOpt writes it, does."""
+    quantization = {"quant_algo": "MIXED_PRECISION", "kv_cache_quant_algo": None}
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architecture": "LlamaForCausalLM", "quantization": quantization})
+    )
+    modules = {
+        "transformer.layers.0.attention.qkv": {"quant_algo": "FP8"},
+        "transformer.layers.0.mlp.fc": {"quant_algo": "W4A8_AWQ", "group_size": 128, "pre_quant_scale": True},
+    }
+    (tmp_path / "quant_cfg.json").write_text(json.dumps({**quantization, "quantized_layers": modules}))
+    found = probe_artefact(tmp_path)
+    assert (found.quant_algo, found.layer_algos) == ("MIXED_PRECISION", ("FP8", "W4A8_AWQ"))
+    (tmp_path / "quant_cfg.json").write_text("[]")
+    assert probe_artefact(tmp_path).layer_algos == ()

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from tests.test_trt_options import config
+from trtbuild.doctor.facts import Artefact, Driver, Facts
+from trtbuild.doctor.facts import Gpu as DoctorGpu
+from trtbuild.doctor.finding import Wish
+from trtbuild.doctor.judge import judge as doctor
+from trtbuild.engine.options import BuildOptions
+from trtbuild.engine.tensorrt.build_config import request
+from trtbuild.engine.tensorrt.effects import predict
 from trtbuild.errors import PlanError
-from trtbuild.quantization import LEAST_SM
+from trtbuild.lint.tables import CHECKED_ALGOS, KV_ALGOS, LAYER_ALGOS, UNCHECKED_ALGOS
+from trtbuild.quantization import LEAST_SM, NOT_ON_BLACKWELL
 from trtbuild.quantize.methods import METHODS
 from trtbuild.sizing.gpus import GPUS, find_gpu
-from trtbuild.sizing.legality import INT_ALGOS, VERSIONS, Legality, legality
+from trtbuild.sizing.legality import VERSIONS, Legality, legality
 
 NAMES = (
     "A10", "A10G", "A30", "A40", "A100-SXM-40GB", "A100-PCIe-40GB", "A100-SXM-80GB", "A100-PCIe-80GB", "L4", "L40",
@@ -76,7 +87,7 @@ def test_an_fp8_kv_cache_needs_sm_89_too() -> None:
     assert not law("L40S", kv="FP8").problems
 
 
-@pytest.mark.parametrize("algo", sorted(INT_ALGOS))
+@pytest.mark.parametrize("algo", sorted(NOT_ON_BLACKWELL))
 def test_integers_are_refused_on_sm_100_to_119(algo: str) -> None:
     """engine-build 4.1: RuntimeError on SM 100-119 for int weights, SmoothQuant, per-channel and per-token scales."""
     assert "SM 100 to 119" in law("B200", algo).problems[0]
@@ -120,4 +131,40 @@ def test_releases() -> None:
 def test_every_method_has_its_rules() -> None:
     """A method that is added must be put in a class, or TensorRT-LLM's refusal would come after the build began."""
     algos = {method.quant_algo for method in METHODS.values() if method.quant_algo}
-    assert algos <= LEAST_SM.keys() | INT_ALGOS
+    assert algos <= LEAST_SM.keys() | NOT_ON_BLACKWELL
+
+
+def judged_by_the_engine(algo: str | None, kv: str | None, sm: int) -> bool:
+    pretrained = config(algo, kv)
+    return bool(predict(request(BuildOptions().resolved("tensorrt"), pretrained), pretrained, sm).refusals)
+
+
+def judged_by_the_doctor(algo: str | None, kv: str | None, sm: int, *layers: str) -> bool:
+    artefact = Artefact(
+        "/x", "engine", "tensorrt", 1, sm=sm, quant_algo=algo or "", kv_cache_algo=kv or "", layer_algos=layers
+    )
+    facts = Facts(driver=Driver(gpus=(DoctorGpu(0, "a GPU", sm, 80 << 30),)), artefact=artefact)
+    found = doctor(facts, Wish("tensorrt", 1)).findings
+    return any(finding.level == "fail" and finding.check in ("artefact.quantization", "gpu.sm") for finding in found)
+
+
+@pytest.mark.parametrize("sm", [75, 80, 86, 89, 90, 100, 103, 110, 119, 120, 121])
+def test_sizing_engine_and_doctor_agree(sm: int) -> None:
+    """Every quant_algo and KV cache on every SM: what one of the three refuses, the other two do."""
+    gpu = replace(find_gpu("H100"), sm=sm, refused="too old" if sm < 80 else "")
+    cases = [(algo, kv) for algo in (None, *CHECKED_ALGOS, *UNCHECKED_ALGOS) for kv in (None, *KV_ALGOS)]
+    for algo, kv in cases:
+        refused = bool(legality(gpu, "1.2.1", frozenset(filter(None, [algo])), kv).problems)
+        assert judged_by_the_engine(algo, kv, sm) == refused, (algo, kv)
+        assert judged_by_the_doctor(algo, kv, sm) == refused, (algo, kv)
+    for algo in LAYER_ALGOS[1:]:
+        refused = bool(legality(gpu, "1.2.1", frozenset([algo]), None).problems)
+        assert judged_by_the_doctor("MIXED_PRECISION", None, sm, algo) == refused, algo
+
+
+def test_no_remedy_names_a_precision_that_trtbuild_has_not() -> None:
+    assert not any(method.quant_algo == "NVFP4" for method in METHODS.values())
+    pretrained = config("W4A8_AWQ", "INT8")
+    said = " ".join(predict(request(BuildOptions().resolved("tensorrt"), pretrained), pretrained, 100).refusals)
+    assert "fp8" in said
+    assert "NVFP4" not in said

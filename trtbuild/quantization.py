@@ -27,10 +27,33 @@ LAYERS = "quantized_layers"
 EXCLUDED = ("*lm_head", "*router", "*vocab_embedding", "*position_embedding", "*block_embedding", "*shared_expert_gate")
 """What exclude_modules null stands for."""
 
-LEAST_SM = {"FP8": 89, "FP8_PER_CHANNEL_PER_TOKEN": 89, "W4A8_AWQ": 89, "NVFP4": 100}
+LEAST_SM = {
+    **dict.fromkeys(("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_BLOCK_SCALES", "W4A8_AWQ"), 89),
+    **dict.fromkeys(("NVFP4", "W4A8_NVFP4_FP8"), 100),
+}
 """quant_algo -> the oldest compute capability that has its tensor cores (fp8: Ada, NVFP4: Blackwell); else any has."""
 KV_LEAST_SM = {"FP8": 89}
 """The same for the KV cache (cpp/tensorrt_llm refuses an fp8 one below)."""
+DATA_CENTER_BLACKWELL = range(100, 120)
+"""Compute capabilities for which trtllm-build refuses what `NOT_ON_BLACKWELL` and `KV_NOT_ON_BLACKWELL` name."""
+NOT_ON_BLACKWELL = {
+    **dict.fromkeys(("W8A16", "W4A16", "W4A16_AWQ", "W4A8_AWQ", "W4A16_GPTQ", "W8A16_GPTQ"), "int8 and int4 weights"),
+    **dict.fromkeys(
+        (
+            "W8A8_SQ_PER_CHANNEL",
+            "W8A8_SQ_PER_TENSOR_PLUGIN",
+            "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN",
+            "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN",
+            "W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN",
+        ),
+        "SmoothQuant",
+    ),
+    **dict.fromkeys(("W4A8_QSERVE_PER_GROUP", "W4A8_QSERVE_PER_CHANNEL"), "QServe"),
+    "FP8_PER_CHANNEL_PER_TOKEN": "scales per channel and per token",
+}
+"""quant_algo -> what of it is refused on SM 100 to 119 (tensorrt_llm/builder.py, build)."""
+KV_NOT_ON_BLACKWELL = frozenset({"INT8"})
+"""The same for kv_cache_quant_algo."""
 
 _LAYER = re.compile(r"(.*\blayers\.)(\d+)(\..*)")
 

@@ -142,7 +142,10 @@ class Triton:
 
 @dataclass(frozen=True)
 class Artefact:
-    """A checkpoint, engine or repository directory. `rank_bytes[r]` is the size of rank r's file."""
+    """A checkpoint, engine or repository directory. `rank_bytes[r]` is the size of rank r's file.
+
+    `layer_algos`: the quant_algos of its modules where `quant_algo` is MIXED_PRECISION.
+    """
 
     path: str = ""
     kind: str = ""
@@ -153,6 +156,7 @@ class Artefact:
     sm: int | None = None
     quant_algo: str = ""
     kv_cache_algo: str = ""
+    layer_algos: tuple[str, ...] = ()
     engine: str = ""
     rank_bytes: tuple[int, ...] = ()
     problems: tuple[str, ...] = ()

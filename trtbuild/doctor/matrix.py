@@ -51,9 +51,6 @@ OLDEST_DRIVER = {11: "450.80.02", 12: "525", 13: "580"}
 
 OLDEST_SM = 80  # Volta left in 0.16; Ampere is the oldest in the support matrix (section 7)
 KNOWN_SMS = (80, 86, 89, 90, 100, 120)
-NO_INTEGER_SMS = range(100, 120)  # no INT8/INT4 weights, INT8 KV or SmoothQuant there (section 4.1)
-SM_OF_ALGO = {"NVFP4": 100, "W4A8_NVFP4_FP8": 100, "FP8": 89, "W4A8_AWQ": 89}
-"""Start of a quant_algo -> oldest SM: FP8 needs Ada, NVFP4 Blackwell (section 7)."""
 
 
 def release_of(tensorrt_llm: str) -> Release | None:
@@ -89,8 +86,3 @@ def post(version: str) -> str:
 def has_engines(tensorrt_llm: str) -> bool:
     """The engine backend exists up to the 1.2 line; upstream's main removed it in July 2026 (section 0)."""
     return numbers(tensorrt_llm)[:2] <= (1, 2)
-
-
-def oldest_sm(quant_algo: str) -> int | None:
-    """The oldest architecture that runs a quantization, None where any of ours does."""
-    return next((sm for start, sm in SM_OF_ALGO.items() if quant_algo.startswith(start)), None)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from trtbuild.errors import PlanError
+from trtbuild.quantization import DATA_CENTER_BLACKWELL
 
 GIB = 1 << 30
 
@@ -52,7 +53,7 @@ class Gpu:
     @property
     def int8(self) -> bool:
         """Whether TensorRT-LLM has its int8 and int4 kernels for it (engine-build 4.1: not on SM 100 to 119)."""
-        return not self.refused and not 100 <= self.sm < 120
+        return not self.refused and self.sm not in DATA_CENTER_BLACKWELL
 
 
 _TURING = "TensorRT-LLM supports Ampere and newer (SM 80 up); Turing was never on its list"

@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trtbuild.quantization import KV_LEAST_SM, LEAST_SM
+from trtbuild.quantization import (
+    DATA_CENTER_BLACKWELL,
+    KV_LEAST_SM,
+    KV_NOT_ON_BLACKWELL,
+    LEAST_SM,
+    NOT_ON_BLACKWELL,
+)
 from trtbuild.sizing.gpus import Gpu
 
 VERSIONS = (
@@ -17,11 +23,6 @@ VERSIONS = (
 """Releases with the engine backend that have a Triton container or a wheel (engine-build 8)."""
 LATEST = VERSIONS[-1]
 
-INT_ALGOS = frozenset({
-    "W8A16", "W4A16", "W4A16_AWQ", "W4A16_GPTQ", "W8A16_GPTQ", "W4A8_AWQ", "FP8_PER_CHANNEL_PER_TOKEN",
-    "W8A8_SQ_PER_CHANNEL", "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", "W8A8_SQ_PER_TENSOR_PLUGIN",
-})  # fmt: skip
-"""Int8 and int4 weights, SmoothQuant, scales per channel or token: refused on SM 100 to 119 (engine-build 4.1)."""
 FP8_ATTENTION = frozenset({"FP8", "W4A8_AWQ", "NVFP4"})
 """Those that leave paged context attention on with an fp8 KV cache (engine-build 4.1)."""
 
@@ -48,8 +49,8 @@ def legality(gpu: Gpu, version: str, algos: frozenset[str], kv_cache_algo: str |
     if lacking and not gpu.refused:
         least = max(newer[name] for name in lacking)
         problems.append(f"{' and '.join(lacking)} needs fp8 tensor cores (SM {least} or newer); {where} has none")
-    ints = sorted(algos & INT_ALGOS) + sorted(kv if kv_cache_algo == "INT8" else ())
-    if ints and 100 <= gpu.sm < 120:
+    ints = sorted(algos & NOT_ON_BLACKWELL.keys()) + sorted(kv if kv_cache_algo in KV_NOT_ON_BLACKWELL else ())
+    if ints and gpu.sm in DATA_CENTER_BLACKWELL:
         problems.append(
             f"{' and '.join(ints)} is refused by trtllm-build on SM 100 to 119, and so on {where}; "
             "fp8 or no quantization works there"

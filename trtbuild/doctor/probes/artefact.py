@@ -10,6 +10,7 @@ from typing import Any
 
 from trtbuild.doctor.facts import Artefact
 from trtbuild.manifest import read_manifest
+from trtbuild.quantization import LAYERS, MIXED
 
 _HALVES = ("encoder", "decoder")
 _SUFFIXES = {"engine": ".engine", "checkpoint": ".safetensors"}
@@ -64,9 +65,21 @@ def _ranks(path: Path) -> Artefact:
         sm=_built_sm(options, path.name) if kind == "engine" and not cpu else None,
         quant_algo=str(quantization.get("quant_algo") or ""),
         kv_cache_algo=str(quantization.get("kv_cache_quant_algo") or ""),
+        layer_algos=_layer_algos(path, pretrained),
         rank_bytes=tuple(_size(path, file) for file in files),
         problems=(f"{path} lacks {', '.join(missing)}",) if missing else (),
     )
+
+
+def _layer_algos(path: Path, config: dict[str, Any]) -> tuple[str, ...]:
+    """What the modules of a MIXED_PRECISION checkpoint or engine have, by the file beside its config.json."""
+    if (config.get("quantization") or {}).get("quant_algo") != MIXED:
+        return ()
+    try:
+        table = json.loads((path / "quant_cfg.json").read_text())[LAYERS]
+        return tuple(sorted({str(own["quant_algo"]) for own in table.values() if own.get("quant_algo")}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ()  # `trtbuild check` says what is wrong with it
 
 
 def _built_sm(options: dict[str, Any], half: str) -> int | None:

@@ -10,8 +10,13 @@ from trtbuild.doctor.finding import Finding, Wish
 from trtbuild.doctor.topics.gpu import visible
 from trtbuild.doctor.topics.host import usable_bytes
 from trtbuild.doctor.topics.words import gib
-
-_INTEGER_ALGOS = ("W8A16", "W4A16", "W8A8", "INT8")
+from trtbuild.quantization import (
+    DATA_CENTER_BLACKWELL,
+    KV_LEAST_SM,
+    KV_NOT_ON_BLACKWELL,
+    LEAST_SM,
+    NOT_ON_BLACKWELL,
+)
 
 
 def judge(facts: Facts, wish: Wish) -> Iterator[Finding]:
@@ -108,25 +113,35 @@ def _architecture(facts: Facts, artefact: Artefact) -> Iterator[Finding]:
                 "'The engine plan file is generated on an incompatible device'.",
                 f"trtbuild engine ... --target tensorrt --sm {sm}",
             )
-        oldest = max((matrix.oldest_sm(algo) or 0 for algo in (artefact.quant_algo, artefact.kv_cache_algo)), default=0)
-        if sm < oldest:
-            algos = " and ".join(filter(None, (artefact.quant_algo, artefact.kv_cache_algo)))
-            yield Finding(
-                "fail",
-                "artefact.quantization",
-                f"{algos} on SM {sm}",
-                f"It needs SM {oldest} or newer: FP8 from Ada and Hopper on, NVFP4 from Blackwell on.",
-                "trtbuild checkpoint ... --quant int4_awq or int8_sq",
-            )
-        integer = artefact.quant_algo.startswith(_INTEGER_ALGOS) or artefact.kv_cache_algo == "INT8"
-        if sm in matrix.NO_INTEGER_SMS and integer:
-            yield Finding(
-                "fail",
-                "artefact.quantization",
-                f"{artefact.quant_algo or artefact.kv_cache_algo} on SM {sm}",
-                "INT8 and INT4 weights, INT8 KV cache and SmoothQuant are refused on SM 100 to 119.",
-                "trtbuild checkpoint ... --quant fp8 --kv-cache fp8",
-            )
+        yield from _quantization(artefact, sm)
+
+
+def _quantization(artefact: Artefact, sm: int) -> Iterator[Finding]:
+    """What `trtbuild.quantization` says of the weights and of the KV cache on this architecture, once each way."""
+    algos, kv = {artefact.quant_algo, *artefact.layer_algos}, artefact.kv_cache_algo
+    newer = {algo: LEAST_SM.get(algo, 0) for algo in sorted(algos)}
+    newer |= {f"an {kv} KV cache": KV_LEAST_SM.get(kv, 0)}
+    lacking = {what: least for what, least in newer.items() if sm < least}
+    if lacking:
+        yield Finding(
+            "fail",
+            "artefact.quantization",
+            f"{' and '.join(lacking)} on SM {sm}",
+            f"It needs the tensor cores of SM {max(lacking.values())} or newer.",
+            "trtbuild checkpoint ... --quant int4_awq or int8_sq",
+        )
+    if sm not in DATA_CENTER_BLACKWELL:
+        return
+    refused = [f"{algo} ({NOT_ON_BLACKWELL[algo]})" for algo in sorted(algos & NOT_ON_BLACKWELL.keys())]
+    refused += [f"an {kv} KV cache"] if kv in KV_NOT_ON_BLACKWELL else []
+    if refused:
+        yield Finding(
+            "fail",
+            "artefact.quantization",
+            f"{' and '.join(refused)} on SM {sm}",
+            "trtllm-build refuses it on SM 100 to 119.",
+            "trtbuild checkpoint ... --quant fp8 --kv-cache fp8",
+        )
 
 
 def _fits(facts: Facts, artefact: Artefact) -> Iterator[Finding]:

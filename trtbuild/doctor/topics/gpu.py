@@ -8,6 +8,7 @@ from trtbuild.doctor import matrix
 from trtbuild.doctor.facts import Driver, Facts, Gpu
 from trtbuild.doctor.finding import Finding, Level, Wish
 from trtbuild.doctor.topics.words import GIB, counted, gib
+from trtbuild.quantization import DATA_CENTER_BLACKWELL
 
 _BUSY_BYTES = 1 * GIB
 _RUN_WITH_GPUS = "docker run --gpus all ... (with the NVIDIA Container Toolkit on the host)"
@@ -128,8 +129,8 @@ def _architecture(usable: tuple[Gpu, ...], wish: Wish) -> Iterator[Finding]:
             "Build a small model first.",
         )
     else:
-        limits = "no INT8, INT4 or SmoothQuant weights and no INT8 KV cache"
-        note = limits if sms[0] in matrix.NO_INTEGER_SMS else "no FP8 below SM 89" if sms[0] < 89 else ""
+        limits = "no INT8, INT4, SmoothQuant or row-wise FP8 weights and no INT8 KV cache"
+        note = limits if sms[0] in DATA_CENTER_BLACKWELL else "no FP8 below SM 89" if sms[0] < 89 else ""
         yield Finding("ok", "gpu.sm", text, note)
 
 

@@ -15,7 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trtbuild.engine.options import deduced_seq_len, rotary_factor
-from trtbuild.quantization import KV_LEAST_SM, LEAST_SM
+from trtbuild.quantization import (
+    DATA_CENTER_BLACKWELL,
+    KV_LEAST_SM,
+    KV_NOT_ON_BLACKWELL,
+    LEAST_SM,
+    NOT_ON_BLACKWELL,
+)
 
 Config = dict[str, Any]
 
@@ -39,17 +45,6 @@ _SM100_PLUGINS = (
     *("gemm_swiglu_plugin", "fp8_rowwise_gemm_plugin", "low_latency_gemm_plugin", "low_latency_gemm_swiglu_plugin"),
     "bert_context_fmha_fp32_acc",
 )
-_NOT_SM100 = {
-    **dict.fromkeys(("W8A16", "W4A16", "W4A16_AWQ", "W4A8_AWQ", "W4A16_GPTQ", "W8A16_GPTQ"), "int8 and int4 weights"),
-    "W8A8_SQ_PER_CHANNEL": "SmoothQuant",
-    "W8A8_SQ_PER_TENSOR_PLUGIN": "SmoothQuant",
-    "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN": "SmoothQuant",
-    "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN": "SmoothQuant",
-    "W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN": "SmoothQuant",
-    "W4A8_QSERVE_PER_GROUP": "QServe",
-    "W4A8_QSERVE_PER_CHANNEL": "QServe",
-    "FP8_PER_CHANNEL_PER_TOKEN": "scales per channel and per token",
-}
 _OLDEST_SM = 80
 _MUCH_TOKENS = 16384
 _LONG = 16384
@@ -243,14 +238,14 @@ def _hardware(made: Prediction, algos: set[str], kv: str | None, sm: int | None)
     for algo in sorted(algos):
         if sm < LEAST_SM.get(algo, 0):
             made.refusals.append(f"quant_algo {algo} needs SM {LEAST_SM[algo]} or newer; this GPU is SM {sm}")
-        if 100 <= sm < 120 and algo in _NOT_SM100:
+        if sm in DATA_CENTER_BLACKWELL and algo in NOT_ON_BLACKWELL:
             made.refusals.append(
-                f"quant_algo {algo}: {_NOT_SM100[algo]} are not supported on SM {sm}; use FP8 or NVFP4"
+                f"quant_algo {algo}: {NOT_ON_BLACKWELL[algo]} are not supported on SM {sm}; use fp8 or no quantization"
             )
     if kv and sm < KV_LEAST_SM.get(kv, 0):
         made.refusals.append(f"an {kv.lower()} KV cache needs SM {KV_LEAST_SM[kv]} or newer; this GPU is SM {sm}")
-    if kv == "INT8" and 100 <= sm < 120:
-        made.refusals.append(f"an int8 KV cache is not supported on SM {sm}")
+    if kv in KV_NOT_ON_BLACKWELL and sm in DATA_CENTER_BLACKWELL:
+        made.refusals.append(f"an {kv.lower()} KV cache is not supported on SM {sm}; use fp8 or none")
     if sm == 100:
         on = [name for name in _SM100_PLUGINS if made.plugins[name]]
         made.refusals += [f"{name} is not supported on SM 100" for name in on]
