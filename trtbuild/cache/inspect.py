@@ -7,7 +7,7 @@ changed in any of them is found. What a signature would add is who wrote them; t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,30 @@ from trtbuild.cache import lock, provenance, sbom
 from trtbuild.cache.hashing import Memo, hash_files
 from trtbuild.cache.key import Document, described, differences
 from trtbuild.cache.lock import Lock, lock_of, shown, stable_digests
-from trtbuild.errors import ArtefactError, CheckpointError, LockError
+from trtbuild.errors import ArtefactError, CheckpointError, LockError, some
 from trtbuild.manifest import MANIFEST, SCHEMA
 from trtbuild.progress import Progress, silent
 from trtbuild.staging import WRITER
 
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, StopIteration)
 _SHOWN = 12
+KINDS = {"checkpoint": "checkpoint", "reshard": "checkpoint", "engine": "engine"}
+"""Stage -> the kind that its manifest has, for the stages that write lock, SBOM and statement."""
+_WEIGHTS = (".safetensors", ".engine")
+"""Files of those stages alone: what calls itself otherwise and holds them is stripped of its documents."""
 
 
 @dataclass
 class Inspection:
     """An artefact as it says it is. `checks`: name of a check -> its faults, none where it holds.
 
-    `files`: SHA-256 by path of what is there now; `notes`: what could not be checked, and why.
+    `files`: SHA-256 by path of what is there now; `odd`: what is there and no file, by path; `notes`: what could not
+    be checked, and why.
     """
 
     manifest: Document
     files: dict[str, str]
+    odd: dict[str, str] = field(default_factory=dict)
     lock: Lock | None = None
     checks: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -54,7 +60,8 @@ def inspect_artefact(folder: Path, progress: Progress = silent) -> Inspection:
     if not (folder / MANIFEST).is_file():
         hint = "Artefacts of trtbuild carry one: checkpoints, engines, repositories."
         raise ArtefactError(folder, [f"it has no {MANIFEST}"], hint=hint)
-    found = Inspection(_read(folder / MANIFEST) or {}, _digests(folder, progress))
+    names, odd = _entries(folder)
+    found = Inspection(_read(folder / MANIFEST) or {}, _digests(folder, names, progress), odd)
     manifest = found.manifest
     if not all(isinstance(manifest.get(name), dict) for name in ("files", "source", "options", "versions")):
         found.checks["manifest"] = [f"{MANIFEST} is damaged"]
@@ -67,11 +74,13 @@ def inspect_artefact(folder: Path, progress: Progress = silent) -> Inspection:
 
 
 def _files(found: Inspection) -> list[str]:
-    """The files as the manifest lists them: those that are missing, changed, or there and not listed."""
+    """The files as the manifest lists them: those that are missing, changed, no files, or there and not listed."""
     listed = {**found.manifest["files"]}
-    faults = []
+    faults = [f"{name} is {what}, and no file of this artefact" for name, what in sorted(found.odd.items())]
     for name, digest in sorted(listed.items()):
         here = found.files.get(name)
+        if name in found.odd:
+            continue
         if here is None:
             faults.append(f"{name} is missing")
         elif here != digest:
@@ -84,8 +93,14 @@ def _documents(folder: Path, found: Inspection) -> None:
     """Lock, SBOM and statement; an artefact of a stage that writes none has none of them."""
     names = (lock.NAME, sbom.NAME, provenance.NAME)
     listed = [name for name in names if name in found.manifest["files"] or name in found.files]
+    kind = found.manifest.get("kind")
+    weights = [name for name in found.files if name.endswith(_WEIGHTS)]
+    if not listed and kind not in KINDS.values() and not weights:
+        found.notes.append(f"no {', '.join(names)}: what makes a {kind} writes none")
+        return
     if not listed:
-        found.notes.append(f"no {', '.join(names)}: stage {found.manifest.get('kind')} writes none")
+        what = f"a {kind}" if kind in KINDS.values() else f"what holds {some(weights)}"
+        found.checks["documents"] = [f"{', '.join(names)} are missing, which {what} has"]
         return
     found.checks["lock"] = _lock(folder, found)
     if found.lock is None:
@@ -115,8 +130,9 @@ def _lock(folder: Path, found: Inspection) -> list[str]:
         stable = stable_digests(folder, digests, locked.measured)
         unlike = differences({"files": dict(locked.files)}, {"files": stable})
         faults = [f"{lock.NAME}: {item.where} {shown(item.wanted)}, here {shown(item.kept)}" for item in unlike]
-        options = described(found.manifest["options"], str)
-        faults += _unlike(f"{lock.NAME} and {MANIFEST}", {"options": dict(locked.resolved)}, {"options": options})
+        told = {name: described(found.manifest[name], str) for name in ("options", "source", "kind")}
+        kept = {"options": dict(locked.resolved), "source": dict(locked.source), "kind": KINDS.get(locked.stage)}
+        faults += _unlike(f"{lock.NAME} and {MANIFEST}", kept, told)
         return faults
     except LockError as error:
         return list(error.problems)
@@ -188,9 +204,21 @@ def _some(faults: list[str]) -> list[str]:
     return faults if more <= 0 else [*faults[:_SHOWN], f"and {more} more like that"]
 
 
-def _digests(folder: Path, progress: Progress) -> dict[str, str]:
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    names = [name for name in names if name != WRITER]
+def _entries(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """Paths of the files, and of what else is there: links, whose target is not the artefact's, and devices."""
+    names, odd = [], {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            odd[name] = f"a symbolic link to {path.readlink()}"
+        elif path.is_file() and name != WRITER:
+            names.append(name)
+        elif not path.is_file() and not path.is_dir():
+            odd[name] = "neither file nor folder"
+    return names, odd
+
+
+def _digests(folder: Path, names: Sequence[str], progress: Progress) -> dict[str, str]:
     try:
         return hash_files(folder, names, Memo(), progress)
     except CheckpointError as error:

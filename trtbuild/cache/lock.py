@@ -20,19 +20,23 @@ from trtbuild.cache.key import Document, canonical, differences, key_of
 from trtbuild.errors import LockError
 
 NAME = "trtbuild.lock.json"
-SCHEMA = 1
+SCHEMA = 2
 Measured = Mapping[str, tuple[str, ...]]
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Lock:
-    """`inputs`: a key document. `resolved`: the options as the stage settled them (dtype, method of a model)."""
+    """`inputs`: a key document. `resolved`: the options as the stage settled them (dtype, method of a model).
+
+    `source`: what the manifest says of it, which is more than the key needs (an engine's is that of its checkpoint).
+    """
 
     inputs: Document
     resolved: Mapping[str, Any]
     files: Mapping[str, str]
     measured: Measured = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def stage(self) -> str:
@@ -45,16 +49,21 @@ class Lock:
             "key": key_of(self.inputs),
             "inputs": self.inputs,
             "resolved": dict(self.resolved),
+            "source": dict(self.source),
             "files": dict(sorted(self.files.items())),
             "measured": {name: list(path) for name, path in sorted(self.measured.items())},
         }
 
     def require_inputs(self, found: Document) -> None:
         """Refuse inputs that differ from the locked ones; raises LockError with every difference."""
-        unlike = differences(self.inputs, found)
+        unlike = [item for item in differences(self.inputs, found) if not self._is_name(item.where, found)]
         if unlike:
             problems = [f"{item.where}: locked {shown(item.wanted)}, here {shown(item.kept)}" for item in unlike]
             raise LockError(problems, hint="Provide what the lock names, or leave --locked out and get a new lock.")
+
+    def _is_name(self, where: str, found: Document) -> bool:
+        """Whether this is only what folders are called: they are compared by their files, what the hub has by its id too."""
+        return where == "source.model" and not self.inputs["source"]["repo_id"] and not found["source"]["repo_id"]
 
     def require_files(self, found: Mapping[str, str]) -> None:
         """Refuse an artefact whose files differ from the locked ones; raises LockError with every file."""
@@ -90,7 +99,8 @@ def lock_of(document: Any, place: Path) -> Lock:
         raise LockError([f"{place} is no lock of this trtbuild (schema {SCHEMA})"])
     try:
         measured = {name: tuple(where) for name, where in document["measured"].items()}
-        lock = Lock(dict(document["inputs"]), dict(document["resolved"]), dict(document["files"]), measured)
+        inputs, resolved, files, source = (dict(document[name]) for name in ("inputs", "resolved", "files", "source"))
+        lock = Lock(inputs, resolved, files, measured, source)
         key = document["key"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise LockError([f"{place} is damaged: {error!r}"]) from error

