@@ -18,9 +18,10 @@ from tests.tiny import trtbuild
 from trtbuild.checkpoint.config import load_config, read_specs
 from trtbuild.checkpoint.source import read_index
 from trtbuild.cli.app import app
+from trtbuild.quantize.methods import METHODS
 from trtbuild.sizing.described import described_index
 from trtbuild.sizing.estimate import estimate
-from trtbuild.sizing.fit import Choice, Fit, fit
+from trtbuild.sizing.fit import QUANTS, Choice, Fit, Wanted, fit
 from trtbuild.sizing.gpus import find_gpu
 from trtbuild.sizing.target import Limits, Target
 
@@ -59,7 +60,7 @@ def test_a_search_is_the_plan_itself() -> None:
     target = Target(find_gpu("A100"), 4096, 16)
     for tp, pp, quant, kv in ((2, 4, "int4_awq", "none"), (1, 8, "none", "int8"), (4, 1, "int8", "none")):
         whole = planned(LLAMA_70B, tp_size=tp, pp_size=pp, quant=quant, kv_cache=kv)
-        choice = fit(planned(LLAMA_70B), target, 8, quant=quant, kv_cache=kv)
+        choice = fit(planned(LLAMA_70B), target, 8, Wanted(quant=quant, kv_cache=kv))
         verdict = one((*choice.fits, *choice.rejected), tp, pp, quant, kv).verdict
         assert verdict is not None
         full = estimate(whole, target, verdict.limits).verdict
@@ -71,7 +72,7 @@ def test_a_search_is_the_plan_itself() -> None:
 def test_every_rejected_combination_has_a_reason() -> None:
     found = search(LLAMA_8B, "A100", 4)
     combinations = {(c.tp, c.pp, c.quant, c.kv_cache) for c in (*found.fits, *found.rejected)}
-    assert len(combinations) == len(found.fits) + len(found.rejected) == 6 * 7 * 3
+    assert len(combinations) == len(found.fits) + len(found.rejected) == 6 * 8 * 3
     assert all(choice.reasons for choice in found.rejected)
     assert "SM 89" in one(found.rejected, 1, 1, "fp8", "none").reasons[0]
     assert "of 64 sequences of 8192 tokens fit" in one(found.rejected, 1, 1, "none", "none").reasons[0]
@@ -207,6 +208,82 @@ def test_options_of_sizing_need_a_gpu(tmp_path: Path) -> None:
     typo = trtbuild("plan", tmp_path, "--gpu", "H10")
     assert typo.returncode == 2
     assert "did you mean H100-SXM" in typo.stderr.replace("\n", " ")
+
+
+def test_every_method_that_trtbuild_makes_is_tried() -> None:
+    assert set(QUANTS) == {name for name, method in METHODS.items() if not method.imported}
+
+
+def test_what_is_given_is_kept_to(tmp_path: Path) -> None:
+    """tp, pp, batch, step, length and KV share restrict the search; each judged combination has them."""
+    bare(tmp_path, LLAMA_8B, list(described_index(read_specs(LLAMA_8B))))
+    base = ["plan", str(tmp_path), "--gpu", "H100", "--context", "2048", "--fit", "--json"]
+    fixed = ["--tp", "2", "--pp", "2", "--max-batch-size", "40", "--max-num-tokens", "3000", "--max-seq-len", "4000"]
+    run = CliRunner()
+    done = run.invoke(app, [*base, *fixed, "--kv-fraction", "0.5", "--kv-cache", "none"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    choices = [*found["fits"], *found["rejected"]]
+    assert {(c["tp"], c["pp"], c["kv_cache"]) for c in choices} == {(2, 2, "none")}
+    limits = [choice["limits"] for choice in choices if "limits" in choice]
+    assert limits
+    for each in limits:
+        assert (each["max_batch_size"], each["max_num_tokens"], each["max_seq_len"]) == (40, 3000, 4000)
+        assert each["kv_fraction"] == 0.5
+    half = next(c["sequences"] for c in found["fits"] if c["quant"] == "none")
+    whole = json.loads(run.invoke(app, [*base, *fixed, "--kv-fraction", "0.99", "--kv-cache", "none"]).stdout)
+    assert next(c["sequences"] for c in whole["fits"] if c["quant"] == "none") > 1.9 * half
+    one = run.invoke(app, [*base, "--pp", "4"])
+    assert {(c["tp"], c["pp"]) for c in json.loads(one.stdout)["fits"]} == {(1, 4), (2, 4)}
+    short = run.invoke(app, [*base, "--max-seq-len", "1000"])
+    assert "max_seq_len 1000 is below the context of 2048 tokens" in str(short.exception)
+    many = run.invoke(app, [*base, "--tp", "8", "--pp", "2"])
+    assert "tp 8 x pp 2 takes 16 GPUs, and 8 may be used" in str(many.exception)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--gpus 4 --kv-fraction 0.5", "--gpus and --kv-fraction need --gpu NAME"),
+        ("--max-batch-size 4", "--max-batch-size needs --gpu NAME"),
+        ("--max-num-tokens 4", "--max-num-tokens needs --gpu NAME"),
+        ("--release 1.2.1", "--release needs --gpu NAME"),
+        ("--gpu H100 --gpus 4", "--gpus needs --fit"),
+        ("--gpu H100 --fit --moe-tp 1", "--moe-tp cannot go with --fit"),
+        ("--gpu H100 --target llmapi", "--target llmapi has no --gpu"),
+        ("--gpu A100 --sm 90", "--sm 90 is not the A100-SXM-80GB's, which is 80"),
+    ],
+)
+def test_options_that_would_be_passed_over_are_refused(words: str, said: str, tmp_path: Path) -> None:
+    done = trtbuild("plan", tmp_path, *words.split())
+    assert done.returncode == 2
+    assert said in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_a_context_beyond_the_model_warns(tmp_path: Path) -> None:
+    """As `trtbuild engine` does: 8192 positions, or four times that with YaRN's factor of 4; never by default."""
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
+    target = Target(find_gpu("A100"), 131072, 2)
+    for config, made_for in ((LLAMA_8B, 8192), ({**LLAMA_8B, "rope_scaling": yarn}, 32768)):
+        plan = planned(config)
+        for length, beyond in ((made_for, False), (made_for + 1, True)):
+            limits = Limits(2, 8192, length)
+            said = estimate(plan, replace(target, context=length), limits).verdict.warnings
+            assert any(f"beyond the {made_for} that the model was made for" in text for text in said) == beyond
+        found = fit(plan, target, 2)
+        assert all("131072 tokens are beyond" in " ".join(c.verdict.warnings) for c in found.fits if c.verdict)
+    bare(tmp_path, LLAMA_8B, list(described_index(read_specs(LLAMA_8B))))
+    done = trtbuild("plan", tmp_path, "--gpu", "A100", "--context", 131072)
+    assert done.returncode == 0
+    assert "131072 tokens are beyond the 8192" in " ".join(done.stderr.split())
+    assert "are beyond" not in trtbuild("plan", tmp_path, "--gpu", "A100").stderr
+
+
+def test_learned_positions_end() -> None:
+    plan = planned(document()["models"]["gpt2"])
+    target = Target(find_gpu("A10"), 2048, 1)
+    (text,) = estimate(plan, target, Limits(1, 2048, 2048)).verdict.problems
+    assert text == "2048 tokens are beyond the 1024 that the model was made for: it has no more positions"
 
 
 @pytest.mark.parametrize("extra", [[], ["--quant", "fp8", "--kv-cache", "fp8", "--gpu", "H100"]], ids=["plain", "fp8"])

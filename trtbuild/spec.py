@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,7 @@ AUTO = "auto"
 """`quant` of a command: the method that a quantized model has already, or none."""
 SMS = (80, 86, 89, 90)
 """Compute capabilities of GPUs that TensorRT-LLM 1.2 has int4 and int8 kernels for; all but 90 share one layout."""
-
+_SCALING_WITHOUT_FACTOR = ("su", "longrope", "llama3")
 
 KV_CACHES: dict[str, str | None] = {"none": None, "int8": "INT8", "fp8": "FP8"}
 """Name on the command line -> kv_cache_quant_algo of config.json."""
@@ -211,3 +212,15 @@ def resolved_dtype(spec: ModelSpec, options: ConvertOptions) -> str:
     if options.dtype != "auto":
         return options.dtype
     return "float16" if spec.source_dtype == "float32" else spec.source_dtype
+
+
+def deduced_seq_len(pretrained: Dict[str, Any]) -> int:
+    """max_position_embeddings (2048 without) times the rotary scaling factor (engine-build 4.1)."""
+    return math.ceil((pretrained.get("max_position_embeddings") or 2048) * rotary_factor(pretrained))
+
+
+def rotary_factor(pretrained: Dict[str, Any]) -> float:
+    """The factor by which rope scaling makes the context longer; 1 where it is in the positions already."""
+    scaling = pretrained.get("rotary_scaling") or {}
+    kind = scaling.get("type") or scaling.get("rope_type")
+    return 1.0 if kind in _SCALING_WITHOUT_FACTOR else float(scaling.get("factor") or 1.0)

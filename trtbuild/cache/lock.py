@@ -62,7 +62,7 @@ class Lock:
             raise LockError(problems, hint="Provide what the lock names, or leave --locked out and get a new lock.")
 
     def _is_name(self, where: str, found: Document) -> bool:
-        """Whether this is only what folders are called: they are compared by their files, what the hub has by its id too."""
+        """Whether this is only what folders are called: their files are compared, and an id of the hub too."""
         return where == "source.model" and not self.inputs["source"]["repo_id"] and not found["source"]["repo_id"]
 
     def require_files(self, found: Mapping[str, str]) -> None:

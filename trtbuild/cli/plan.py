@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from trtbuild.cli.options import (
     AllowPickleOpt,
     DtypeOpt,
@@ -28,7 +30,8 @@ from trtbuild.cli.options import (
     convert_options,
 )
 from trtbuild.cli.output import data, line, note, print_json, size
-from trtbuild.cli.sizing import (
+from trtbuild.cli.sizing import show_estimate, show_fit, sizing_document
+from trtbuild.cli.sizing_options import (
     Asked,
     ConcurrencyOpt,
     ContextOpt,
@@ -41,9 +44,7 @@ from trtbuild.cli.sizing import (
     MaxSeqOpt,
     MaxTokensOpt,
     ReleaseOpt,
-    show_estimate,
-    show_fit,
-    sizing_document,
+    given_of,
 )
 from trtbuild.errors import PlanError
 from trtbuild.sizing.legality import LATEST
@@ -62,6 +63,7 @@ SCHEMA = 1
 
 
 def command(
+    command_line: typer.Context,
     model: ModelArg,
     tp: TpOpt = 1,
     pp: PpOpt = 1,
@@ -88,7 +90,7 @@ def command(
     gpus: GpusOpt = 8,
     gpus_per_node: GpusPerNodeOpt = Target.gpus_per_node,
     max_batch_size: MaxBatchOpt = None,
-    max_num_tokens: MaxTokensOpt = Limits.max_num_tokens,
+    max_num_tokens: MaxTokensOpt = None,
     max_seq_len: MaxSeqOpt = None,
     kv_fraction: KvFractionOpt = Limits.kv_fraction,
     release: ReleaseOpt = LATEST,
@@ -100,8 +102,9 @@ def command(
     from trtbuild import pipeline
 
     limits = (max_batch_size, max_num_tokens, max_seq_len, kv_fraction)
-    asked = Asked(gpu, context, concurrency, gpus, gpus_per_node, *limits, release)
-    asked.require(fit)
+    asked = Asked(gpu, context, concurrency, gpus, gpus_per_node, *limits, release, given_of(command_line))
+    asked.require(fit, target, sm)
+    wanted = asked.wanted(tp, pp, None if quant == AUTO else quant, kv_cache)
     tp, pp, target, sm = asked.settled(fit, tp, pp, target, sm)
     embedding = (parallel_embedding, embedding_dim, embedding_sharing)
     options = convert_options(
@@ -109,7 +112,7 @@ def command(
     )
     plan = pipeline.make_plan(model, options, revision, allow_pickle=allow_pickle)
     if fit:
-        show_fit(model, plan, asked, None if quant == AUTO else quant, kv_cache, as_json=as_json)
+        show_fit(model, plan, asked, wanted, as_json=as_json)
     else:
         _report(model, plan, asked, as_json=as_json)
 

@@ -1,170 +1,24 @@
-"""Options, tables and documents of `trtbuild plan --gpu`."""
+"""Tables and documents of `trtbuild plan --gpu`."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from trtbuild.cli.output import data, line, note, print_json, size
 from trtbuild.errors import PlanError
-from trtbuild.sizing.gpus import GPUS, Gpu, find_gpu
 from trtbuild.sizing.target import Limits, Target
-from trtbuild.spec import ConvertOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from trtbuild.cli.sizing_options import Asked
     from trtbuild.plan import ModelPlan
     from trtbuild.sizing.estimate import Estimate, Verdict
-    from trtbuild.sizing.fit import Choice
+    from trtbuild.sizing.fit import Choice, Wanted
 
-_PANEL = "Sizing"
 _SHOWN_FITS = 10
 _SHOWN_REJECTED = 24
-
-
-def _gpu(value: str | None) -> str | None:
-    if value is not None:
-        try:
-            find_gpu(value)
-        except PlanError as error:
-            raise typer.BadParameter(error.problems[0]) from error
-    return value
-
-
-GpuOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--gpu",
-        metavar="NAME",
-        callback=_gpu,
-        autocompletion=lambda: [gpu.name for gpu in GPUS],
-        help=f"Estimate for this GPU: {', '.join(gpu.name for gpu in GPUS if not gpu.refused)}.",
-        rich_help_panel=_PANEL,
-        show_default=False,
-    ),
-]
-ContextOpt = Annotated[
-    int | None,
-    typer.Option(
-        "--context",
-        min=1,
-        metavar="N",
-        help="Tokens of a sequence, prompt and answer.",
-        rich_help_panel=_PANEL,
-        show_default="the model's, at most 8192",
-    ),
-]
-ConcurrencyOpt = Annotated[
-    int | None,
-    typer.Option(
-        "--concurrency",
-        min=1,
-        metavar="N",
-        help="Sequences that must fit at once.",
-        rich_help_panel=_PANEL,
-        show_default="1, or 64 with --fit",
-    ),
-]
-FitOpt = Annotated[
-    bool,
-    typer.Option(
-        "--fit",
-        help="Propose TP x PP x quantization x KV cache x batch for --gpu, --context and --concurrency; "
-        "--quant and --kv-cache narrow the search.",
-        rich_help_panel=_PANEL,
-    ),
-]
-GpusOpt = Annotated[
-    int, typer.Option("--gpus", min=1, metavar="N", help="GPUs that --fit may use.", rich_help_panel=_PANEL)
-]
-GpusPerNodeOpt = Annotated[
-    int, typer.Option("--gpus-per-node", min=1, metavar="N", help="GPUs of one host.", rich_help_panel=_PANEL)
-]
-MaxBatchOpt = Annotated[
-    int | None,
-    typer.Option(
-        "--max-batch-size",
-        min=1,
-        metavar="N",
-        help="Of the engine; each of the pp micro batches has it.",
-        rich_help_panel=_PANEL,
-        show_default="concurrency / pp, at least 64",
-    ),
-]
-MaxTokensOpt = Annotated[
-    int, typer.Option("--max-num-tokens", min=1, metavar="N", help="Tokens of one step.", rich_help_panel=_PANEL)
-]
-MaxSeqOpt = Annotated[
-    int | None,
-    typer.Option(
-        "--max-seq-len",
-        min=1,
-        metavar="N",
-        help="Of the engine.",
-        rich_help_panel=_PANEL,
-        show_default="the context",
-    ),
-]
-KvFractionOpt = Annotated[
-    float,
-    typer.Option("--kv-fraction", min=0.01, max=0.99, help="Of free memory for the KV cache.", rich_help_panel=_PANEL),
-]
-ReleaseOpt = Annotated[
-    str, typer.Option("--release", metavar="VERSION", help="TensorRT-LLM's.", rich_help_panel=_PANEL)
-]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The options of sizing as given; None = not given."""
-
-    gpu_name: str | None
-    context: int | None
-    concurrency: int | None
-    gpus: int
-    gpus_per_node: int
-    max_batch_size: int | None
-    max_num_tokens: int
-    max_seq_len: int | None
-    kv_fraction: float
-    release: str
-
-    @property
-    def gpu(self) -> Gpu | None:
-        return find_gpu(self.gpu_name) if self.gpu_name else None
-
-    def require(self, fit: bool) -> None:
-        """Refuse options that mean nothing without --gpu."""
-        needs = {"--fit": fit, "--context": self.context, "--concurrency": self.concurrency}
-        given = [name for name, value in needs.items() if value]
-        if not self.gpu_name and given:
-            raise typer.BadParameter(f"{' and '.join(given)} needs --gpu NAME")
-
-    def settled(self, fit: bool, tp: int, pp: int, target: str, sm: int | None) -> tuple[int, int, str, int | None]:
-        """(tp, pp, target, sm) to plan with: a GPU means TensorRT-LLM, and a search starts from one rank."""
-        if self.gpu is None:
-            return tp, pp, target, sm
-        return *((1, 1) if fit else (tp, pp)), "tensorrt", self.gpu.layout_sm or sm
-
-    def target(self, plan: ModelPlan, concurrency: int) -> Target:
-        from trtbuild.sizing.estimate import default_context, refusals
-
-        if refused := refusals(plan):
-            raise PlanError(refused)
-        assert self.gpu is not None
-        context = self.context or default_context(plan.parts[0].spec)
-        return Target(self.gpu, context, self.concurrency or concurrency, self.release, self.gpus_per_node)
-
-    def estimate(self, plan: ModelPlan) -> Estimate:
-        from trtbuild.sizing.estimate import DEFAULT_CONCURRENCY, estimate
-
-        target = self.target(plan, 1)
-        batch = self.max_batch_size or -(-max(target.concurrency, DEFAULT_CONCURRENCY) // plan.options.pp_size)
-        longest = self.max_seq_len or target.context
-        return estimate(plan, target, Limits(batch, self.max_num_tokens, longest, self.kv_fraction))
 
 
 def show_estimate(found: Estimate) -> None:
@@ -206,8 +60,8 @@ def sizing_document(found: Estimate) -> dict[str, Any]:
     }
 
 
-def show_fit(model: str, plan: ModelPlan, asked: Asked, quant: str | None, kv_cache: str, *, as_json: bool) -> None:
-    """Search and print; `quant` and a `kv_cache` that is not "none" are the only ones tried.
+def show_fit(model: str, plan: ModelPlan, asked: Asked, wanted: Wanted, *, as_json: bool) -> None:
+    """Search among what is `wanted`, and print.
 
     Raises:
         PlanError: nothing fits.
@@ -216,8 +70,7 @@ def show_fit(model: str, plan: ModelPlan, asked: Asked, quant: str | None, kv_ca
     from trtbuild.sizing.fit import fit
 
     target = asked.target(plan, DEFAULT_CONCURRENCY)
-    kv = None if kv_cache == ConvertOptions.kv_cache else kv_cache
-    found = fit(plan, target, asked.gpus, quant=quant, kv_cache=kv)
+    found = fit(plan, target, asked.gpus, wanted)
     if as_json:
         print_json(
             {
@@ -267,6 +120,10 @@ def _show_choices(fits: Sequence[Choice], target: Target) -> None:
     best = fits[0]
     more = f"; {len(fits) - _SHOWN_FITS} more fit (--json lists them)" if len(fits) > _SHOWN_FITS else ""
     chosen = f"--tp {best.tp} --pp {best.pp} --quant {best.quant} --kv-cache {best.kv_cache}"
+    if best.verdict:
+        build = best.verdict.limits
+        chosen += f" --max-batch-size {build.max_batch_size} --max-num-tokens {build.max_num_tokens}"
+        chosen += f" --max-seq-len {build.max_seq_len}"
     line(f"choose: {chosen}{more}")
     for warning in best.verdict.warnings if best.verdict else ():
         note(f"warning: {warning}")

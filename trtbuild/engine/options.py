@@ -6,14 +6,12 @@ Facts: engine-build 2 (options of trtllm-build 1.2.1), 3 (BuildConfig and Plugin
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from trtbuild.errors import PlanError
-
-_SCALING_WITHOUT_FACTOR = ("su", "longrope", "llama3")
+from trtbuild.spec import deduced_seq_len
 
 PluginDtype = Literal["auto", "float16", "float32", "bfloat16", "int32", "disable"]
 GemmPlugin = Literal["auto", "float16", "float32", "bfloat16", "int32", "fp8", "nvfp4", "disable"]
@@ -209,18 +207,6 @@ def changed(options: object, path: str = "") -> list[str]:
         elif value != getattr(usual, item.name):
             found.append(path + item.name)
     return found
-
-
-def deduced_seq_len(pretrained: dict[str, Any]) -> int:
-    """max_position_embeddings (2048 without) times the rotary scaling factor (engine-build 4.1)."""
-    return math.ceil((pretrained.get("max_position_embeddings") or 2048) * rotary_factor(pretrained))
-
-
-def rotary_factor(pretrained: dict[str, Any]) -> float:
-    """The factor by which rope scaling makes the context longer; 1 where it is in the positions already."""
-    scaling = pretrained.get("rotary_scaling") or {}
-    kind = scaling.get("type") or scaling.get("rope_type")
-    return 1.0 if kind in _SCALING_WITHOUT_FACTOR else float(scaling.get("factor") or 1.0)
 
 
 def _plain(value: Any) -> Any:

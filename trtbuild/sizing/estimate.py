@@ -10,7 +10,7 @@ from trtbuild.sizing.host import Stage, stages
 from trtbuild.sizing.legality import Legality, legality
 from trtbuild.sizing.memory import RankMemory, rank_memories, sequences, smallest
 from trtbuild.sizing.target import Limits, Target
-from trtbuild.spec import ModelSpec
+from trtbuild.spec import ModelSpec, deduced_seq_len
 
 DEFAULT_CONTEXT = 8192
 DEFAULT_CONCURRENCY = 64
@@ -46,6 +46,21 @@ def default_context(spec: ModelSpec) -> int:
     return min(int(spec.config.get("max_position_embeddings") or DEFAULT_CONTEXT), DEFAULT_CONTEXT)
 
 
+def positions_of(spec: ModelSpec, length: int) -> tuple[list[str], list[str]]:
+    """(problems, warnings) of sequences of so many tokens: what a model was made for, and what its table holds.
+
+    Rotary positions go on beyond what it was trained with, where answers get worse; a table of learned ones ends.
+    """
+    kind = str(spec.config.get("position_embedding_type") or "")
+    if not spec.config.get("max_position_embeddings") or not ("rope" in kind or kind.startswith("learned")):
+        return [], []
+    made_for = deduced_seq_len(spec.config)
+    if length <= made_for:
+        return [], []
+    text = f"{length} tokens are beyond the {made_for} that the model was made for"
+    return ([], [f"{text}: answers get worse there"]) if "rope" in kind else ([f"{text}: it has no more positions"], [])
+
+
 def refusals(plan: ModelPlan) -> list[str]:
     """Why a model has no estimate, or nothing: sizes are those of decoder-only models."""
     part = plan.parts[0]
@@ -59,7 +74,7 @@ def estimate(plan: ModelPlan, target: Target, limits: Limits) -> Estimate:
     part = plan.parts[0]
     ranks = rank_memories(part, limits)
     law = legal(part, target, part.options.kv_cache_algo)
-    verdict = judge(ranks, target, limits, law, part.options.tp_size, part.options.pp_size)
+    verdict = judge(ranks, target, limits, law, part.options.tp_size, part.options.pp_size, part.spec)
     return Estimate(target, verdict, stages(plan, tuple(rank.weights for rank in ranks), target.gpus_per_node))
 
 
@@ -69,8 +84,19 @@ def legal(plan: Plan, target: Target, kv_cache_algo: str | None) -> Legality:
     return legality(target.gpu, target.version, algos, kv_cache_algo)
 
 
-def judge(ranks: tuple[RankMemory, ...], target: Target, limits: Limits, law: Legality, tp: int, pp: int) -> Verdict:
-    """Compare ranks with a GPU and a target; all problems at once (engine-build 9.2, 12)."""
+def judge(
+    ranks: tuple[RankMemory, ...],
+    target: Target,
+    limits: Limits,
+    law: Legality,
+    tp: int,
+    pp: int,
+    spec: ModelSpec | None = None,
+) -> Verdict:
+    """Compare ranks with a GPU and a target; all problems at once (engine-build 9.2, 12).
+
+    `spec`: the model, so that its positions are compared with the lengths.
+    """
     memory = target.gpu.memory_bytes
     tokens = {rank.rank: rank.kv_tokens(memory, limits) for rank in ranks}
     deciding = smallest(tokens)
@@ -88,7 +114,9 @@ def judge(ranks: tuple[RankMemory, ...], target: Target, limits: Limits, law: Le
             f"{fit} of {target.concurrency} sequences of {target.context} tokens fit: rank {worst.rank} has "
             f"{_gib(left)} for its KV cache, and one sequence takes {_gib(each)}"
         )
-    warnings = list(law.warnings)
+    too_long, beyond = positions_of(spec, max(target.context, limits.max_seq_len)) if spec else ([], [])
+    problems += too_long
+    warnings = [*law.warnings, *beyond]
     if tp > 1 and not target.gpu.nvlink:
         warnings.append(f"{target.gpu.name} has no NVLink: tp {tp} exchanges activations over PCIe, pp may be faster")
     if tp > target.gpus_per_node:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from trtbuild.errors import PlanError
 from trtbuild.mapping import Mapping
 from trtbuild.plan import ModelPlan, Plan, make_plan
 from trtbuild.quantize.methods import METHODS
@@ -19,11 +20,27 @@ from trtbuild.sizing.memory import RankMemory, engine_bytes, rank_memories
 from trtbuild.sizing.target import Limits, Target
 from trtbuild.spec import KV_CACHES, ModelSpec
 
-QUANTS = ("none", "int8", "fp8", "int8_sq", "w4a8_awq", "int4_awq", "int4")
-"""From no loss to much: the order of perplexities measured by scripts/bench_quality.py; w4a8_awq by its parts."""
+QUANTS = ("none", "int8", "fp8", "fp8_rowwise", "int8_sq", "w4a8_awq", "int4_awq", "int4")
+"""All that trtbuild makes, from no loss to much: the order of perplexities measured by scripts/bench_quality.py;
+fp8_rowwise and w4a8_awq by their parts (`quantize/README.md`).
+"""
 KVS = ("none", "fp8", "int8")
 STEP_TOKENS = (8192, 4096, 2048)
 """max_num_tokens to try: TensorRT-LLM's default first, then less for more KV cache (engine-build 10)."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a search keeps to; None: whatever serves. `kv_fraction`: as of `Limits`."""
+
+    tp: int | None = None
+    pp: int | None = None
+    quant: str | None = None
+    kv_cache: str | None = None
+    max_batch_size: int | None = None
+    max_num_tokens: int | None = None
+    max_seq_len: int | None = None
+    kv_fraction: float = Limits.kv_fraction
 
 
 @dataclass(frozen=True)
@@ -51,34 +68,42 @@ class Fit:
     rejected: tuple[Choice, ...]
 
 
-def fit(
-    plan: ModelPlan, target: Target, max_gpus: int, *, quant: str | None = None, kv_cache: str | None = None
-) -> Fit:
+def fit(plan: ModelPlan, target: Target, max_gpus: int, wanted: Wanted | None = None) -> Fit:
     """Search from a plan of the model, whose tp and pp do not count.
 
-    `quant`, `kv_cache`: the only ones to consider; a model that is quantized already keeps its own.
+    A model that is quantized already keeps its method.
+
+    Raises:
+        PlanError: what is wanted takes more than `max_gpus`.
     """
+    wanted = wanted or Wanted()
     base = plan.parts[0]
-    quants = (quant or base.options.quant,) if plan.imported or quant else QUANTS
-    planned = _Planner(base, target)
+    quants = (wanted.quant or base.options.quant,) if plan.imported or wanted.quant else QUANTS
+    least = (wanted.tp or 1) * (wanted.pp or 1)
+    if least > max_gpus:
+        named = " x ".join(f"{name} {size}" for name, size in (("tp", wanted.tp), ("pp", wanted.pp)) if size)
+        raise PlanError((f"{named} takes {least} GPUs, and {max_gpus} may be used",), hint="Raise --gpus.")
+    planned = _Planner(base, target, wanted)
     found = [
         planned.choice(tp, pp, name, kv)
-        for tp, pp in layouts(base.spec, max_gpus, target.gpus_per_node)
+        for tp, pp in layouts(base.spec, max_gpus, target.gpus_per_node, wanted)
         for name in quants
-        for kv in ((kv_cache,) if kv_cache else KVS)
+        for kv in ((wanted.kv_cache,) if wanted.kv_cache else KVS)
     ]
     fits = sorted((choice for choice in found if not choice.reasons), key=_preference)
     rejected = sorted((choice for choice in found if choice.reasons), key=_preference)
     return Fit(target, tuple(fits), tuple(rejected))
 
 
-def layouts(spec: ModelSpec, max_gpus: int, gpus_per_node: int) -> Iterator[tuple[int, int]]:
+def layouts(spec: ModelSpec, max_gpus: int, gpus_per_node: int, wanted: Wanted) -> Iterator[tuple[int, int]]:
     """(tp, pp) of at most `max_gpus` ranks: tp inside a host, powers of two and what divides the heads."""
     tps = [t for t in range(1, min(max_gpus, gpus_per_node) + 1) if t in (1, 2, 4, 8) or spec.num_heads % t == 0]
-    for tp in tps:
-        pp = 1
+    for tp in [wanted.tp] if wanted.tp else tps:
+        pp = wanted.pp or 1
         while tp * pp <= max_gpus:
             yield tp, pp
+            if wanted.pp:
+                break
             pp *= 2
 
 
@@ -95,8 +120,8 @@ class _Planner:
     Stages between those hold no more than the first: as many layers at most, and no vocabulary.
     """
 
-    def __init__(self, base: Plan, target: Target) -> None:
-        self._base, self._target = base, target
+    def __init__(self, base: Plan, target: Target, wanted: Wanted) -> None:
+        self._base, self._target, self._wanted = base, target, wanted
         self._plans: dict[tuple[int, int, str, bool], Plan] = {}
 
     def choice(self, tp: int, pp: int, quant: str, kv_cache: str) -> Choice:
@@ -109,7 +134,7 @@ class _Planner:
         law = legal(plan, self._target, KV_CACHES[kv_cache])
         if law.problems:
             return Choice(tp, pp, quant, kv_cache, None, law.problems)
-        verdicts = [self._judged(plan, tp, pp, law, limits) for limits in _limits(self._target, pp, law)]
+        verdicts = [self._judged(plan, tp, pp, law, limits) for limits in _limits(self._target, pp, law, self._wanted)]
         best = next((verdict for verdict in verdicts if not verdict.problems), verdicts[-1])
         return Choice(tp, pp, quant, kv_cache, best, best.problems)
 
@@ -132,15 +157,18 @@ class _Planner:
             _grown(thin, memory, Mapping(tp, pp, 0 if memory.pp_rank == 0 else (pp - 1) * tp), layers)
             for memory in rank_memories(thin, limits, only_first=True)
         )
-        return judge(ranks, self._target, limits, law, tp, pp)
+        return judge(ranks, self._target, limits, law, tp, pp, self._base.spec)
 
 
-def _limits(target: Target, pp: int, law: Legality) -> list[Limits]:
-    """What to build with: the batch that the target needs, and steps as long as fit."""
-    batch = -(-target.concurrency // pp)
+def _limits(target: Target, pp: int, law: Legality, wanted: Wanted) -> list[Limits]:
+    """What to build with: the batch that the target needs, and steps as long as fit, where nothing else is wanted."""
+    batch = wanted.max_batch_size or -(-target.concurrency // pp)
     least = max(batch, 1 if law.paged_context else target.context)
     steps = [step for step in STEP_TOKENS if step >= least] or [-(-least // 1024) * 1024]
-    return [Limits(max_batch_size=batch, max_num_tokens=step, max_seq_len=target.context) for step in steps]
+    if wanted.max_num_tokens:
+        steps = [wanted.max_num_tokens]
+    longest = wanted.max_seq_len or target.context
+    return [Limits(batch, step, longest, wanted.kv_fraction) for step in steps]
 
 
 def _grown(thin: Plan, memory: RankMemory, real: Mapping, layers: int) -> RankMemory:

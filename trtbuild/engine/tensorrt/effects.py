@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trtbuild.engine.options import deduced_seq_len, rotary_factor
 from trtbuild.quantization import (
     DATA_CENTER_BLACKWELL,
     KV_LEAST_SM,
@@ -22,6 +21,7 @@ from trtbuild.quantization import (
     LEAST_SM,
     NOT_ON_BLACKWELL,
 )
+from trtbuild.spec import deduced_seq_len, rotary_factor
 
 Config = dict[str, Any]
 
@@ -122,12 +122,12 @@ def _lengths(made: Prediction, pretrained: Dict[str, Any]) -> None:
                 f"{config['max_seq_len']}"
             )
     positions = pretrained.get("max_position_embeddings")
-    deduced = deduced_seq_len(dict(pretrained))
+    deduced = deduced_seq_len(pretrained)
     if config["max_seq_len"] is None:
         config["max_seq_len"] = deduced
         advice = "; set max_seq_len to what requests need" if deduced > _LONG else ""
         made.warnings.append(f"max_seq_len is not set: {deduced} is deduced from the checkpoint{advice}")
-    elif positions and config["max_seq_len"] > positions * rotary_factor(dict(pretrained)):
+    elif positions and config["max_seq_len"] > positions * rotary_factor(pretrained):
         made.warnings.append(
             f"max_seq_len {config['max_seq_len']} is beyond the {deduced} tokens the model was made for"
         )
