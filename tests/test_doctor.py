@@ -137,3 +137,11 @@ from trtbuild.cli.app import app
 assert CliRunner().invoke(app, ["doctor", "--json"]).exit_code == 0
 """
     assert not loaded_by(run) & {"torch", "transformers", "numpy", "tritonclient", "safetensors", "mpi4py", "tensorrt"}
+
+
+def test_a_wrong_path_is_a_usage_fault_and_no_machine_s(tmp_path: Path) -> None:
+    """As `trtbuild inspect` does: 9 says that the machine is not ready."""
+    for path in (tmp_path / "nothing", record(tmp_path / "file", H100_IMAGE)):
+        done = trtbuild("doctor", path)
+        assert done.returncode == 3
+        assert "there is no such folder" in done.stderr

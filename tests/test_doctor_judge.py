@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from dataclasses import replace
 
@@ -21,8 +22,9 @@ from tests.machines import (
     hello,
     host,
 )
+from tests.tiny import ROOT
 from trtbuild.doctor import matrix
-from trtbuild.doctor.facts import Artefact, Container, Driver, Facts, Mpi, Triton, dump, load
+from trtbuild.doctor.facts import Artefact, Container, Disk, Driver, Facts, Mpi, Triton, dump, load
 from trtbuild.doctor.finding import Finding, Report, Wish
 from trtbuild.doctor.judge import judge, wish_for
 
@@ -323,7 +325,36 @@ def test_every_failure_says_what_or_why(facts: Facts, target: str) -> None:
     for finding in judge(facts, Wish(target, 2)).findings:
         assert finding.found
         assert "None" not in finding.found + finding.why + finding.remedy
-        assert finding.level != "fail" or finding.why or finding.remedy, finding
+        assert finding.level not in ("fail", "warn") or finding.remedy, finding
+
+
+def test_every_fault_in_the_code_has_a_remedy() -> None:
+    """As no list of machines has all of them: a Finding that may fail or warn is given a remedy, and no empty one."""
+    lacking, count = [], 0
+    for path in sorted((ROOT / "trtbuild" / "doctor" / "topics").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or ast.unparse(node.func) != "Finding":
+                continue
+            level, *rest = (ast.unparse(argument) for argument in node.args)
+            if "'fail'" not in level and "'warn'" not in level and level not in ("level", "many"):
+                continue
+            count += 1
+            # Of a level that may be ok, the remedy may be empty; that it is so only then is for the machines above.
+            good = len(rest) == 4 and (level not in ("'fail'", "'warn'") or "''" not in rest[3])
+            lacking += [] if good or "'ok'" in level else [f"{path.name}:{node.lineno} {rest[0]}"]
+    assert count > 40
+    assert not lacking
+
+
+def test_memory_and_disks_say_what_to_do() -> None:
+    """Outside a cgroup there is no limit to raise; the work folder has no variable."""
+    small = host(available_bytes=1 * GIB, disks=(Disk("work", "/data", GIB, 9 * GIB), Disk("work", "/ro", 0, 0, False)))
+    assert small.cgroup_bytes is None
+    for target, word in (("cpu", "more memory"), ("tensorrt", "--processes 1"), ("llmapi", "more memory")):
+        warned = [f for f in on(replace(H100_IMAGE, host=small), target).findings if f.level == "warn"]
+        remedies = {f.check: f.remedy for f in warned}
+        assert word in remedies["host.memory"]
+        assert "-o DIR" in remedies["host.disk"]
 
 
 @pytest.mark.parametrize(

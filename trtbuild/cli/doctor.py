@@ -11,7 +11,7 @@ import typer
 
 from trtbuild.cli.options import JsonOpt
 from trtbuild.cli.output import console, data, note, print_json
-from trtbuild.errors import NOT_READY, EngineError
+from trtbuild.errors import NOT_READY, ArtefactError, EngineError
 from trtbuild.spec import TARGETS
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def command(
     from trtbuild.doctor.judge import judge, wish_for
     from trtbuild.doctor.probes.artefact import probe_artefact
 
+    if artefact is not None and not artefact.is_dir():
+        raise ArtefactError(artefact, ["there is no such folder"])
     if facts_file is not None:
         facts = _recorded(facts_file)
         facts = with_artefact(facts, artefact) if artefact else facts

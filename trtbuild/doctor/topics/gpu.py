@@ -64,10 +64,9 @@ def visible(driver: Driver) -> tuple[Gpu, ...]:
 
 def _no_gpu(facts: Facts, wish: Wish) -> Finding:
     problem = facts.driver.problem
-    level: Level = "fail" if wish.on_gpu else "info"
     found = f"no GPU: {problem}" if problem else "no GPU, and no NVIDIA driver"
     if not wish.on_gpu:
-        return Finding(level, "gpu.count", found, f"The {wish.target} target needs none.")
+        return Finding("info", "gpu.count", found, f"The {wish.target} target needs none.")
     if "version mismatch" in problem:
         remedy = "sudo reboot (the driver was updated, its old kernel module is still loaded)"
     elif "communicate with the NVIDIA driver" in problem or "Driver Not Loaded" in problem:
@@ -76,7 +75,7 @@ def _no_gpu(facts: Facts, wish: Wish) -> Finding:
         remedy = _RUN_WITH_GPUS
     else:
         remedy = f"Build on a GPU host: docker run --gpus all --shm-size=2g --ulimit memlock=-1 {matrix.OURS.image}"
-    return Finding(level, "gpu.count", found, "TensorRT times its kernels on the GPU that will run them.", remedy)
+    return Finding("fail", "gpu.count", found, "TensorRT times its kernels on the GPU that will run them.", remedy)
 
 
 def _count(driver: Driver, usable: tuple[Gpu, ...], wish: Wish) -> Iterator[Finding]:

@@ -13,6 +13,18 @@ _SHM_BYTES = 1 * GIB  # the documented minimum; Triton's own pages use 2g
 _STACK_BYTES = 67108864
 _FILES = 1024
 _RAM = {"cpu": 2 * GIB, "tensorrt": 16 * GIB, "llmapi": 4 * GIB}
+_FREE_MEMORY = {
+    "cpu": "End other programs, or take a host with more memory; `trtbuild plan MODEL` says what a conversion needs",
+    "tensorrt": "trtbuild engine ... --processes 1 (one rank after the other), or a host with more memory; "
+    "`trtbuild plan MODEL --gpu NAME` says what a build needs",
+    "llmapi": "End other programs, or take a host with more memory; `trtbuild plan MODEL` says what a conversion needs",
+}
+_OTHER_DISK = {
+    "work": "Run trtbuild in a folder on a larger disk that can be written, or name one there with -o DIR",
+    "trtbuild cache": "export TRTBUILD_CACHE=DIR on a larger disk that can be written",
+    "temporary files": "export TMPDIR=DIR that can be written",
+}
+"""By what the disk is for (`Disk.purpose`)."""
 _DISK = {"cpu": 2 * GIB, "tensorrt": 50 * GIB, "llmapi": 10 * GIB}
 
 
@@ -48,7 +60,7 @@ def _memory(host: Host, wish: Wish) -> Iterator[Finding]:
         "the kernel kills it without a traceback."
         if wish.on_gpu
         else "Weights are mapped, but conversion and calibration need room.",
-        "docker run --memory=64g ..., or a larger resources.limits.memory" if limited else "",
+        "docker run --memory=64g ..., or a larger resources.limits.memory" if limited else _FREE_MEMORY[wish.target],
     )
 
 
@@ -143,8 +155,8 @@ def _disks(host: Host, wish: Wish) -> Iterator[Finding]:
                 "fail" if disk.purpose == "temporary files" else "warn",
                 "host.disk",
                 f"{found}, but not writable",
-                "",
-                "export TRTBUILD_CACHE=DIR" if disk.purpose == "trtbuild cache" else "",
+                "Nothing can be written there.",
+                _OTHER_DISK.get(disk.purpose, _OTHER_DISK["work"]),
             )
         elif disk.purpose != "temporary files" and disk.free_bytes < _DISK[wish.target]:
             yield Finding(
@@ -152,7 +164,7 @@ def _disks(host: Host, wish: Wish) -> Iterator[Finding]:
                 "host.disk",
                 found,
                 "Checkpoint and engine are each about as large as the weights; `trtbuild plan MODEL` has the figures.",
-                "export TRTBUILD_CACHE=DIR on a larger disk" if disk.purpose == "trtbuild cache" else "",
+                _OTHER_DISK.get(disk.purpose, _OTHER_DISK["work"]),
             )
         else:
             yield Finding("ok", "host.disk", found)

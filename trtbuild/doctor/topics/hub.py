@@ -26,10 +26,20 @@ def judge(facts: Facts, _wish: Wish) -> Iterator[Finding]:
         )
     if hub.token_empty:
         yield Finding(
-            "warn", "hub.token", f"{hub.token_empty} is set and empty", "It hides no other token, but looks like one."
+            "warn",
+            "hub.token",
+            f"{hub.token_empty} is set and empty",
+            "It hides no other token, but looks like one.",
+            f"unset {hub.token_empty}",
         )
     if hub.token_readable_by_others:
-        yield Finding("warn", "hub.token", f"token in {hub.token}, readable by others", "", f"chmod 600 {hub.token}")
+        yield Finding(
+            "warn",
+            "hub.token",
+            f"token in {hub.token}, readable by others",
+            "Who has it acts as you on the hub.",
+            f"chmod 600 {hub.token}",
+        )
     elif hub.token:
         yield Finding("ok", "hub.token", f"token by {hub.token}")
     else:

@@ -29,7 +29,13 @@ def judge(facts: Facts, wish: Wish) -> Iterator[Finding]:
         "" if fits else "python3.12 -m venv .venv",
     )
     if software.system != "Linux":
-        yield Finding("fail", "software.system", software.system, "tritonserver and mpirun are used on Linux.")
+        yield Finding(
+            "fail",
+            "software.system",
+            software.system,
+            "tritonserver and mpirun are used on Linux.",
+            "Take a Linux host, WSL 2, or a Linux container",
+        )
     if wish.on_gpu and fits and minor not in ((3, 10), (3, 12)):
         yield Finding(
             "info",
