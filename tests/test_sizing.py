@@ -14,7 +14,7 @@ from trtbuild.sizing.described import described_index
 from trtbuild.sizing.estimate import estimate, judge, refusals
 from trtbuild.sizing.geometry import Geometry, geometry_of
 from trtbuild.sizing.gpus import find_gpu
-from trtbuild.sizing.host import build_memory, stages
+from trtbuild.sizing.host import Stage, build_memory, stages
 from trtbuild.sizing.legality import Legality
 from trtbuild.sizing.memory import (
     RankMemory,
@@ -168,16 +168,37 @@ def test_only_decoders_have_an_estimate() -> None:
     assert not refusals(planned(LLAMA_8B))
 
 
+def by_name(
+    config: dict[str, Any], engine_bytes: tuple[int, ...], per_node: int = 8, **options: Any
+) -> dict[str, Stage]:
+    return {stage.name: stage for stage in stages(planned(config, **options), engine_bytes, per_node)}
+
+
 def test_host_stages_add_up() -> None:
-    """Memory of building two ranks at once is that of two processes; disk is the engines'; fp8 quantizes first."""
+    """Memory of building two ranks at once is that of two processes; disk is the engines'; every stage has a line."""
     plan = planned(LLAMA_8B, tp_size=2, quant="fp8")
-    made, built = stages(plan, (4_000_000_000, 4_000_000_000))
-    assert built.memory_bytes == 2 * build_memory(4_000_000_000) == 2 * (6_000_000_000 + 10_000_000_000)
-    assert built.disk_bytes == 8_000_000_000
-    assert made.disk_bytes == plan.checkpoint_bytes + plan.scratch_bytes
-    # 1.1 billion parameters took 322 s on two cores
-    assert made.seconds == pytest.approx(322 / 1.1e9 * plan.parameters, rel=0.1)
-    plain, _ = stages(planned(LLAMA_8B), (1,))
-    assert plain.seconds < 60
-    one_host, _ = stages(plan, (1,) * 16, gpus_per_node=8), None
-    assert one_host[1].memory_bytes == 8 * build_memory(1)
+    found = by_name(LLAMA_8B, (4_000_000_000, 4_000_000_000), tp_size=2, quant="fp8")
+    assert list(found) == ["download", "checkpoint", "verify", "engine", "repo"]
+    assert found["engine"].memory_bytes == 2 * build_memory(4_000_000_000) == 2 * (6_000_000_000 + 10_000_000_000)
+    assert found["engine"].disk_bytes == 8_000_000_000
+    assert "--processes 1" in found["engine"].note
+    assert found["checkpoint"].disk_bytes == plan.checkpoint_bytes + plan.scratch_bytes
+    assert found["download"].disk_bytes == plan.source_bytes
+    assert found["verify"].disk_bytes > plan.checkpoint_bytes
+    assert by_name(LLAMA_8B, (1,) * 16)["engine"].memory_bytes == 8 * build_memory(1)
+
+
+def test_whatever_runs_the_model_over_the_text_takes_its_time() -> None:
+    """1.1 billion parameters took 322 s on two cores with 16 x 256 tokens; the defaults are 32 or 128 x 512."""
+    per_token = 322 / 1.1e9 / (16 * 256) * planned(LLAMA_8B).parameters
+
+    def seconds(**options: Any) -> float:
+        return by_name(LLAMA_8B, (1,), **options)["checkpoint"].seconds
+
+    assert seconds() < 60
+    assert seconds(quant="int8") < 60
+    assert seconds(quant="int4_awq") == pytest.approx(per_token * 32 * 512, rel=0.1)
+    assert seconds(quant="fp8") == pytest.approx(per_token * 128 * 512, rel=0.1)
+    assert seconds(kv_cache="fp8") == pytest.approx(per_token * 128 * 512, rel=0.1)
+    assert seconds(quant="fp8", kv_cache="fp8") == pytest.approx(seconds(quant="fp8"), rel=0.01)
+    assert 60 < seconds(quant="fp8_rowwise") < 600  # fields, and no text

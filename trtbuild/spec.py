@@ -205,6 +205,12 @@ class CalibrationOptions:
 
 CALIBRATION = CalibrationOptions()
 """What is done where nothing is said."""
+CALIBRATION_LENGTH = 512
+
+
+def calibration_samples(gram: bool) -> int:
+    """Sequences by default; fewer for methods that search with second moments (`gram`: AWQ), as in ModelOpt."""
+    return 32 if gram else 128
 
 
 def resolved_dtype(spec: ModelSpec, options: ConvertOptions) -> str:

@@ -16,12 +16,9 @@ from typing import Any
 
 from trtbuild.calibrate.documents import Document, plain, read_documents
 from trtbuild.errors import CalibrationError
-from trtbuild.spec import CalibrationOptions
+from trtbuild.spec import CALIBRATION_LENGTH, CalibrationOptions, calibration_samples
 
 BUNDLED = Path(__file__).resolve().parent.parent / "data" / "calibration.txt"
-LENGTH = 512
-SAMPLES, SAMPLES_GRAM = 128, 32
-"""Samples by default; fewer for methods that search with second moments (AWQ), as in ModelOpt."""
 _FEWEST = 8  # samples that a default may shrink to where the text is short
 
 
@@ -91,11 +88,11 @@ def sizes(options: CalibrationOptions, gram: bool, max_length: int) -> tuple[int
     Raises:
         CalibrationError: sizes that cannot be.
     """
-    length = options.length or min(LENGTH, max_length or LENGTH)
+    length = options.length or min(CALIBRATION_LENGTH, max_length or CALIBRATION_LENGTH)
     if max_length and length > max_length:
         message = f"calibration samples of {length} tokens are longer than the model's {max_length} positions"
         raise CalibrationError(message, hint=f"Use --calib-length {max_length} or less.")
-    return length, options.samples or (SAMPLES_GRAM if gram else SAMPLES)
+    return length, options.samples or calibration_samples(gram)
 
 
 def ordered(documents: Sequence[Document], seed: int) -> Iterator[Document]:
