@@ -1,4 +1,9 @@
-"""The recipes' models as folders without weights: the real config.json, and headers of the real tensors.
+"""The recipes' models as folders without weights: the real config.json, and headers of all tensors.
+
+Of three models the tensors' names are those of a public model.safetensors.index.json (`"tensors": "index"` in
+sources.json). Of the other fourteen (`"meta"`) no index was found: names, shapes and dtypes are those of the class that
+transformers makes of the config, without weights, and only their size in bytes is the published one. A tensor that such
+a model has beside, under a name that transformers does not know, would not be seen.
 
 A folder holds one model.safetensors whose header is whole and whose data is a hole in the file, so that everything that
 reads headers only works on it as on the model itself, however large that is.
@@ -28,7 +33,7 @@ BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 
 
 def sources() -> dict[str, dict[str, Any]]:
-    """Folder of DATA -> hub id, where its config was found, total_size as published."""
+    """Folder of DATA -> hub id, where its config and its tensors are from, total_size as published."""
     document: dict[str, dict[str, Any]] = json.loads((DATA / "sources.json").read_text())
     return document
 

@@ -56,6 +56,15 @@ def test_a_models_tensors_have_the_size_that_was_published(name: str) -> None:
     about, tensors = sources()[name], tensors_of(name)
     assert sum(BYTES[dtype] * prod(shape) for dtype, shape in tensors.values()) == about["total_size"]
     assert about["config"]
+    assert about["size_source"]
+    assert about["tensors"] in ("index", "meta")
+    assert about["tensors"] == "meta" or "model.safetensors.index.json" in about["size_source"]
+
+
+def test_how_many_indices_are_real() -> None:
+    """What `tests/recipe_models.py` says of them."""
+    kinds = [about["tensors"] for about in sources().values()]
+    assert (kinds.count("index"), kinds.count("meta")) == (3, 14)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -18,8 +18,11 @@ from trtbuild.errors import PlanError
 from trtbuild.lint.tables import CHECKED_ALGOS, KV_ALGOS, LAYER_ALGOS, UNCHECKED_ALGOS
 from trtbuild.quantization import LEAST_SM, NOT_ON_BLACKWELL
 from trtbuild.quantize.methods import METHODS
+from trtbuild.sizing.estimate import judge
 from trtbuild.sizing.gpus import GPUS, find_gpu
 from trtbuild.sizing.legality import VERSIONS, Legality, legality
+from trtbuild.sizing.memory import RankMemory
+from trtbuild.sizing.target import Limits, Target
 
 NAMES = (
     "A10", "A10G", "A30", "A40", "A100-SXM-40GB", "A100-PCIe-40GB", "A100-SXM-80GB", "A100-PCIe-80GB", "L4", "L40",
@@ -50,6 +53,18 @@ def _board(name: str) -> float:
              "H100-PCIe": 80, "H100-NVL": 94, "H200": 141, "GH200": 96, "GH200-144GB": 144, "B200": 180, "GB200": 186,
              "RTX-PRO-6000": 96, "RTX-2080-Ti": 11}  # fmt: skip
     return sizes[name] if name in sizes else int(name.rpartition("-")[2].removesuffix("GB"))
+
+
+@pytest.mark.parametrize(
+    ("gpu", "tp", "said"),
+    [("A100", 8, ""), ("H100", 8, ""), ("A100-PCIe-80GB", 2, ""), ("A100-PCIe-80GB", 4, "bridges join two"),
+     ("H100-NVL", 4, "bridges join two"), ("A40", 8, "bridges join two"), ("L40S", 2, "has no NVLink")],
+)  # fmt: skip
+def test_bridges_join_pairs(gpu: str, tp: int, said: str) -> None:
+    """NVIDIA's data sheets: the PCIe boards of A100 and H100, A40, A30, RTX A6000 and 3090 have a bridge for two."""
+    ranks = (RankMemory(0, 0, 0, 1, 0, 0, 0, 0, 1024),)
+    warnings = judge(ranks, Target(find_gpu(gpu), 64, 1), Limits(1, 8192, 64), Legality(), tp, 1).warnings
+    assert (said in " ".join(warnings)) if said else not warnings
 
 
 @pytest.mark.parametrize(

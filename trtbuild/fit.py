@@ -13,7 +13,7 @@ from trtbuild.families.rules import Family, Rule
 from trtbuild.fields import HEAD, Quantized, shard_fields
 from trtbuild.layout import DTYPES, Axis, Split, Stage
 from trtbuild.mixed import Choice, Choices, choices_of, mixture_problems, unknown_methods
-from trtbuild.quantization import KV_LEAST_SM, LEAST_SM
+from trtbuild.quantization import DATA_CENTER_BLACKWELL, KV_LEAST_SM, KV_NOT_ON_BLACKWELL, LEAST_SM, NOT_ON_BLACKWELL
 from trtbuild.quantize.methods import METHODS
 from trtbuild.shard import cut_axes, rank_mapping, rules_of, shares, window
 from trtbuild.spec import KV_CACHES, TARGETS, ConvertOptions, ModelSpec
@@ -159,15 +159,29 @@ def _gpu_problems(options: ConvertOptions, choices: Choices) -> list[str]:
     asked = {choice.method.name: needs[choice.method.name] for choice in choices.values()}
     cache = f"a KV cache of {options.kv_cache}"
     found = {**asked, cache: KV_LEAST_SM.get(options.kv_cache_algo or "", 0)}
+    refused = {method.name for method in METHODS.values() if _on_blackwell(method.quant_algo, options.sm)}
     works = ", ".join(
-        name for name, least in needs.items() if least <= options.sm and name != "none" and not METHODS[name].imported
+        name
+        for name, least in needs.items()
+        if least <= options.sm and name not in {"none", *refused} and not METHODS[name].imported
     )
+    no_kernels = [name for name in asked if name in refused]
+    if options.sm in DATA_CENTER_BLACKWELL and options.kv_cache_algo in KV_NOT_ON_BLACKWELL:
+        no_kernels.append(cache)
     return [
+        f"trtllm-build refuses {name} on SM 100 to 119, and SM {options.sm} was named; {works} and a KV cache of fp8 "
+        "run there"
+        for name in no_kernels
+    ] + [
         f"{name} needs fp8 tensor cores (SM {least} or newer), and SM {options.sm} was named; --sm {least} or no --sm "
         f"is for another GPU, and {'a KV cache of int8 runs' if name == cache else f'{works} run'} on SM {options.sm}"
         for name, least in found.items()
         if options.sm < least
     ]
+
+
+def _on_blackwell(quant_algo: str | None, sm: int) -> bool:
+    return sm in DATA_CENTER_BLACKWELL and quant_algo in NOT_ON_BLACKWELL
 
 
 def _head_problems(family: Family, spec: ModelSpec, options: ConvertOptions, choices: Choices) -> list[str]:

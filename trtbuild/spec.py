@@ -19,8 +19,10 @@ TARGETS: dict[str, str] = {
 
 AUTO = "auto"
 """`quant` of a command: the method that a quantized model has already, or none."""
-SMS = (80, 86, 89, 90)
-"""Compute capabilities of GPUs that TensorRT-LLM 1.2 has int4 and int8 kernels for; all but 90 share one layout."""
+SMS = (80, 86, 89, 90, 100, 120)
+"""Compute capabilities of the GPUs in TensorRT-LLM 1.2's support matrix."""
+_LAYOUTS = {100: 80, 120: 80}
+"""Those whose int4 and int8 kernels, where they have any, read the layout of another: all but 90 share one."""
 _SCALING_WITHOUT_FACTOR = ("su", "longrope", "llama3")
 
 KV_CACHES: dict[str, str | None] = {"none": None, "int8": "INT8", "fp8": "FP8"}
@@ -161,7 +163,7 @@ class ConvertOptions:
     @property
     def layout_sm(self) -> int:
         """The SM for whose kernels weights are laid out: where none is named, the one that most GPUs share."""
-        return SMS[0] if self.sm is None else self.sm
+        return SMS[0] if self.sm is None else _LAYOUTS.get(self.sm, self.sm)
 
     @property
     def kv_cache_algo(self) -> str | None:

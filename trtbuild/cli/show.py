@@ -64,6 +64,7 @@ def gpus(as_json: JsonOpt = False) -> None:
             "memory_gib": gpu.memory_gib,
             "bandwidth_gb_s": gpu.bandwidth,
             "nvlink_gb_s": gpu.nvlink,
+            "nvlink_pairs_only": gpu.bridged,
             "fp8": gpu.fp8,
             "int8_int4": gpu.int8,
             "aliases": list(gpu.aliases),

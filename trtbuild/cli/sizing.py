@@ -163,7 +163,10 @@ def _show_rejected(rejected: Sequence[Choice], fits: Sequence[Choice]) -> None:
 def _target_document(target: Target) -> dict[str, Any]:
     gpu = target.gpu
     return {
-        "gpu": {"name": gpu.name, "sm": gpu.sm, "memory_bytes": gpu.memory_bytes, "nvlink": gpu.nvlink},
+        "gpu": {
+            **{"name": gpu.name, "sm": gpu.sm, "memory_bytes": gpu.memory_bytes},
+            **{"nvlink": gpu.nvlink, "nvlink_pairs_only": gpu.bridged},
+        },
         "context": target.context,
         "concurrency": target.concurrency,
         "release": target.version,

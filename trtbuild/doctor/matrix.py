@@ -13,6 +13,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from trtbuild.spec import SMS
+
 
 @dataclass(frozen=True)
 class Release:
@@ -50,7 +52,7 @@ OLDEST_DRIVER = {11: "450.80.02", 12: "525", 13: "580"}
 """CUDA major -> the oldest driver with minor version compatibility."""
 
 OLDEST_SM = 80  # Volta left in 0.16; Ampere is the oldest in the support matrix (section 7)
-KNOWN_SMS = (80, 86, 89, 90, 100, 120)
+KNOWN_SMS = SMS
 
 
 def release_of(tensorrt_llm: str) -> Release | None:

@@ -119,6 +119,11 @@ def judge(
     warnings = [*law.warnings, *beyond]
     if tp > 1 and not target.gpu.nvlink:
         warnings.append(f"{target.gpu.name} has no NVLink: tp {tp} exchanges activations over PCIe, pp may be faster")
+    elif tp > 2 and target.gpu.bridged:
+        warnings.append(
+            f"NVLink bridges join two {target.gpu.name} each: tp {tp} exchanges activations over PCIe between pairs, "
+            "pp may be faster"
+        )
     if tp > target.gpus_per_node:
         warnings.append(f"tp {tp} spans hosts of {target.gpus_per_node} GPUs; tp inside a host and pp across is faster")
     if not target.gpu.seen:

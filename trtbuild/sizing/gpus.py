@@ -3,7 +3,7 @@
 `memory_gib` is what a CUDA process sees as the total, which is less than the board's name says: as printed by
 TensorRT-LLM ("total: 79.10 GiB") or PyTorch ("total capacity of 139.80 GiB") in public logs. Where `seen` is false no
 such log was found, and 96 % of the board's gigabytes (as GiB) are assumed. Bandwidths (of memory, and of NVLink in both
-directions together) are those of NVIDIA's data sheets. PURE.
+directions together), and which NVLinks are bridges of two boards, are those of NVIDIA's data sheets. PURE.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Gpu:
-    """`sm`: compute capability without its dot. `nvlink`: GB/s of all its links, 0 where it has none.
+    """`sm`: compute capability without its dot. `nvlink`: GB/s of all its links, 0 where it has none; `bridged`: a
+    bridge joins two boards by them, and further ones are on PCIe.
 
     `bandwidth`: GB/s of its memory. `refused`: why TensorRT-LLM 1.2 does not run on it, or nothing.
     """
@@ -32,6 +33,7 @@ class Gpu:
     nvlink: int = 0
     seen: bool = True
     refused: str = ""
+    bridged: bool = False
 
     @property
     def memory_bytes(self) -> int:
@@ -61,23 +63,23 @@ _VOLTA = "TensorRT-LLM dropped Volta (SM 70) in release 0.16"
 
 GPUS: tuple[Gpu, ...] = (
     Gpu("A100-SXM-80GB", ("A100", "A100-80GB", "A100-SXM4-80GB"), 80, 79.15, 2039, 600),
-    Gpu("A100-PCIe-80GB", ("A100-80GB-PCIe",), 80, 79.15, 1935, 600),
+    Gpu("A100-PCIe-80GB", ("A100-80GB-PCIe",), 80, 79.15, 1935, 600, bridged=True),
     Gpu("A100-SXM-40GB", ("A100-40GB", "A100-SXM4-40GB"), 80, 39.39, 1555, 600),
-    Gpu("A100-PCIe-40GB", ("A100-40GB-PCIe",), 80, 39.39, 1555, 600),
-    Gpu("A30", ("A30-24GB",), 80, 23.04, 933, 200, seen=False),
+    Gpu("A100-PCIe-40GB", ("A100-40GB-PCIe",), 80, 39.39, 1555, 600, bridged=True),
+    Gpu("A30", ("A30-24GB",), 80, 23.04, 933, 200, seen=False, bridged=True),
     Gpu("A10", ("A10-24GB",), 86, 21.99, 600),
     Gpu("A10G", ("A10G-24GB",), 86, 22.05, 600),
-    Gpu("A40", ("A40-48GB",), 86, 44.34, 696, 112),
-    Gpu("RTX-A6000", ("A6000",), 86, 47.40, 768, 112),
-    Gpu("RTX-3090", ("3090", "GeForce-RTX-3090"), 86, 23.68, 936, 112),
+    Gpu("A40", ("A40-48GB",), 86, 44.34, 696, 112, bridged=True),
+    Gpu("RTX-A6000", ("A6000",), 86, 47.40, 768, 112, bridged=True),
+    Gpu("RTX-3090", ("3090", "GeForce-RTX-3090"), 86, 23.68, 936, 112, bridged=True),
     Gpu("L4", ("L4-24GB",), 89, 22.03, 300),
     Gpu("L40", ("L40-48GB",), 89, 44.39, 864),
     Gpu("L40S", ("L40S-48GB",), 89, 44.39, 864),
     Gpu("RTX-4090", ("4090", "GeForce-RTX-4090"), 89, 23.52, 1008),
     Gpu("RTX-6000-Ada", ("6000-Ada", "RTX-6000-Ada-Generation"), 89, 47.40, 960),
     Gpu("H100-SXM", ("H100", "H100-80GB", "H100-SXM5-80GB", "H100-80GB-HBM3"), 90, 79.10, 3350, 900),
-    Gpu("H100-PCIe", ("H100-80GB-PCIe",), 90, 79.10, 2000, 600),
-    Gpu("H100-NVL", ("H100-NVL-94GB",), 90, 93.10, 3938, 600),
+    Gpu("H100-PCIe", ("H100-80GB-PCIe",), 90, 79.10, 2000, 600, bridged=True),
+    Gpu("H100-NVL", ("H100-NVL-94GB",), 90, 93.10, 3938, 600, bridged=True),
     Gpu("H20", ("H20-96GB",), 90, 95.00, 4000, 900),
     Gpu("H200", ("H200-SXM", "H200-141GB"), 90, 139.80, 4800, 900),
     Gpu("GH200", ("GH200-96GB",), 90, 94.50, 4000, 900),

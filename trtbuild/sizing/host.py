@@ -83,8 +83,8 @@ def _checkpoint(plan: ModelPlan) -> Stage:
         samples = calibration_samples(gram)
         seconds += plan.parameters * samples * CALIBRATION_LENGTH / _CALIBRATION_RATE
         note = (
-            f"calibrates {' and '.join(watched)} on up to {samples} x {CALIBRATION_LENGTH} tokens on 2 cores; more cores "
-            "are faster, and so are fewer --calib-samples"
+            f"calibrates {' and '.join(watched)} on up to {samples} x {CALIBRATION_LENGTH} tokens on 2 cores; more "
+            "cores are faster, and so are fewer --calib-samples"
         )
     return Stage("checkpoint", plan.memory_bytes, written, seconds, 3, note)
 
