@@ -51,7 +51,7 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("mode", ["in-process", "command"])
 def test_two_ranks_under_mpirun(trt_checkpoint: Path, tmp_path: Path, stand_in: Patch, mode: Any) -> None:
-    """Rank files of the right weights, the effective values recorded, hashes, timings kept, nothing else left."""
+    """Rank files of the right weights, the effective values recorded, hashes, nothing else left."""
     out = tmp_path / "out"
     build(trt_checkpoint, out, LaunchOptions(mode=mode, log_dir=tmp_path / "logs"))
     whole = sorted(["config.json", "rank0.engine", "rank1.engine", *DOCUMENTS])
@@ -70,17 +70,9 @@ def test_two_ranks_under_mpirun(trt_checkpoint: Path, tmp_path: Path, stand_in: 
     assert (record["versions"]["tensorrt_llm"], record["versions"]["tensorrt"]) == ("1.2.1", "10.14.1.48")
     for name, digest in record["files"].items():
         assert hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
-    assert (tmp_path / "cache/trtbuild/timing/1.2.1-sm90/model.cache").read_text() == "1"
     facts = read_engine_facts(out)  # what the repository is made from
     assert (facts.target, facts.world_size, facts.max_batch_size) == ("tensorrt", 2, 8)
     wait_for(lambda: not processes_of(tmp_path))
-
-
-def test_timings_of_one_build_are_read_by_the_next(trt_checkpoint: Path, tmp_path: Path, stand_in: Patch) -> None:
-    kept = tmp_path / "mine" / "model.cache"
-    for number in (1, 2):
-        build(trt_checkpoint, tmp_path / f"out{number}", LaunchOptions(timing_cache=kept, launcher="none"))
-        assert kept.read_text() == str(number)
 
 
 def test_one_process_builds_both_ranks_on_the_only_gpu(trt_checkpoint: Path, tmp_path: Path, stand_in: Patch) -> None:

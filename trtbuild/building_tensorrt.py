@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from trtbuild import __version__
 from trtbuild.cache.lock import Measured
 from trtbuild.cache.stage import Cache, Run
+from trtbuild.cache.timings import timing_file
 from trtbuild.caching import engine_run
 from trtbuild.converting import make_checkpoint
 from trtbuild.engine.options import BuildOptions, LaunchOptions
@@ -26,7 +27,7 @@ from trtbuild.manifest import read_manifest, tool_versions
 from trtbuild.planning import make_plan, resolve
 from trtbuild.progress import Progress, silent, stretch
 from trtbuild.spec import CALIBRATION, CalibrationOptions, ConvertOptions
-from trtbuild.staging import check_disk, check_not_input, check_output, staged_dir
+from trtbuild.staging import check_disk, check_not_input, check_output, require_writable, staged_dir
 
 if TYPE_CHECKING:
     from trtbuild.engine.tensorrt.build import Host, Prepared
@@ -83,8 +84,11 @@ def plan_engine(
     calibration: CalibrationOptions = CALIBRATION,
     revision: str | None = None,
     allow_pickle: bool = False,
+    cache: Cache | None = None,
 ) -> EnginePlan:
     """Decide the build that `make_engine` would perform for target tensorrt, and start nothing.
+
+    `cache` keeps nothing but kernel timings here.
 
     Raises:
         CheckpointError, UnsupportedModel, HubError: there is nothing to build of, or the checkpoint has faults.
@@ -92,7 +96,8 @@ def plan_engine(
     """
     from trtbuild.engine.tensorrt.build import look
 
-    return _plan(Source(model, options, calibration, revision, allow_pickle), limits, launch, look(os.environ))
+    source = Source(model, options, calibration, revision, allow_pickle)
+    return _plan(source, limits, launch, look(os.environ), cache or Cache())
 
 
 def _plan(
@@ -100,6 +105,7 @@ def _plan(
     limits: BuildOptions,
     launch: LaunchOptions,
     host: Host,
+    cache: Cache,
     *,
     read_data: bool = False,
     progress: Progress = silent,
@@ -118,6 +124,7 @@ def _plan(
     else:
         given = None
         configs, rank_bytes = _planned_configs(source)
+    timings = _timing_cache(cache, host)
     made = {
         part: prepare(
             config,
@@ -126,6 +133,7 @@ def _plan(
             host,
             os.environ,
             layers=layer_algos(config),
+            timing_cache=timings,
         )
         for part, config in configs.items()
     }
@@ -160,7 +168,7 @@ def make_tensorrt_engine(
     ready = _ready(source, limits, how)
     if ready is not None and ready.quick_hit(out, force=force):
         return out
-    plan = _plan(source, limits, launch, host, read_data=True, progress=progress)
+    plan = _plan(source, limits, launch, host, cache, read_data=True, progress=progress)
     for text in plan.warnings:
         warn(text)
     require_host(plan.obstacles)
@@ -169,6 +177,8 @@ def make_tensorrt_engine(
     run = ready or _of_model(source, limits, how)
     if run.hit(out, force=force):
         return out
+    logs = [prepared.launch.log_dir for prepared in plan.parts.values() if prepared.launch.log_dir is not None]
+    require_writable(folders=logs, files=[launch.timing_cache] if launch.timing_cache is not None else [])
     with run.reading(), staged_dir(out, force=force, resume=True, keep=ToolError) as folder:
         check_disk(out, folder, plan.rank_bytes)  # an engine is about as large as its checkpoint
         share = 0.5 if plan.given is None else 0.0
@@ -190,6 +200,16 @@ def make_tensorrt_engine(
         _seal(run, folder, plan, built, made_by, hashes)
     run.keep(out)
     return out
+
+
+def _timing_cache(cache: Cache, host: Host) -> Path | None:
+    """Timings of the GPUs here, in the cache's folder; of those that other hosts have if they are of another kind,
+    TensorRT refuses them and starts afresh."""
+    from trtbuild.engine.tensorrt.outputs import VERSION
+
+    if cache.store is None:
+        return None
+    return timing_file(cache.store.root, host.tensorrt_llm or VERSION, host.gpus[0].name if host.gpus else "")
 
 
 @dataclass(frozen=True)

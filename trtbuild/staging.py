@@ -33,6 +33,7 @@ _REASONS = {
     errno.EPERM: "permission denied",
     errno.ENOTDIR: "a part of the path is a file",
     errno.EEXIST: "a part of the path is a file",
+    errno.EISDIR: "it is a directory",
     errno.ENOENT: "the path cannot be created",
 }
 
@@ -118,6 +119,26 @@ def replace_file(path: Path, text: str) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def require_writable(*, folders: Iterable[Path] = (), files: Iterable[Path] = ()) -> None:
+    """Refuse what cannot be written, all together, before hours of work; folders are made where they are missing.
+
+    Raises:
+        OutputError: names each, and why.
+    """
+    problems = []
+    for path, folder in [*((path, path) for path in folders), *((path, path.parent) for path in files)]:
+        try:
+            if path != folder and path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            problems.append(write_error(path, error).message)
+    if problems:
+        raise OutputError("\n".join(problems), hint="Nothing was started; choose another place.")
 
 
 def check_not_input(out: Path, source: Path) -> None:

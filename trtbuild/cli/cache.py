@@ -15,6 +15,7 @@ from trtbuild.cli.output import line, note, print_json, progress_bar, size
 if TYPE_CHECKING:
     from trtbuild.cache.key import Document
     from trtbuild.cache.store import Blob, Entry, Miss, Store
+    from trtbuild.cache.timings import Timing
 
 NAME = "cache"
 PANEL = "Look"
@@ -28,13 +29,15 @@ def ls(as_json: JsonOpt = False) -> None:
     """All artefacts in the cache, the one used last first."""
     from trtbuild.cache.prune import ago, total
     from trtbuild.cache.settings import cache_root, size_limit
+    from trtbuild.cache.timings import timings
 
     store = _store()
-    entries, now = store.entries(), time.time()
+    entries, kept, now = store.entries(), timings(store.root), time.time()
     on_disk, limit = total(entries), size_limit(store.root)
     if as_json:
         listed = [_entry(entry) for entry in entries]
-        print_json({"schema": SCHEMA, "folder": str(store.root), "size": on_disk, "limit": limit, "entries": listed})
+        counts = {"schema": SCHEMA, "folder": str(store.root), "size": on_disk, "limit": limit}
+        print_json({**counts, "entries": listed, "timings": [_timing(one) for one in kept]})
         return
     rows = [["KEY", "STAGE", "MODEL", "OPTIONS", "SIZE", "USED", "MADE"]]
     for entry in entries:
@@ -42,6 +45,8 @@ def ls(as_json: JsonOpt = False) -> None:
         times = (ago(now - entry.used), ago(now - entry.created))
         rows.append([*described, size(entry.size), *times])
     _table(rows)
+    for one in kept:
+        line(f"kernel timings  {one.name}  {size(one.size)}  used {ago(now - one.used)}")
     off = "; it is switched off" if cache_root() is None else ""
     note(f"{len(entries)} artefacts, {size(on_disk)} on disk of {size(limit)} allowed, in {store.root}{off}")
 
@@ -86,9 +91,13 @@ def prune(
     dry_run: DryRunOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
-    """Remove artefacts from the cache. Without options: down to its limit, and what writers that died left behind."""
+    """Remove artefacts from the cache. Without options: down to its limit, and what writers that died left behind.
+
+    Kernel timings of TensorRT go by age, or with --all.
+    """
     from trtbuild.cache.prune import Limits, choose, parse_age, parse_size, total
     from trtbuild.cache.settings import size_limit
+    from trtbuild.cache.timings import outdated, timings
 
     store = _store()
     try:
@@ -99,18 +108,21 @@ def prune(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    entries = store.entries()
-    gone = choose(entries, limits, time.time())
+    entries, now = store.entries(), time.time()
+    gone, old = choose(entries, limits, now), outdated(timings(store.root), limits, now)
     stay = [entry for entry in entries if entry not in gone]
     freed = total(entries) - total(stay)
     if not dry_run:
-        freed = _removed([entry.key for entry in gone])
+        freed = _removed([entry.key for entry in gone], [one.path for one in old])
+    freed += sum(one.size for one in old)
     if as_json:
-        listed = [_entry(entry) for entry in gone]
-        print_json({"schema": SCHEMA, "dry_run": dry_run, "removed": listed, "kept": len(stay), "freed": freed})
+        removed = {"removed": [_entry(entry) for entry in gone], "timings": [_timing(one) for one in old]}
+        print_json({"schema": SCHEMA, "dry_run": dry_run, **removed, "kept": len(stay), "freed": freed})
         return
     for entry in gone:
         line(f"{entry.key[:12]}  {entry.document['stage']}  {_model(entry.document)}  {_options(entry.document)}")
+    for one in old:
+        line(f"kernel timings  {one.name}")
     verb = "would be removed" if dry_run else "removed"
     note(f"{len(gone)} of {len(entries)} artefacts {verb}, {size(freed)}; files that outputs share stay there")
 
@@ -193,14 +205,16 @@ def _store() -> Store:
     return Store(cache_folder())
 
 
-def _removed(keys: list[str]) -> int:
-    """Bytes that removing entries made free; raises OutputError where the cache cannot be written."""
+def _removed(keys: list[str], files: list[Path]) -> int:
+    """Bytes that removing entries made free, `files` apart; raises OutputError where the cache cannot be written."""
     from trtbuild.staging import write_error
 
     store = _store()
     if not store.root.exists():
         return 0
     try:
+        for path in files:
+            path.unlink(missing_ok=True)
         return store.sweep(keys)
     except OSError as error:
         raise write_error(store.root, error) from error
@@ -210,6 +224,10 @@ def _entry(entry: Entry) -> dict[str, Any]:
     files = {blob.path: {"sha256": blob.sha256, "size": blob.size} for blob in entry.files}
     times = {"created": entry.created, "used": entry.used}
     return {"key": entry.key, "inputs": entry.document, "size": entry.size, **times, "files": files}
+
+
+def _timing(timing: Timing) -> dict[str, Any]:
+    return {"name": timing.name, "path": str(timing.path), "size": timing.size, "used": timing.used}
 
 
 def _miss(miss: Miss, kept: bool) -> dict[str, Any]:

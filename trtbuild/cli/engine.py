@@ -156,8 +156,7 @@ def _show(asked: Asked, output: Path, launch: LaunchOptions, dry_run: bool, as_j
 
     if not dry_run or asked.options.target != "tensorrt":
         raise typer.BadParameter("--dry-run is for --target tensorrt, and --json for --dry-run")
-    shared = {name: value for name, value in asked.shared.items() if name != "cache"}
-    plan = pipeline.plan_engine(asked.source, asked.options, asked.limits, launch, **shared)
+    plan = pipeline.plan_engine(asked.source, asked.options, asked.limits, launch, **asked.shared)
     if as_json:
         print_json(document(plan, output))
     else:

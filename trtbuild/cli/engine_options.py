@@ -112,7 +112,7 @@ TimingCacheOpt = Annotated[
         "--timing-cache",
         metavar="FILE",
         help="Kernel timings, read and written; they make the next build of a like model faster.",
-        show_default="one a release and GPU kind, in ~/.cache",
+        show_default="one a release and GPU kind, in the folder of `trtbuild cache`",
         rich_help_panel=GPU,
     ),
 ]

@@ -63,7 +63,7 @@ def show(plan: EnginePlan, output: Path) -> None:
         line("  " + ", ".join(f"{key} {_word(build['build_config'][key])}" for key in _SHOWN))
         changed = _changed(build)
         line("then   " + (", ".join(changed) if changed else "TensorRT-LLM changes nothing of it"))
-        line(f"timing cache {build['timing_cache']}")
+        line(f"timing cache {build['timing_cache'] or 'none: the cache is off'}")
         line(f"logs   {', '.join(process['log'] for process in build['processes'])}")
     line(f"writes {whole['output']}: {', '.join(whole['files'])}")
     for text in plan.warnings:

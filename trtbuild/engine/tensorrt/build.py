@@ -9,7 +9,8 @@ import shutil
 import sys
 from collections.abc import Mapping as Dict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from trtbuild.errors import EngineError, PlanError, ToolError
 from trtbuild.manifest import read_manifest
 from trtbuild.progress import Progress, silent
 from trtbuild.quantization import LAYERS
+from trtbuild.staging import write_error
 
 _TRTLLM_BUILD = "TRTBUILD_TRTLLM_BUILD"
 
@@ -42,14 +44,17 @@ class Host:
 
 @dataclass(frozen=True)
 class Prepared:
-    """One engine's build, decided. `obstacles`: what keeps it from running on this host."""
+    """One engine's build, decided. `obstacles`: what keeps it from running on this host.
+
+    `timing_cache`: read where it is there, and replaced after the build; None: no timings are kept.
+    """
 
     plan: BuildPlan
     pretrained: dict[str, Any]
     world_size: int
     host: Host
     launch: LaunchOptions
-    timing_cache: Path
+    timing_cache: Path | None
     obstacles: tuple[str, ...] = ()
 
     @property
@@ -86,8 +91,11 @@ def prepare(
     environment: Dict[str, str],
     *,
     layers: Sequence[str] = (),
+    timing_cache: Path | None = None,
 ) -> Prepared:
     """Decide everything about the build of a checkpoint whose config.json is `pretrained`.
+
+    `timing_cache`: of the GPUs here, where `launch` names none.
 
     Raises:
         PlanError: what TensorRT-LLM, the GPU or the launcher would refuse, all together.
@@ -110,9 +118,10 @@ def prepare(
         problems += error.problems
     if problems or plan is None:
         raise PlanError(problems, hint="Nothing was started.")
-    cache = launch.timing_cache or _usual_timing_cache(host, environment)
+    kept = launch.timing_cache or timing_cache
     found = tuple(_obstacles(launch, host, world_size, environment))
-    return Prepared(plan, dict(pretrained), world_size, host, launch, Path(os.path.abspath(cache)), found)
+    timings = None if kept is None else Path(os.path.abspath(kept))
+    return Prepared(plan, dict(pretrained), world_size, host, launch, timings, found)
 
 
 def unseen_gpus(launch: LaunchOptions, host: Host, environment: Dict[str, str]) -> str:
@@ -163,7 +172,8 @@ def build_engine(
         done = finished_ranks(place, prepared.world_size)
     facts = next((record["facts"] for record in done.values()), {}) or _facts(prepared.host)
     built = check_outputs(engine, prepared.world_size, prepared.plan.effective, prepared.pretrained, facts)
-    _keep_timing_cache(place.timing_cache, prepared.timing_cache)
+    if unkept := _keep_timing_cache(place.timing_cache, prepared.timing_cache):
+        built = replace(built, warnings=(*built.warnings, unkept))
     hashes = {name: digest for record in done.values() for name, digest in record["files"].items()}
     place.close()
     return built, hashes
@@ -214,7 +224,8 @@ def write_inputs(prepared: Prepared, checkpoint: Path, place: Workplace, job: co
 
 def build_config_of(prepared: Prepared, place: Workplace) -> dict[str, Any]:
     """What --build_config holds: the options, and where timings are read and written."""
-    read = str(prepared.timing_cache) if prepared.timing_cache.is_file() else None
+    kept = prepared.timing_cache
+    read = str(kept) if kept is not None and kept.is_file() else None
     return with_timing_cache(prepared.plan.request, read, str(place.timing_cache))
 
 
@@ -289,13 +300,6 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
 
 
-def _usual_timing_cache(host: Host, environment: Dict[str, str]) -> Path:
-    """One for each release and kind of GPU: timings of another are of no use (engine-build 2.7)."""
-    cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = f"{host.tensorrt_llm or VERSION}-sm{host.sm or 'any'}"
-    return cache / "trtbuild" / "timing" / name / "model.cache"
-
-
 def _fingerprint(prepared: Prepared, identity: Dict[str, Any]) -> str:
     """What must be equal for finished ranks to be of this engine."""
     plan, host = prepared.plan, prepared.host
@@ -309,14 +313,20 @@ def _fingerprint(prepared: Prepared, identity: Dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
-def _keep_timing_cache(made: Path, kept: Path) -> None:
-    """The new timings for the next build; a build without them is none the worse."""
-    if not made.is_file() or not made.stat().st_size:
-        return
-    kept.parent.mkdir(parents=True, exist_ok=True)
+def _keep_timing_cache(made: Path, kept: Path | None) -> str:
+    """The new timings for the next build; a build without them is none the worse, so a failure is only told."""
+    if kept is None or not made.is_file() or not made.stat().st_size:
+        return ""
     partial = kept.with_name(f".{kept.name}.{os.getpid()}")
-    shutil.copyfile(made, partial)
-    partial.replace(kept)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(made, partial)
+        partial.replace(kept)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        return f"kernel timings are not kept: {write_error(kept, error).message}"
+    return ""
 
 
 def _facts(host: Host) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def describe(prepared: Prepared, checkpoint: Path, engine: Path, environment: Di
         "build_config_file": str(place.build_config),
         "build_config": build_config_of(prepared, place),
         "effective": prepared.plan.effective,
-        "timing_cache": str(prepared.timing_cache),
+        "timing_cache": None if prepared.timing_cache is None else str(prepared.timing_cache),
         "files": _files(prepared),
         "warnings": list(prepared.warnings),
         "obstacles": list(prepared.obstacles),
