@@ -169,8 +169,8 @@ def fake_package(site: Path, name: str, version: str) -> None:
     (info / "INSTALLER").write_text("pip\n")
 
 
-def install(python: Path, dist: Path, *packages: str) -> subprocess.CompletedProcess[str]:
-    offline = {"PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PIP_NO_COMPILE": "1", "PIP_FIND_LINKS": str(dist)}
+def install(python: Path, dist: Path, *packages: str, links: Path | None = None) -> subprocess.CompletedProcess[str]:
+    offline = {"PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PIP_NO_COMPILE": "1", "PIP_FIND_LINKS": str(links or dist)}
     env = {**os.environ, **offline, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     env.pop("PYTHONPATH", None)
     # `python -m pip ...` is this Python's pip, which looks after the other Python.
@@ -211,6 +211,27 @@ def test_the_wheel_is_installed_beside_the_image_not_over_it(wheel: Path, image_
     code = "from importlib.metadata import version; print(version('torch'))"
     still = subprocess.run([image_python, "-c", code], capture_output=True, text=True, check=True)
     assert still.stdout.strip() == "2.10.0a0+b4e4ee81d3.nv25.12"
+
+
+def test_several_packages_may_be_added(wheel: Path, image_python: Path, tmp_path: Path) -> None:
+    """EXTRA_PACKAGES is one word, however many packages are in it; brackets and comparisons are no shell's business."""
+    dist = Path(shutil.copytree(wheel.parent, tmp_path / "dist"))
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for name in ("first", "second"):
+        make_wheel(packages, name, "1.5")
+    (call,) = re.findall(r"sh /scripts/install\.sh /dist (.*?) &&", " ".join(of("RUN")))
+    words = subprocess.run(
+        ["sh", "-c", f'printf "%s\\n" {call.strip()}'],
+        capture_output=True,
+        text=True,
+        env={"EXTRA_PACKAGES": "first[grpc]>=1.2,<2 second==1.5"},
+        cwd=tmp_path,
+    ).stdout.splitlines()
+    done = install(image_python, dist, *words, links=packages)
+    assert done.returncode == 0, done.stderr
+    assert {"first-1.5", "second-1.5"} <= set(re.findall(r"(?:first|second)-1\.5", done.stdout))
+    assert install(image_python, dist, "").returncode == 0
 
 
 def entry(tmp_path: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -273,12 +294,40 @@ def server() -> Iterator[http.server.HTTPServer]:
     server.server_close()
 
 
-def test_health(tmp_path: Path, server: http.server.HTTPServer) -> None:
+def health(tmp_path: Path, init: str, **env: str) -> int:
+    """Exit code of the health check where process 1 has that command line."""
     cmdline = tmp_path / "cmdline"
-    told = {"TRTBUILD_INIT_CMDLINE": str(cmdline), "TRTBUILD_HTTP_PORT": str(server.server_port)}
-    cmdline.write_bytes(b"python3\0/usr/local/bin/trtbuild\0run\0r.yaml\0")
-    assert entry(tmp_path, "healthcheck", **told).returncode == 0
-    cmdline.write_bytes(b"python3\0/usr/local/bin/trtbuild\0serve\0--host\x000.0.0.0\0repo\0")
-    assert entry(tmp_path, "healthcheck", **told).returncode != 0
+    cmdline.write_bytes(init.replace(" ", "\0").encode() + b"\0")
+    return entry(tmp_path, "healthcheck", TRTBUILD_INIT_CMDLINE=str(cmdline), **env).returncode
+
+
+BUILDS = (
+    "python3 /usr/local/bin/trtbuild run r.yaml",
+    "/sbin/docker-init -- trtbuild-entrypoint build serve.yaml",
+    "/sbin/docker-init -- trtbuild-entrypoint doctor",
+)
+SERVES = (
+    "python3 /usr/local/bin/trtbuild serve --host 0.0.0.0 repo",
+    "/bin/bash /opt/nvidia/nvidia_entrypoint.sh trtbuild serve --host 0.0.0.0 repo",
+    "/sbin/docker-init -- trtbuild-entrypoint serve repo",  # docker run --init
+    "/sbin/docker-init -- trtbuild-entrypoint trtbuild serve repo",
+    "python3 /usr/local/bin/trtbuild --debug serve repo",
+)
+
+
+def test_health(tmp_path: Path, server: http.server.HTTPServer) -> None:
+    told = {"TRTBUILD_HTTP_PORT": str(server.server_port)}
+    for init in BUILDS:
+        assert health(tmp_path, init, **told) == 0, init
+    for init in SERVES:
+        assert health(tmp_path, init, **told) != 0, init
     server.ready = True  # type: ignore[attr-defined]
-    assert entry(tmp_path, "healthcheck", **told).returncode == 0
+    for init in SERVES:
+        assert health(tmp_path, init, **told) == 0, init
+
+
+def test_health_at_the_port_that_was_chosen(tmp_path: Path, server: http.server.HTTPServer) -> None:
+    server.ready = True  # type: ignore[attr-defined]
+    for option in (f"--http-port {server.server_port}", f"--http-port={server.server_port}"):
+        assert health(tmp_path, f"{SERVES[2]} {option}", TRTBUILD_HTTP_PORT="1") == 0
+    assert health(tmp_path, f"{SERVES[2]} --http-port 1", TRTBUILD_HTTP_PORT=str(server.server_port)) != 0

@@ -16,9 +16,11 @@ case $word in
     ;;
   serve) set -- trtbuild serve --host 0.0.0.0 "$@" ;;
   healthcheck)
-    # Process 1 is this container's command.
-    tr '\0' ' ' <"${TRTBUILD_INIT_CMDLINE:-/proc/1/cmdline}" | grep -q 'trtbuild serve ' || exit 0
-    url="http://127.0.0.1:${TRTBUILD_HTTP_PORT:-8000}/v2/health/ready"
+    # Process 1 is this container's command, or `docker run --init`'s, which names this script and the words for it.
+    words=$(tr '\0' ' ' <"${TRTBUILD_INIT_CMDLINE:-/proc/1/cmdline}")
+    echo "$words" | grep -Eq '(^|[ /])trtbuild(-entrypoint)?( -[^ ]+)* serve ' || exit 0
+    port=$(echo "$words" | sed -n 's/.* --http-port[ =]\([0-9][0-9]*\) .*/\1/p')
+    url="http://127.0.0.1:${port:-${TRTBUILD_HTTP_PORT:-8000}}/v2/health/ready"
     exec python3 -c "import urllib.request, sys; urllib.request.urlopen(sys.argv[1], timeout=4)" "$url"
     ;;
   *)

@@ -1,9 +1,14 @@
 #!/bin/sh
-# install.sh DIST [PACKAGE...]: installs the wheel in DIST, and PACKAGEs that are missing, over a Python that must not
+# install.sh DIST [PACKAGES...]: installs the wheel in DIST, and PACKAGES that are missing, over a Python that must not
 # change: every package that is there is a constraint, and afterwards each must still be there in its version.
+# A word may hold several packages with spaces between them, as a build argument is one word.
 set -eu
 dist=$1
 shift
+set -f # the brackets of extras are no patterns
+# shellcheck disable=SC2048,SC2086 # they are to be split
+set -- $*
+set +f
 python=${PYTHON:-python3}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
