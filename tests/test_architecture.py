@@ -233,7 +233,7 @@ PURE = [
     "verify/report",
     "engine/options",
     *(f"engine/tensorrt/{name}" for name in ("options_table", "settings", "build_config", "effects", "command")),
-    *(f"engine/tensorrt/{name}" for name in ("failures", "failure_table")),
+    *(f"engine/tensorrt/{name}" for name in ("failures", "failure_table", "failure_hardware")),
 ]
 EFFECTS = {"os", "subprocess", "socket", "shutil", "tempfile", "time", "urllib", "threading", "random"}
 SOURCES = sorted(PACKAGE.rglob("*.py")) + sorted((ROOT / "model_repo_templates").rglob("*.py"))

@@ -27,6 +27,10 @@ LOGS: dict[str, str] = {
     "no-gpu": "ValueError: max_workers must be greater than 0\n",
     "gpu-number": "RuntimeError: CUDA error: invalid device ordinal\n",
     "driver-old": "CUDA error 35: CUDA driver version is insufficient for CUDA runtime version\n",
+    "fabric-manager": "RuntimeError: Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions "
+    "before calling NumCudaDevices() that might have already set an error? Error 802: system not yet initialized\n",
+    "gpu-busy": "RuntimeError: CUDA error: CUDA-capable device(s) is/are busy or unavailable\n",
+    "gpu-broken": "torch.AcceleratorError: CUDA error: uncorrectable ECC error encountered\n",
     "gpu-too-old": "[TensorRT-LLM][ERROR] Assertion failed: Unsupported architecture (/src/tensorrt_llm/cpp/"
     "tensorrt_llm/kernels/contextFusedMultiHeadAttention/fmhaRunner.cpp:89)\n",
     "sm100": "RuntimeError: INT8/INT4 quantization is not supported on SM>=100.\n",
@@ -36,7 +40,8 @@ LOGS: dict[str, str] = {
     "architecture": '  File "modeling_utils.py", line 416, in from_dict\n    model_cls = '
     "MODEL_MAP[config['architecture']]\n                ~~~~^^^^\nKeyError: 'Qwen2_5_VLForConditionalGeneration'\n",
     "not-a-checkpoint": "    model_cls = MODEL_MAP[config['architecture']]\nKeyError: 'architecture'\n",
-    "tensor-names": "RuntimeError: Provided tensor names are different from those expected by the engine.\n",
+    "tensor-names": "RuntimeError: Required but not provided tensors:{'decoder_layers.28.cross_attention.dense.weight',"
+    " 'final_layernorm.weight'}\n",
     "tensor-shape": "[TRT-LLM] [E] Current weight shape is invalid for mapping.tp_size=4\n",
     "damaged-file": "safetensors_rust.SafetensorError: Error while deserializing header: MetadataIncompleteBuffer\n",
     "quantized-dims": "RuntimeError: [TensorRT-LLM][ERROR] Assertion failed: Number of bytes for rows and cols must "
@@ -47,6 +52,8 @@ LOGS: dict[str, str] = {
     "unknown-option": "trtllm-build: error: unrecognized arguments: --auto_parallel 2\n",
     "invalid-choice": "trtllm-build: error: argument --gemm_plugin: invalid choice: 'int8' (choose from 'auto')\n",
     "build-config-keys": "    max_input_len = config.pop('max_input_len')\nKeyError: 'max_input_len'\n",
+    "kv-cache-type": "ValueError: Invalid KV cache type: quantized\n",
+    "shapes": "AssertionError: EncoderModel should have same --max_input_len (1024) and --max_seq_len (512).\n",
     "conflict": "RuntimeError: GemmSwiGLU plugin requires --use_fused_mlp flag\n",
     "no-tensorrt-llm": "ModuleNotFoundError: No module named 'tensorrt_llm'\n",
     "no-mpi4py": "ModuleNotFoundError: No module named 'mpi4py'\n",
@@ -94,10 +101,37 @@ def test_a_log_is_recognised_among_usual_lines(name: str) -> None:
         ("slots", "fewer slots than the 8 processes"),
         ("unknown-option", "--auto_parallel 2"),
         ("build-config-keys", "(max_input_len)"),
+        ("tensor-names", "; decoder_layers.28.cross_attention.dense.weight is missing"),
+        ("gpu-broken", "uncorrectable ECC error encountered"),
+        ("shapes", "(max_input_len 1024, max_seq_len 512)"),
     ],
 )
 def test_the_sentence_has_the_numbers(name: str, words: str) -> None:
     assert words in classify(LOGS[name]).sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        # The loader's check in other releases; 1.2 has the wording above.
+        ("tensor-names", "RuntimeError: Provided tensor names are different from those expected by the engine.\n"),
+        ("tensor-names", "AssertionError: Expected but not provided tensors:{'lm_head.weight'}\n"),
+        ("driver-old", "RuntimeError: The NVIDIA driver on your system is too old (found version 11080). Please\n"),
+        ("driver-old", "ERROR: This container was built for NVIDIA Driver Release 590.44 or later, but\n"),
+        ("gpu-busy", "RuntimeError: CUDA error: all CUDA-capable devices are busy or unavailable\n"),
+        ("fabric-manager", "   [[ System not yet initialized (error 802) ]]\n"),
+        ("shapes", "AssertionError: Validation of the tensor dimension ranges failed, please check the ranges\n"),
+        (
+            "conflict",
+            "RuntimeError: Gather context logits is not support with draft len > 0. If want to get the accepted\n",
+        ),
+        ("conflict", "RuntimeError: multiple_profiles is enabled, while opt_num_tokens is set.\n"),
+    ],
+)
+def test_other_wordings_of_the_same(name: str, text: str) -> None:
+    found = classify(text, "exit code 1")
+    assert found.name == name, found
+    assert "{" not in found.sentence
 
 
 def test_skipped_tactics_alone_are_no_failure_but_no_kernel_for_lack_of_memory_is_one() -> None:

@@ -11,7 +11,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trtbuild.engine.tensorrt.failure_table import FAILURES, Failure
+from trtbuild.engine.tensorrt.failure_hardware import Failure
+from trtbuild.engine.tensorrt.failure_table import FAILURES
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _OPTIONAL, _GROUP = re.compile(r"\[([^\]]*)\]"), re.compile(r"\{(\w+)\}")

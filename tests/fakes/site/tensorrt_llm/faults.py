@@ -24,7 +24,7 @@ def before_loading(rank: int) -> None:
     if wanted("traceback-early", rank):
         raise FileNotFoundError(f"[Errno 2] No such file or directory: 'rank{rank}.safetensors'")
     if wanted("tensor-names", rank):
-        raise RuntimeError("Provided tensor names are different from those expected by the engine.\n{'lm_head.weight'}")
+        raise RuntimeError("Required but not provided tensors:{'lm_head.weight'}")
 
 
 def while_building(rank: int) -> None:
