@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 
-from trtbuild.progress import Progress
+from trtbuild.progress import Milestones, Progress
 
 console = Console(stderr=True)
 data = Console()
@@ -33,7 +34,16 @@ def note(text: str) -> None:
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Progress]:
-    """A progress callback: a bar with ETA on a terminal, nothing but a final line elsewhere."""
+    """A progress callback: a bar with ETA on a terminal; elsewhere lines about long work, for logs of CI and Slurm."""
+    if not console.is_terminal:
+        milestones = Milestones(time.monotonic())
+
+        def tell(done: float, total: float, text: str = "") -> None:
+            if said := milestones.line(time.monotonic(), done, total, text):
+                note(f"{title} {said}")
+
+        yield tell
+        return
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
@@ -44,7 +54,7 @@ def progress_bar(title: str) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Bar(*columns, console=console) as bar:
         task = bar.add_task(title, total=None)
 
         def report(done: float, total: float, text: str = "") -> None:
