@@ -77,9 +77,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"cache", "caching"}
     | {"planning", "plan", "quantizing", "exporting", "calibrate", "hub", "checkpoint", "importers", "lint", "reshard"},
     "building": BASE
-    | {"cache", "caching", "planning", "converting", "engine", "importers", "families", "building_tensorrt", "lint"},
+    | {"cache", "caching", "planning", "converting", "engine", "importers", "families", "lint"}
+    | {"building_tensorrt", "building_source"},
+    "building_source": BASE | {"planning", "engine", "importers", "checkpoint", "lint", "families", "sizing"},
     "building_tensorrt": BASE
-    | {"cache", "caching", "planning", "converting", "engine", "importers", "checkpoint", "hub", "lint", "families"},
+    | {"cache", "caching", "planning", "converting", "engine", "checkpoint", "hub", "lint", "families"}
+    | {"building_source"},
     "verifying": BASE | {"planning", "converting", "building", "engine", "verify"},
     "checking": BASE | {"lint", "repo"},
     "pipeline": {"planning", "converting", "building", "building_tensorrt", "verifying", "checking", "running"},

@@ -119,9 +119,10 @@ def test_trtllm_build_gets_what_its_file_does_not_carry() -> None:
 
 
 def test_gpus_as_a_process_of_cuda_counts_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "0, GPU-aaaa1111, NVIDIA H100 80GB HBM3, 9.0\n1, GPU-bbbb2222, NVIDIA L4, 8.9\nNo devices\n"
+    text = "0, GPU-aaaa1111, NVIDIA H100 80GB HBM3, 9.0, 81559\n1, GPU-bbbb2222, NVIDIA L4, 8.9, [N/A]\nNo devices\n"
     gpus = parse_gpus(text)
-    assert gpus[0] == Gpu(0, "GPU-aaaa1111", "NVIDIA H100 80GB HBM3", 90)
+    assert gpus[0] == Gpu(0, "GPU-aaaa1111", "NVIDIA H100 80GB HBM3", 90, 85520809984)
+    assert gpus[1].memory_bytes is None
     assert [gpu.sm for gpu in gpus] == [90, 89]
     assert shown(gpus, None) == gpus
     assert [gpu.index for gpu in shown(gpus, "1,0")] == [1, 0]

@@ -20,7 +20,7 @@ from trtbuild.spec import CALIBRATION, CalibrationOptions, ConvertOptions
 from trtbuild.staging import check_disk, check_not_input, check_output, log_folder, staged_dir
 
 if TYPE_CHECKING:
-    from trtbuild.building_tensorrt import Source
+    from trtbuild.building_source import Source
     from trtbuild.engine.options import BuildOptions, LaunchOptions
     from trtbuild.families.rules import Family
 
@@ -54,7 +54,8 @@ def make_engine(
         LockError: with a lock in the cache, all that is not as it says.
         ToolError: mpirun is missing, or a rank died.
     """
-    from trtbuild.building_tensorrt import Source, make_tensorrt_engine
+    from trtbuild.building_source import Source
+    from trtbuild.building_tensorrt import make_tensorrt_engine
     from trtbuild.engine.options import LaunchOptions
 
     if options.target == "llmapi":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtbuild import __version__
+from trtbuild.building_source import Source, given_contents, planned_contents, room
 from trtbuild.cache.lock import Measured
 from trtbuild.cache.stage import Cache, Run
 from trtbuild.cache.timings import timing_file
@@ -24,7 +25,7 @@ from trtbuild.converting import make_checkpoint
 from trtbuild.engine.options import BuildOptions, LaunchOptions
 from trtbuild.errors import ToolError
 from trtbuild.manifest import read_manifest, tool_versions
-from trtbuild.planning import make_plan, resolve
+from trtbuild.planning import resolve
 from trtbuild.progress import Progress, silent, stretch
 from trtbuild.spec import CALIBRATION, CalibrationOptions, ConvertOptions
 from trtbuild.staging import check_disk, check_not_input, check_output, require_writable, staged_dir
@@ -39,21 +40,11 @@ _TIMING_CACHES = ("input_timing_cache", "output_timing_cache")  # fields of buil
 
 
 @dataclass(frozen=True)
-class Source:
-    """What an engine is made of, whatever its target: a model's name, or the folder of a ready checkpoint."""
-
-    model: str
-    options: ConvertOptions
-    calibration: CalibrationOptions
-    revision: str | None = None
-    allow_pickle: bool = False
-
-
-@dataclass(frozen=True)
 class EnginePlan:
     """Everything about a build that is known before it. `parts`: one, or encoder and decoder; by their subfolder.
 
     `given`: the ready checkpoint, None where the model is converted first. `rank_bytes`: all rank files together.
+    `room`: what is said of the GPUs' memory.
     """
 
     source: Source
@@ -61,11 +52,12 @@ class EnginePlan:
     host: Host
     parts: dict[str, Prepared]
     rank_bytes: int
+    room: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> list[str]:
         """Of all parts; of two, with the name of the part."""
-        found = []
+        found = list(self.room)
         for part, prepared in self.parts.items():
             found += [f"{part}: {text}" if part else text for text in prepared.warnings]
         return list(dict.fromkeys(found))
@@ -111,7 +103,7 @@ def _plan(
     progress: Progress = silent,
 ) -> EnginePlan:
     """The plan; `read_data`: a ready checkpoint is read whole, as before a build, not only its headers."""
-    from trtbuild.engine.tensorrt.build import layer_algos, prepare
+    from trtbuild.engine.tensorrt.build import layer_algos, prepare, unseen_gpus
     from trtbuild.families import half_of
     from trtbuild.hub.snapshot import local_folder
     from trtbuild.lint.read import parts_of
@@ -120,10 +112,10 @@ def _plan(
     parts = parts_of(folder) if folder is not None else []
     if folder is not None and parts:
         given: Path | None = folder.resolve()
-        configs, rank_bytes = _given_configs(folder, parts, source.options, read_data, progress)
+        found = given_contents(folder, parts, source.options, read_data, progress)
     else:
         given = None
-        configs, rank_bytes = _planned_configs(source)
+        found = planned_contents(source)
     timings = _timing_cache(cache, host)
     made = {
         part: prepare(
@@ -135,9 +127,10 @@ def _plan(
             layers=layer_algos(config),
             timing_cache=timings,
         )
-        for part, config in configs.items()
+        for part, config in found.configs.items()
     }
-    return EnginePlan(source, given, host, made, rank_bytes)
+    unseen = unseen_gpus(launch, host, os.environ)
+    return EnginePlan(source, given, host, made, found.nbytes, () if unseen else room(found, made, host))
 
 
 def make_tensorrt_engine(
@@ -271,37 +264,6 @@ def part_options(limits: BuildOptions, half: str) -> BuildOptions:
         longest = limits.max_encoder_input_len
         return replace(limits, max_input_len=longest, max_seq_len=longest)
     return replace(limits, max_input_len=1) if half == "decoder" else limits
-
-
-def _given_configs(
-    folder: Path, parts: list[str], options: ConvertOptions, read_data: bool, progress: Progress
-) -> tuple[dict[str, Any], int]:
-    """config.json of a ready checkpoint's parts after the linter, and the size of its rank files."""
-    from trtbuild.engine.cpu import read_checkpoint_config, require_same_options
-    from trtbuild.importers import without_auto
-    from trtbuild.lint.plain import require_sound
-
-    require_sound(folder, progress, read_data=read_data, target="tensorrt")
-    configs = {part: read_checkpoint_config(folder / part) for part in parts}
-    for config in configs.values():
-        require_same_options(config, without_auto(options))
-    files = [path for part in parts for path in (folder / part).glob("rank*.safetensors")]
-    return configs, sum(path.stat().st_size for path in files)
-
-
-def _planned_configs(source: Source) -> tuple[dict[str, Any], int]:
-    """The same of a model that is still to be converted; no weight is read or downloaded."""
-    from trtbuild.checkpoint.pack import configs_of
-    from trtbuild.quantization import LAYERS
-
-    plan = make_plan(source.model, source.options, source.revision, allow_pickle=source.allow_pickle)
-    plan.require()
-    configs = {}
-    for part in plan.parts:
-        files = configs_of(part.family, part.spec, part.options, part.choices)
-        table = files.get("quant_cfg.json", {}).get(LAYERS)
-        configs[part.folder] = {**files["config.json"], **({LAYERS: table} if table else {})}
-    return configs, plan.checkpoint_bytes
 
 
 def _converted(source: Source, folder: Path, cache: Cache, progress: Progress) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trtbuild.plan import ModelPlan, Plan
@@ -102,18 +103,7 @@ def judge(
     deciding = smallest(tokens)
     fit = sequences(tokens[deciding], target.context, limits.tokens_per_block)
     problems = [*law.problems, *_limit_problems(target, limits, law, pp)]
-    worst = next(rank for rank in ranks if rank.rank == deciding)
-    if worst.fixed >= memory:
-        problems.append(
-            f"rank {worst.rank} needs {_gib(worst.fixed)} before any KV cache; {target.gpu.name} has {_gib(memory)}"
-        )
-    elif fit < target.concurrency:
-        each = -(-target.context // limits.tokens_per_block) * limits.tokens_per_block * worst.kv_token_bytes
-        left = tokens[deciding] * worst.kv_token_bytes
-        problems.append(
-            f"{fit} of {target.concurrency} sequences of {target.context} tokens fit: rank {worst.rank} has "
-            f"{_gib(left)} for its KV cache, and one sequence takes {_gib(each)}"
-        )
+    problems += room_problems(ranks, target.gpu.name, memory, target.context, target.concurrency, limits)
     too_long, beyond = positions_of(spec, max(target.context, limits.max_seq_len)) if spec else ([], [])
     problems += too_long
     warnings = [*law.warnings, *beyond]
@@ -129,6 +119,28 @@ def judge(
     if not target.gpu.seen:
         warnings.append(f"the memory of {target.gpu.name} that a process sees ({_gib(memory)}) is an assumption")
     return Verdict(limits, ranks, tokens, deciding, fit, law.paged_context, tuple(problems), tuple(warnings))
+
+
+def room_problems(
+    ranks: Sequence[RankMemory], gpu: str, memory: int, context: int, concurrency: int, limits: Limits
+) -> list[str]:
+    """Why `concurrency` sequences of `context` tokens do not fit beside the rank that decides, or nothing.
+
+    `gpu`: its name; `memory`: its bytes.
+    """
+    tokens = {rank.rank: rank.kv_tokens(memory, limits) for rank in ranks}
+    worst = next(rank for rank in ranks if rank.rank == smallest(tokens))
+    if worst.fixed >= memory:
+        return [f"rank {worst.rank} needs {_gib(worst.fixed)} before any KV cache; {gpu} has {_gib(memory)}"]
+    fit = sequences(tokens[worst.rank], context, limits.tokens_per_block)
+    if fit >= concurrency:
+        return []
+    each = -(-context // limits.tokens_per_block) * limits.tokens_per_block * worst.kv_token_bytes
+    left = tokens[worst.rank] * worst.kv_token_bytes
+    return [
+        f"{fit} of {concurrency} sequences of {context} tokens fit: rank {worst.rank} has "
+        f"{_gib(left)} for its KV cache, and one sequence takes {_gib(each)}"
+    ]
 
 
 def _limit_problems(target: Target, limits: Limits, law: Legality, pp: int) -> list[str]:

@@ -11,6 +11,7 @@ V = vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping as Dict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trtbuild.layout import DTYPE_BYTES, DTYPES, GROUP, Job, RankJobs
@@ -64,27 +65,47 @@ def sequences(kv_tokens: int, length: int, tokens_per_block: int = 32) -> int:
 
 def rank_memories(plan: Plan, limits: Limits, *, only_first: bool = False) -> tuple[RankMemory, ...]:
     """Of every rank of a plan that has no problems; `only_first`: of the first rank of each stage only."""
-    geometry = geometry_of(plan.spec)
+    geometry, layout = geometry_of(plan.spec), Mapping(plan.options.tp_size, plan.options.pp_size)
     unfused = any(field.suffix == "prequant_scaling_factor" for method in plan.methods for field in method.fields)
-    tp, element = plan.options.tp_size, DTYPE_BYTES[DTYPES[plan.dtype]]
-    working = activation_bytes(geometry, limits, tp, element, fused=not unfused)
+    ranks = [
+        (layout.at(rank.rank), len(rank.layers), engine_bytes(rank, plan.choices, plan.dtype) + rope_bytes(geometry))
+        for rank in plan.ranks
+        if not only_first or rank.tp_rank == 0
+    ]
+    element = DTYPE_BYTES[DTYPES[plan.dtype]]
+    return memories_of(
+        geometry, limits, ranks, element=element, kv_cache_algo=plan.options.kv_cache_algo, fused=not unfused
+    )
+
+
+def memories_of(
+    geometry: Geometry,
+    limits: Limits,
+    ranks: Sequence[tuple[Mapping, int, int]],
+    *,
+    element: int,
+    kv_cache_algo: str | None,
+    fused: bool,
+) -> tuple[RankMemory, ...]:
+    """Of `ranks`, each with its layers and the bytes of its weights. `element`: bytes of the dtype; `fused`: below."""
+    tp = ranks[0][0].tp_size
+    working = activation_bytes(geometry, limits, tp, element, fused=fused)
     runtime, decoder = runtime_bytes(geometry, limits), decoder_bytes(geometry, limits)
     context = CONTEXT_BYTES + (NCCL_BYTES if tp > 1 else 0)
-    kv = kv_token_bytes_of_layer(geometry, tp, _KV_BYTES.get(plan.options.kv_cache_algo or "", element))
+    kv = kv_token_bytes_of_layer(geometry, tp, _KV_BYTES.get(kv_cache_algo or "", element))
     return tuple(
         RankMemory(
-            rank=rank.rank,
-            tp_rank=rank.tp_rank,
-            pp_rank=rank.pp_rank,
-            weights=engine_bytes(rank, plan.choices, plan.dtype) + rope_bytes(geometry),
+            rank=one.rank,
+            tp_rank=one.tp_rank,
+            pp_rank=one.pp_rank,
+            weights=weights,
             activations=working,
             runtime=runtime,
             decoder=decoder,
             context=context,
-            kv_token_bytes=kv * len(rank.layers),
+            kv_token_bytes=kv * layers,
         )
-        for rank in plan.ranks
-        if not only_first or rank.tp_rank == 0
+        for one, layers, weights in ranks
     )
 
 

@@ -8,18 +8,19 @@ from collections.abc import Mapping as Dict
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-_QUERY = ("--query-gpu=index,uuid,name,compute_cap", "--format=csv,noheader")
+_QUERY = ("--query-gpu=index,uuid,name,compute_cap,memory.total", "--format=csv,noheader,nounits")
 _TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU: `sm` as 90 for compute capability 9.0."""
+    """One GPU: `sm` as 90 for compute capability 9.0; `memory_bytes` None where nvidia-smi does not say it."""
 
     index: int
     uuid: str
     name: str
     sm: int
+    memory_bytes: int | None = None
 
 
 def visible_gpus(environment: Dict[str, str]) -> list[Gpu] | None:
@@ -44,8 +45,10 @@ def parse_gpus(text: str) -> list[Gpu]:
     found = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) == 4 and cells[0].isdecimal() and cells[3].replace(".", "").isdecimal():
-            found.append(Gpu(int(cells[0]), cells[1], cells[2], int(cells[3].replace(".", ""))))
+        if len(cells) >= 4 and cells[0].isdecimal() and cells[3].replace(".", "").isdecimal():
+            mib = cells[4] if len(cells) > 4 else ""
+            memory = int(mib) << 20 if mib.isdecimal() else None  # [N/A] where the host's memory is the GPU's
+            found.append(Gpu(int(cells[0]), cells[1], cells[2], int(cells[3].replace(".", "")), memory))
     return found
 
 
