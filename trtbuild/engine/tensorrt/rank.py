@@ -25,17 +25,18 @@ STARTED, DONE = "trtbuild: rank {} of {}: started", "trtbuild: rank {}: done"
 
 def main(job_file: Path) -> None:
     job = json.loads(job_file.read_text())
-    number, local, comm = _place(len(job["ranks"]))
+    world = _world(len(job["ranks"]))
     place = Workplace(Path(job["engine"]), Path(job["logs"]))
 
     def run() -> None:
+        number, local = _place(world, len(job["ranks"]))
         for rank in job["ranks"][number]:
             mpi.redirect_output(mpi.rank_log(place.logs, rank))
             print(STARTED.format(rank, job["world_size"]), f"(pid {os.getpid()}, GPU {local})", flush=True)
             build_rank(job, rank, local, place)
             print(DONE.format(rank), flush=True)
 
-    mpi.abort_on_error(run, lambda: comm.Abort(1) if comm is not None else None)
+    mpi.abort_on_error(run, lambda: world.Abort(1) if world is not None else None)
 
 
 def build_rank(job: dict[str, Any], rank: int, gpu: int, place: Workplace) -> None:
@@ -109,19 +110,27 @@ def save_rank(engine: Any, rank: int, place: Workplace, facts: dict[str, Any]) -
     record_done(place.done(rank), files, facts)
 
 
-def _place(processes: int) -> tuple[int, int, Any]:
-    """(number of this process, its number on this host, the world); as tensorrt_llm counts local ranks."""
+def _world(processes: int) -> Any:
+    """All processes, None for one alone. From here on a failure must abort: MPI's own end waits for the others."""
     if processes == 1:
-        return 0, 0, None
+        return None
     from mpi4py import MPI
 
-    world = MPI.COMM_WORLD
+    return MPI.COMM_WORLD
+
+
+def _place(world: Any, processes: int) -> tuple[int, int]:
+    """(number of this process, its number on this host), as tensorrt_llm counts local ranks."""
+    if world is None:
+        return 0, 0
+    from mpi4py import MPI
+
     if world.Get_size() != processes:
         raise RuntimeError(
             f"MPI started {world.Get_size()} process(es) in a world, not {processes}: mpi4py and the launcher are of "
             "different MPI libraries"
         )
-    return world.Get_rank(), world.Split_type(MPI.COMM_TYPE_SHARED).Get_rank(), world
+    return world.Get_rank(), world.Split_type(MPI.COMM_TYPE_SHARED).Get_rank()
 
 
 if __name__ == "__main__":

@@ -103,10 +103,16 @@ def _check_given_up(team: Team, log_dir: Path) -> None:
 
 
 def _aborted(team: Team, log_dir: Path) -> bool:
-    """Whether it failed in spite of exit code 0: trtllm-build aborts MPI with error code 0, and mpirun returns that."""
-    said = log_dir / LAUNCHER_LOG
-    given_up = any(process.current.in_traceback and gave_up(process.current.tail()) for process in team.processes)
-    return given_up or (said.exists() and "MPI_ABORT was invoked" in said.read_text(errors="replace"))
+    """Whether it failed in spite of exit code 0: trtllm-build aborts MPI with error code 0, and mpirun returns that.
+
+    It also returns 0 when it has lost another host, and has said so.
+    """
+    log = log_dir / LAUNCHER_LOG
+    said = log.read_text(errors="replace") if log.exists() else ""
+    if any(process.current.in_traceback and gave_up(process.current.tail()) for process in team.processes):
+        return True
+    unfinished = not all(process.finished for process in team.processes)
+    return "MPI_ABORT was invoked" in said or (unfinished and classify(said).name != "unknown")
 
 
 def _failure(team: Team, log_dir: Path, code: int, *, oom_kill: bool) -> ToolError:
@@ -122,7 +128,7 @@ def _failure(team: Team, log_dir: Path, code: int, *, oom_kill: bool) -> ToolErr
     if number is None:
         found = classify(said)
         return ToolError(
-            f"engine build: {found.sentence} (exit code {code})",
+            f"engine build: {found.sentence}" + (f" (exit code {code})" if code else ""),
             log_tail=mpi.tail(launcher, _SHOWN),
             hint=f"{found.remedy} Logs: {log_dir}",
         )
