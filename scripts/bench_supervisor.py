@@ -1,10 +1,11 @@
 """What the supervisor of a TensorRT build costs: the same stand-in build bare under mpirun, and under trtbuild.
 
-    python scripts/bench_supervisor.py [--seconds 20] [--ranks 2] [--times 3]
+    python scripts/bench_supervisor.py [--seconds 20] [--ranks 2] [--times 3] [--gate PERCENT]
 
 Bare is `mpirun -n RANKS trtllm-build ...`; trtbuild runs the same line (mode command) and its own ranks (in-process),
 with log watching, hang detection, hashes and checks. Prints the median of each and what trtbuild adds. Of `plan`, the
 part before anything starts, the time is shown apart: it reads and checks the checkpoint, which bare does not.
+--gate (2 without a number): exit code 10 where trtbuild adds more to either.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from trtbuild.pipeline import make_checkpoint, plan_engine  # noqa: E402
 from trtbuild.spec import ConvertOptions  # noqa: E402
 
 LIMITS = BuildOptions(8, 128, 512)
+REGRESSION = 10  # the exit code of `trtbuild bench --compare` for the same
 
 
 def seconds_of(run: Callable[[], object]) -> float:
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--times", type=int, default=3)
+    parser.add_argument("--gate", nargs="?", type=float, const=2.0, metavar="PERCENT")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="trtbuild-bench-") as temporary:
         scratch = Path(temporary)
@@ -82,6 +85,7 @@ def main() -> None:
             lambda: plan_engine(str(checkpoint), ConvertOptions(target="tensorrt"), LIMITS, LaunchOptions())
         )
         print(f"plan: {planned:.3f} s")
+        failed = []
         for mode in ("command", "in-process"):
             times: dict[str, list[float]] = {"bare": [], "trtbuild": []}
             for number in range(chosen.times):
@@ -91,7 +95,13 @@ def main() -> None:
                         out.mkdir()
                     times[name].append(seconds_of(lambda run=run, mode=mode, out=out: run(mode, out)))
             low, high = (statistics.median(times[name]) for name in ("bare", "trtbuild"))
-            print(f"{mode}: bare {low:.2f} s, under trtbuild {high:.2f} s: {(high / low - 1) * 100:+.2f} %")
+            added = (high / low - 1) * 100
+            print(f"{mode}: bare {low:.2f} s, under trtbuild {high:.2f} s: {added:+.2f} %")
+            if chosen.gate is not None and added > chosen.gate:
+                failed.append(f"gate: {mode}: trtbuild adds {added:.2f} %, the limit is {chosen.gate:g}")
+        if failed:
+            print("\n".join(failed), file=sys.stderr)
+            sys.exit(REGRESSION)
 
 
 if __name__ == "__main__":
