@@ -115,6 +115,15 @@ def test_the_sentence_has_the_numbers(name: str, words: str) -> None:
     [
         # The loader's check in other releases; 1.2 has the wording above.
         ("tensor-names", "RuntimeError: Provided tensor names are different from those expected by the engine.\n"),
+        (
+            "remote-start",
+            "PRTE has lost communication with a remote daemon.\n\n  HNP daemon   : [prterun-a-1@0,0] on node a\n"
+            "  Remote daemon: [prterun-a-1@0,2] on node b\n",
+        ),
+        (
+            "remote-start",
+            "A daemon failed to report back after being spawned.\n\n  Local host:    a\n  Remote host:   b\n",
+        ),
         ("tensor-names", "AssertionError: Expected but not provided tensors:{'lm_head.weight'}\n"),
         ("driver-old", "RuntimeError: The NVIDIA driver on your system is too old (found version 11080). Please\n"),
         ("driver-old", "ERROR: This container was built for NVIDIA Driver Release 590.44 or later, but\n"),
@@ -132,6 +141,7 @@ def test_other_wordings_of_the_same(name: str, text: str) -> None:
     found = classify(text, "exit code 1")
     assert found.name == name, found
     assert "{" not in found.sentence
+    assert name != "remote-start" or found.sentence.endswith("another host, or lost it: b")
 
 
 def test_skipped_tactics_alone_are_no_failure_but_no_kernel_for_lack_of_memory_is_one() -> None:

@@ -194,7 +194,7 @@ def put_logs_aside(folders: Sequence[Path], patterns: Sequence[str]) -> None:
 def tail(path: Path, lines: int = 12) -> list[str]:
     """The last non-empty lines of a log; empty when there is none."""
     try:
-        text = path.read_text(errors="replace")
+        text = path.read_text(errors="replace").replace("\0", "")  # mpirun's own messages may end in one
     except OSError:
         return []
     return [line for line in text.splitlines() if line.strip()][-lines:]

@@ -199,11 +199,12 @@ FAILURES: tuple[Failure, ...] = (
         "remote-start",
         (
             r"(?:daemon failed to report back after being spawned(?:[\s\S]{0,800}?Remote host: +(?P<host>\S+))?|"
-            r"unable to reliably start one or more daemons|lost communication with a remote daemon|"
+            r"lost communication with a remote daemon(?:[\s\S]{0,400}?Remote daemon: .* on node (?P<lost>\S+))?|"
+            r"unable to reliably start one or more daemons|"
             r"Permission denied \(publickey|Host key verification failed|Could not resolve hostname|"
             r"ssh: command not found|failed to start (?:the )?remote daemon)",
         ),
-        "mpirun could not start its daemon on another host, or lost it[: {host}]",
+        "mpirun could not start its daemon on another host, or lost it[: {host}][: {lost}]",
         "ssh HOST true must work without a password from here, and the same Open MPI must be there at the same path; "
         "a host that answered before may have gone down.",
         "open-mpi's own wording; triton-inference-server/tensorrtllm_backend#698",
