@@ -58,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "triton": BASE | {"runtime", "text"},
     "repo": BASE | {"text"},
     "serve": BASE | {"client"},
-    "client": BASE,
+    "client": BASE | {"text"},  # stop strings; no tokenizer
     "openai": BASE | {"client", "text"},
     "bench": BASE | {"client", "text"},
     # It looks for the same programs as the stages that use them.
