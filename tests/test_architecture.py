@@ -224,6 +224,7 @@ PURE = [
     "cache/provenance",
     "verify/gates",
     *(f"bench/{name}" for name in ("asking", "compare", "endpoint", "metrics", "record", "sse", "table", "workload")),
+    *(f"client/{name}" for name in ("answers", "failures", "forms", "llmapi", "options", "payload", "reading")),
     "doctor/finding",
     "doctor/facts",
     "doctor/matrix",
