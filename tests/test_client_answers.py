@@ -17,12 +17,12 @@ from tests.serve_fixture import LONGEST, Running
 from tests.tiny import trtbuild
 from trtbuild.client import AsyncClient, Chunk, Client, Completion, Generation
 from trtbuild.client.answers import chunk_of, completed
-from trtbuild.client.forms import Form
+from trtbuild.client.forms import ASSUMED, Form
 from trtbuild.client.reading import Reading, reading_of
 from trtbuild.errors import RequestError
 
-TEXT = Form(frozenset({"text_input"}), frozenset())
-SO_FAR = Form(frozenset({"text_input"}), frozenset(), accumulates=True)
+TEXT = Form({"text_input": "BYTES"}, frozenset())
+SO_FAR = Form({"text_input": "BYTES"}, frozenset(), accumulates=True)
 MODELS = ("ensemble", "tensorrt_llm_bls")
 
 
@@ -113,6 +113,7 @@ def test_what_the_cpu_runtime_does_not_do_is_refused_by_it(server: Running) -> N
             "wants stream False": {"beam_width": 2},
             "num_return_sequences 0": {"num_return_sequences": 0},
             "no input for nonsense": {"tensors": {"nonsense": [[1]]}},
+            "top_p is not made of FP32": {"tensors": {"top_p": [["much"]]}},
         }.items():
             with pytest.raises(RequestError, match=words):
                 client.infer(Generation("Hi", max_tokens=2, **options))
@@ -129,6 +130,15 @@ def test_tensors_by_name(server: Running) -> None:
         found = client.infer(asked)
     assert found.text == plain.text
     assert found.tensors["cum_log_probs"].item() == pytest.approx(sum(plain.log_probs), abs=1e-4)
+
+
+def test_a_server_that_gives_no_configuration(server: Running) -> None:
+    """The question may be forbidden where requests are not; then the ensemble's tensors are assumed."""
+    asked = Generation("Hi", max_tokens=5, end_id=-1, top_p=0.9, tensors={"top_k": np.array([[1]], dtype=np.int32)})
+    with Client(server.url) as client:
+        wanted = client.infer(asked)
+        client._forms["ensemble"] = ASSUMED
+        assert client.infer(asked) == wanted
 
 
 LETTERS = st.text("ab<|", min_size=1, max_size=24)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from trtbuild.cli import sampling
 from trtbuild.cli.output import note
-from trtbuild.errors import EngineError, ServerError
-
-if TYPE_CHECKING:
-    from trtbuild.openai.options import ServedModel
+from trtbuild.cli.reach import connected
+from trtbuild.errors import ServerError
 
 NAME = "openai"
 PANEL = "Serve"
 
 
+@connected
 def command(
+    reach: Any,
     url: sampling.Url = sampling.DEFAULT_URL,
     model: Annotated[
         str | None,
@@ -68,6 +68,7 @@ def command(
         max_concurrency,
         guided,
         stall_timeout,
+        reach,
     )
     note(f"OpenAI API: http://{host}:{port}/v1, model {', '.join(each.name for each in models)}, Triton at {url}")
     serve(options, host, port)

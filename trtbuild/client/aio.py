@@ -15,7 +15,7 @@ from trtbuild.client.answers import Chunk, Completion, chunk_of, completed, mode
 from trtbuild.client.base import Connections
 from trtbuild.client.build import channel, config_text, infer_request, metadata, stop_request
 from trtbuild.client.failures import Failed, Failure, failure, question_failure
-from trtbuild.client.forms import Form, form_of
+from trtbuild.client.forms import ASSUMED, Form, form_of
 from trtbuild.client.patience import Patience
 from trtbuild.client.payload import Generation
 from trtbuild.client.reading import reading_of
@@ -148,7 +148,10 @@ class AsyncClient(Connections):
         return list(await self._ask(calls.index()))
 
     async def load(self, name: str, config: dict[str, Any] | None = None) -> None:
-        """Load a model, with another configuration than config.pbtxt's if given (explicit model control only)."""
+        """Load a model, with another configuration than config.pbtxt's if given, which holds until it is unloaded.
+
+        Explicit model control only.
+        """
         await self._ask(calls.load(name, config_text(config)))
         self._forms.pop(name, None)
 
@@ -158,7 +161,10 @@ class AsyncClient(Connections):
 
     async def _form(self, name: str) -> Form:
         """What the model takes: asked once, so that only the first request to it waits for that."""
-        self._forms[name] = form_of(await self._ask(calls.config(name)))
+        try:
+            self._forms[name] = form_of(await self._ask(calls.config(name)))
+        except RequestError:  # a server may forbid the question, and not the request
+            return ASSUMED
         return self._forms[name]
 
     def _stub(self, url: str) -> Any:

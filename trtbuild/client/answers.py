@@ -115,27 +115,13 @@ def _completion(pieces: list[Chunk], max_tokens: int, prompt_tokens: int | None)
     return Completion(
         "".join(piece.text for piece in pieces),
         count,
-        told[-1] if told else "length" if count >= max_tokens else "stop",
+        finish_reason(told[-1] if told else None, count, max_tokens),
         tuple(score for piece in pieces for score in piece.log_probs),
         prompt_tokens,
         {name: values for piece in pieces for name, values in piece.tensors.items()},
     )
 
 
-def within(answer: Completion, room: int | None) -> Completion:
-    """The answer, ended by `length` where it and its prompt fill the `room` of the engine (None: not known)."""
-    full = room is not None and answer.prompt_tokens is not None and answer.prompt_tokens + answer.token_count >= room
-    return replace(answer, finish_reason="length") if full else answer
-
-
-def room_of(config: Mapping[str, Any]) -> int | None:
-    """max_seq_len of a model's configuration, in tokens; None where it does not say."""
-    text = str(config["parameters"].get("max_seq_len", {}).get("string_value", ""))
-    return int(text) or None if text.isdecimal() else None
-
-
-def model_before(config: Mapping[str, Any]) -> str:
-    """The model that tokenizes for a model: the first step of an ensemble, what a tensorrt_llm_bls names; or none."""
-    steps = (config.get("ensemble_scheduling") or {}).get("step", ())
-    named = config["parameters"].get("preprocessing_model_name", {}).get("string_value", "")
-    return str(steps[0]["model_name"] if steps else named)
+def finish_reason(told: str | None, token_count: int, max_tokens: int) -> str:
+    """Why an answer ended; `told`: what its chunks say of it."""
+    return told or ("length" if token_count >= max_tokens else "stop")

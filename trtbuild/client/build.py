@@ -45,14 +45,14 @@ def infer_request(generation: Generation, model: str, request_id: str, form: For
     tensors = llmapi_tensors(generation) if form.llmapi else request_tensors(generation)
     unknown = [name for name, _, _ in tensors if name not in form.inputs and name not in _ALWAYS_SENT]
     unknown += [name for name in generation.tensors if name not in form.inputs]
-    if unknown:
+    if unknown and form.known:
         raise RequestError(f"the model {model} has no input for {', '.join(unknown)}")
     request = _request(model, request_id)
     for name, kind, rows in tensors:
-        if name in form.inputs and name not in generation.tensors:
+        if (name in form.inputs or not form.known) and name not in generation.tensors:
             _add(request, name, kind, rows if form.batched else rows[0])
     for name, values in generation.tensors.items():
-        _add(request, name, "", values)
+        _add(request, name, form.inputs.get(name, ""), values)
     for name in output_names(generation, form):
         request.outputs.add(name=name)
     for key, value in ({} if form.llmapi else request_parameters(generation)).items():
@@ -66,14 +66,14 @@ def stop_request(model: str, request_id: str, form: Form) -> Any:
     Raises:
         RequestError: the model has no such input.
     """
-    if "stop" not in form.inputs:
+    if form.known and "stop" not in form.inputs:
         hint = "Ask the model of the engine (tensorrt_llm), or that of a llmapi repository."
         raise RequestError(f"the model {model} has no input to stop a request by", hint=hint)
     request = _request(model, request_id)
     tensors: list[tuple[str, str, Any]] = [("stop", "BOOL", True), ("text_input", "BYTES", b"-")]
     tensors += [(name, "INT32", 1) for name in ("input_ids", "input_lengths", "request_output_len")]
     for name, kind, value in tensors:
-        if name in form.inputs:
+        if name in form.inputs or (not form.known and name != "text_input"):
             _add(request, name, kind, [[value]] if form.batched else [value])
     return request
 
@@ -88,29 +88,22 @@ def _request(model: str, request_id: str) -> Any:
 
 
 def _add(request: Any, name: str, kind: str, cells: Any) -> None:
-    """One input tensor; without `kind` it is that of the values, where 64-bit floats are meant as FP32."""
+    """One input tensor; without `kind` it is that of the values.
+
+    Raises:
+        RequestError: the values are not of that kind.
+    """
     import numpy as np
     from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor, triton_to_np_dtype
 
-    values = np.array(cells, dtype=triton_to_np_dtype(kind)) if kind else _as_array(cells)
-    kind = kind or np_to_triton_dtype(values.dtype)
+    kind = kind or np_to_triton_dtype(np.asarray(cells).dtype)
+    try:
+        values = np.array(cells, dtype=triton_to_np_dtype(kind))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RequestError(f"{name} is not made of {kind}: {error}") from error
     request.inputs.add(name=name, datatype=kind, shape=values.shape)
     raw = (serialize_byte_tensor(values).item() if values.size else b"") if kind == "BYTES" else values.tobytes()
     request.raw_input_contents.append(raw)
-
-
-def _as_array(values: Any) -> Any:
-    import numpy as np
-
-    if isinstance(values, np.ndarray):
-        return values
-    found = np.array(values)
-    smaller = {"f": np.float32, "i": np.int32}.get(found.dtype.kind)
-    if smaller is not None:
-        return found.astype(smaller)
-    if found.dtype.kind == "U":
-        return np.char.encode(found, "utf-8").astype(object)
-    return found.astype(object) if found.dtype.kind == "S" else found
 
 
 def channel(grpc: Any, url: str, reach: Reach) -> Any:
@@ -133,5 +126,14 @@ def metadata(reach: Reach) -> tuple[tuple[str, str], ...]:
 
 
 def config_text(config: dict[str, Any] | None) -> str | None:
-    """A configuration as the repository API takes it."""
-    return None if config is None else json.dumps(config)
+    """A configuration as the repository API takes it.
+
+    What is None is not set, as `config()` gives it; a server that is older than tritonclient may not know the field.
+    """
+
+    def given(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: given(each) for key, each in value.items() if each is not None}
+        return [given(each) for each in value] if isinstance(value, list) else value
+
+    return None if config is None else json.dumps(given(config))

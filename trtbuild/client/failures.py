@@ -11,16 +11,10 @@ from trtbuild.errors import RequestError, ServerError, TrtbuildError
 LOST = ("UNAVAILABLE", "CANCELLED", "ABORTED", "DATA_LOSS")
 """gRPC's own statuses for a connection that broke; what the server refuses comes as a message without a status."""
 _NOT_SENT = ("failed to connect", "connection refused", "name resolution", "dns resolution", "no route to host")
-_ENDING = (
-    "takes no new requests",  # trtbuild serve, while it drains
-    "has stopped accepting new",  # of Triton's core the schedulers, and its gRPC frontend, once it stops
-    "server exiting",
-    "server not ready",
-    "is not at ready state",  # a model that is being unloaded, or loaded
-    "has no available versions",
-)
-"""Sources: triton-inference-server/core server.cc, dynamic_batch_scheduler.cc, model_lifecycle.cc; server grpc/."""
-_FULL = ("maximum queue size", "exceeds maximum queue", "request timeout expired")
+_DRAINING = "takes no new requests"
+_FORBIDDEN = ("is not allowed", "protocol is restricted")
+"""Triton gives them the status of a server that is away."""
+_FULL = ("maximum queue size", "exceeds maximum queue")
 
 
 @dataclass(frozen=True)
@@ -42,7 +36,7 @@ class Failed(Exception):
 def failure(status: str, text: str, url: str, *, answered: bool) -> Failure:
     """Judge a failure; `status`: gRPC's name such as UNAVAILABLE, or empty; `answered`: a response came before."""
     said = first_line(text)
-    if "is not allowed" in said:  # Triton gives it the status of a server that is away
+    if any(words in said for words in _FORBIDDEN):
         return Failure(RequestError(f"the server refused the request: {said}"))
     ending = any(words in said.lower() for words in _ENDING)
     if "Request for unknown model" in said:

@@ -134,7 +134,7 @@ def output_names(generation: Generation, form: Form | None = None) -> list[str]:
         "finish_reason": form is not None and form.llmapi,
     }
     names = [*OUTPUTS, *(name for name, wanted in more.items() if wanted)]
-    known = [name for name in names if form is None or name in form.outputs]
+    known = [name for name in names if form is None or not form.known or name in form.outputs]
     return list(dict.fromkeys([*known, *generation.outputs]))
 
 

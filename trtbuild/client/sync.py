@@ -16,7 +16,7 @@ from trtbuild.client.answers import Chunk, Completion, chunk_of, completed, mode
 from trtbuild.client.base import Connections
 from trtbuild.client.build import channel, config_text, infer_request, metadata, stop_request
 from trtbuild.client.failures import Failed, Failure, failure, question_failure
-from trtbuild.client.forms import Form, form_of
+from trtbuild.client.forms import ASSUMED, Form, form_of
 from trtbuild.client.options import Reach
 from trtbuild.client.patience import Patience
 from trtbuild.client.payload import Generation
@@ -155,7 +155,10 @@ class Client(Connections):
         return list(self._ask(calls.index()))
 
     def load(self, name: str, config: dict[str, Any] | None = None) -> None:
-        """Load a model, with another configuration than config.pbtxt's if given (explicit model control only)."""
+        """Load a model, with another configuration than config.pbtxt's if given, which holds until it is unloaded.
+
+        Explicit model control only.
+        """
         self._ask(calls.load(name, config_text(config)))
         self._forms.pop(name, None)
 
@@ -165,7 +168,10 @@ class Client(Connections):
 
     def _form(self, name: str) -> Form:
         """What the model takes: asked once, so that only the first request to it waits for that."""
-        self._forms[name] = form_of(self._ask(calls.config(name)))
+        try:
+            self._forms[name] = form_of(self._ask(calls.config(name)))
+        except RequestError:  # a server may forbid the question, and not the request
+            return ASSUMED
         return self._forms[name]
 
     def _stub(self, url: str) -> Any:
