@@ -64,6 +64,8 @@ def test_stop_strings_never_get_out(server: Running, model: str) -> None:
             seen += 1
         streamed = client.infer(Generation(prompt, max_tokens=24, end_id=-1, stop=(stop,)), model=model)
     assert streamed.token_count == sum(chunk.token_count for chunk in chunks[:seen])
+    kept = both(server, Generation(prompt, max_tokens=24, end_id=-1, stop=(stop,), cut_stops=False), model)
+    assert kept.text == (whole.text if model == "ensemble" else wanted + stop), "the server looks for its tokens only"
     begun = whole.text[-3:] + "\0"
     answer = both(server, Generation(prompt, max_tokens=24, end_id=-1, stop=(begun,)), model)
     assert (answer.text, answer.finish_reason, answer.token_count) == (whole.text, "length", 24)
@@ -130,6 +132,29 @@ def test_tensors_by_name(server: Running) -> None:
         found = client.infer(asked)
     assert found.text == plain.text
     assert found.tensors["cum_log_probs"].item() == pytest.approx(sum(plain.log_probs), abs=1e-4)
+
+
+def test_stopping_a_request_of_another_client(server: Running) -> None:
+    """By its id, through the model of the engine; an id that is unknown does no harm."""
+    with Client(server.url) as client, Client(server.url) as other:
+        stream = client.stream(Generation("x", max_tokens=LONGEST, end_id=-1), request_id="mine")
+        count = next(stream).token_count
+        other.stop("unknown")
+        other.stop("mine")
+        count += sum(chunk.token_count for chunk in stream)
+        assert 0 < count < LONGEST - 10
+        with pytest.raises(RequestError, match="no input to stop a request by"):
+            other.stop("mine", model="ensemble")
+
+    async def asynchronously() -> int:
+        async with AsyncClient(server.url) as client, AsyncClient(server.url) as other:
+            stream = client.stream(Generation("x", max_tokens=LONGEST, end_id=-1), request_id="mine")
+            count = (await anext(stream)).token_count
+            await other.stop("mine")
+            return count + sum([chunk.token_count async for chunk in stream])
+
+    assert 0 < asyncio.run(asynchronously()) < LONGEST - 10
+    assert server.wait_for_gauge("used", 0) == 0
 
 
 def test_a_server_that_gives_no_configuration(server: Running) -> None:

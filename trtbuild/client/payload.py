@@ -18,12 +18,13 @@ _UINT64_MAX = 2**64 - 1
 class Generation:
     """One prompt and how to continue it; None leaves a choice to the server (greedy, no penalties).
 
-    `stop`: the answer ends before the first of these texts. `log_probs` and `count_prompt` ask for what `Chunk` can
-    hold. `guide_type` (json, json_schema, regex, ebnf_grammar) and `guide` want guided decoding on the server. Without
-    `stream` the answer comes whole, as models that are not decoupled give it. `num_return_sequences`: so many answers,
-    told apart by `Chunk.sequence`; `beam_width` likewise, and only whole. `embedding_bias`: text -> what its tokens'
-    logits get. `tensors` and `outputs` are for what has no field here: inputs by name (numpy arrays or lists, with
-    the dimension of batches where the model has one), and outputs to be put into `Chunk.tensors`.
+    `stop`: the answer ends before the first of these texts; without `cut_stops` they are only told the server, and the
+    text comes as it is, for callers that look for them themselves. `log_probs` and `count_prompt` ask for what `Chunk`
+    can hold. `guide_type` (json, json_schema, regex, ebnf_grammar) and `guide` want guided decoding on the server.
+    Without `stream` the answer comes whole, as models that are not decoupled give it. `num_return_sequences`: so many
+    answers, told apart by `Chunk.sequence`; `beam_width` likewise, and only whole. `embedding_bias`: text -> what its
+    tokens' logits get. `tensors` and `outputs` are for what has no field here: inputs by name (numpy arrays or lists,
+    with the dimension of batches where the model has one), and outputs to be put into `Chunk.tensors`.
     """
 
     prompt: str
@@ -38,6 +39,7 @@ class Generation:
     min_tokens: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    cut_stops: bool = True
     bad: tuple[str, ...] = ()
     end_id: int | None = None
     add_special_tokens: bool | None = None

@@ -13,8 +13,13 @@ from trtbuild.text.stops import StopFilter
 
 def reading_of(generation: Generation, form: Form) -> Reading | None:
     """None where chunks need nothing, which is so for most: a token must cost little."""
-    plain = not any(generation.stop) and not form.accumulates and generation.sequences == 1
+    plain = not _stops(generation) and not form.accumulates and generation.sequences == 1
     return None if plain else Reading(generation, form)
+
+
+def _stops(generation: Generation) -> list[str]:
+    """The texts to look for."""
+    return [stop for stop in generation.stop if stop] if generation.cut_stops else []
 
 
 class Reading:
@@ -29,7 +34,7 @@ class Reading:
         self._accumulates = form.accumulates
         self._beams = (generation.beam_width or 1) > 1
         self._left = generation.sequences
-        self._stops: defaultdict[int, StopFilter] = defaultdict(lambda: StopFilter(generation.stop))
+        self._stops: defaultdict[int, StopFilter] = defaultdict(lambda: StopFilter(_stops(generation)))
         self._lengths: defaultdict[int, int] = defaultdict(int)
         self.ended = False
         """The last chunk was given out; what the server may still make of the answer is not wanted."""
