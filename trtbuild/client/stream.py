@@ -30,9 +30,11 @@ def generate_stream(
     Raises:
         RequestError: the server refuses this request. ServerError: it is away, not ready, stalls or cuts off.
     """
-    reach = replace(reach or Reach(timeout_s=connect_timeout_s), stall_s=stall_timeout_s, retry=Retry(times=0))
+    urls = url.split(",")
+    retry = Retry(times=len(urls) - 1)  # each of them once
+    reach = replace(reach or Reach(timeout_s=connect_timeout_s), stall_s=stall_timeout_s, retry=retry)
     with (
-        Client(url.split(","), model=model, reach=reach) as client,
+        Client(urls, model=model, reach=reach) as client,
         closing(client.stream(generation, request_id=request_id)) as it,
     ):
         yield from it
