@@ -166,6 +166,13 @@ def test_a_server_that_gives_no_configuration(server: Running) -> None:
         assert client.infer(asked) == wanted
 
 
+def test_requests_and_answers_can_be_keys() -> None:
+    """As callers that keep answers by request want them."""
+    kept = {Generation("x"): Chunk("a", 1), Generation("x", tensors={"top_k": [[1]]}): Chunk("b", 1)}
+    assert kept[Generation("x")] == Chunk("a", 1)
+    assert len({*kept.values(), Completion("a", 1, "stop")}) == 3
+
+
 LETTERS = st.text("ab<|", min_size=1, max_size=24)
 
 

@@ -29,7 +29,7 @@ class Chunk:
     prompt_tokens: int | None = None
     sequence: int = 0
     finish_reason: str | None = None
-    tensors: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Any] = field(default_factory=dict, hash=False)
     beams: tuple[str, ...] = field(default=(), compare=False)
 
 
@@ -46,7 +46,7 @@ class Completion:
     finish_reason: str
     log_probs: tuple[float, ...] = ()
     prompt_tokens: int | None = None
-    tensors: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Any] = field(default_factory=dict, hash=False)
     others: tuple[Completion, ...] = ()
 
 

@@ -46,13 +46,13 @@ class Generation:
     num_return_sequences: int | None = None
     beam_width: int | None = None
     lora_task_id: int | None = None
-    embedding_bias: Mapping[str, float] = field(default_factory=dict)
+    embedding_bias: Mapping[str, float] = field(default_factory=dict, hash=False)
     log_probs: bool = False
     count_prompt: bool = False
     guide: str | None = None
     guide_type: str | None = None
     stream: bool = True
-    tensors: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Any] = field(default_factory=dict, hash=False)
     outputs: tuple[str, ...] = ()
 
     @property
