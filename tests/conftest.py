@@ -39,7 +39,7 @@ hypothesis.settings.load_profile("any machine")
 
 _TOGETHER = {
     "servers": """serve_models serve_streams serve_supervise serve_processes serve_watch client
-        client_answers client_llmapi client_reach openai bench_servers soak ci_examples
+        client_answers client_llmapi client_reach openai openai_models bench_servers soak ci_examples
         upstream_calls""",  # one after the other: they measure time
     "demo": "parity inflight quality",
     "lm_head": "lm_head",

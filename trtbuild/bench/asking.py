@@ -12,8 +12,8 @@ from trtbuild.client.options import Reach
 class Asking:
     """`ignore_eos`: answers go on to their length. `chat`: OpenAI's chat API, else its plain one.
 
-    `tokenizer`: folder whose tokenizer counts where a server does not. `api_key`: sent to OpenAI endpoints.
-    `reach`: TLS and headers for Triton endpoints.
+    `tokenizer`: folder whose tokenizer counts where a server does not. `api_key`: sent to OpenAI endpoints;
+    `api_key_env`: the variable that it came from. `reach`: TLS and headers for Triton endpoints.
     """
 
     ignore_eos: bool = True
@@ -22,4 +22,5 @@ class Asking:
     tokenizer: Path | None = None
     api_key: str = ""
     timeout_s: float = 300.0
+    api_key_env: str = "OPENAI_API_KEY"
     reach: Reach = field(default_factory=Reach)

@@ -74,7 +74,7 @@ def command(
         o.written(prompts),
         seed,
         o.objectives(goodput),
-        Asking(ignore_eos, temperature, chat, tokenizer, os.environ.get(api_key_env, ""), timeout, reach=reach),
+        Asking(ignore_eos, temperature, chat, tokenizer, os.environ.get(api_key_env, ""), timeout, api_key_env, reach),
         o.ports(memory_of),
         o.urls(metrics_url),
     )

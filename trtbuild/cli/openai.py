@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trtbuild.cli import sampling
 from trtbuild.cli.output import note
 from trtbuild.cli.reach import connected
-from trtbuild.errors import ServerError
+from trtbuild.errors import EngineError, ServerError
+
+if TYPE_CHECKING:
+    from trtbuild.openai.options import ServedModel
 
 NAME = "openai"
 PANEL = "Serve"

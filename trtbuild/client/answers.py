@@ -8,6 +8,7 @@ from typing import Any
 
 OUTPUTS = ("text_output", "num_output_tokens")
 """Tensors that every generation asks for."""
+_PLAIN = (OUTPUTS, (*OUTPUTS, "num_input_tokens"))
 _READ = {*OUTPUTS, "output_log_probs", "num_input_tokens", "sequence_index", "finish_reason", "batch_index"}
 """Those that have a field of a chunk."""
 
@@ -35,7 +36,8 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Completion:
-    """A whole answer. `finish_reason`: `length` where max_tokens ended it, else `stop` (end token or stop word).
+    """A whole answer. `finish_reason`: `length` where max_tokens or the engine's room ended it (where the repository
+    says how much there is, as those of `trtbuild repo` do), else `stop` (end token or stop word).
 
     `others`: the second answer and more, where several were asked for. `tensors`: outputs that were asked for by name;
     each as the last response had it.
@@ -67,8 +69,9 @@ def chunk_of(response: Any) -> Chunk:
         pieces.append(data[start:at])
     text = b"".join(pieces).decode("utf-8", "replace")
     final = response.parameters["triton_final_response"].bool_param
-    count = sum(memoryview(raw[1]).cast("i"))
-    return Chunk(text, count, final) if len(pieces) < 2 else Chunk(text, count, final, beams=_decoded(pieces))
+    prompt = int.from_bytes(raw[2], "little") if len(raw) > len(OUTPUTS) else None
+    count, beams = sum(memoryview(raw[1]).cast("i")), _decoded(pieces) if len(pieces) > 1 else ()
+    return Chunk(text, count, final, prompt_tokens=prompt, beams=beams)
 
 
 def _by_arrays(response: Any) -> Chunk:
@@ -125,3 +128,22 @@ def _completion(pieces: list[Chunk], max_tokens: int, prompt_tokens: int | None)
 def finish_reason(told: str | None, token_count: int, max_tokens: int) -> str:
     """Why an answer ended; `told`: what its chunks say of it."""
     return told or ("length" if token_count >= max_tokens else "stop")
+
+
+def within(answer: Completion, room: int | None) -> Completion:
+    """The answer, ended by `length` where it and its prompt fill the `room` of the engine (None: not known)."""
+    full = room is not None and answer.prompt_tokens is not None and answer.prompt_tokens + answer.token_count >= room
+    return replace(answer, finish_reason="length") if full else answer
+
+
+def room_of(config: Mapping[str, Any]) -> int | None:
+    """max_seq_len of a model's configuration, in tokens; None where it does not say."""
+    text = str(config["parameters"].get("max_seq_len", {}).get("string_value", ""))
+    return int(text) or None if text.isdecimal() else None
+
+
+def model_before(config: Mapping[str, Any]) -> str:
+    """The model that tokenizes for a model: the first step of an ensemble, what a tensorrt_llm_bls names; or none."""
+    steps = (config.get("ensemble_scheduling") or {}).get("step", ())
+    named = config["parameters"].get("preprocessing_model_name", {}).get("string_value", "")
+    return str(steps[0]["model_name"] if steps else named)

@@ -24,6 +24,7 @@ class Connections:
         self._channels: dict[str, tuple[Any, Any]] = {}  # url -> channel, stub
         self._streams: dict[str, Any] = {}  # request id -> gRPC call
         self._forms: dict[str, Form] = {}  # name of a model -> its tensors, read once
+        self._rooms: dict[str, tuple[float, int | None]] = {}  # model -> when it was asked for, and how much there is
 
     def cancel(self, request_id: str) -> bool:
         """Cancel a stream of this client; False where there is none of that id."""

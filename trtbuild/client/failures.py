@@ -11,10 +11,18 @@ from trtbuild.errors import RequestError, ServerError, TrtbuildError
 LOST = ("UNAVAILABLE", "CANCELLED", "ABORTED", "DATA_LOSS")
 """gRPC's own statuses for a connection that broke; what the server refuses comes as a message without a status."""
 _NOT_SENT = ("failed to connect", "connection refused", "name resolution", "dns resolution", "no route to host")
-_DRAINING = "takes no new requests"
 _FORBIDDEN = ("is not allowed", "protocol is restricted")
 """Triton gives them the status of a server that is away."""
-_FULL = ("maximum queue size", "exceeds maximum queue")
+_ENDING = (
+    "takes no new requests",  # trtbuild serve, while it drains
+    "has stopped accepting new",  # of Triton's core the schedulers, and its gRPC frontend, once it stops
+    "server exiting",
+    "server not ready",
+    "is not at ready state",  # a model that is being unloaded, or loaded
+    "has no available versions",
+)
+"""Sources: triton-inference-server/core server.cc, dynamic_batch_scheduler.cc, model_lifecycle.cc; server grpc/."""
+_FULL = ("maximum queue size", "exceeds maximum queue", "request timeout expired")
 
 
 @dataclass(frozen=True)
