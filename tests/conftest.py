@@ -38,8 +38,9 @@ hypothesis.settings.register_profile("any machine", deadline=None)  # how long a
 hypothesis.settings.load_profile("any machine")
 
 _TOGETHER = {
-    "servers": """serve_models serve_streams serve_supervise serve_processes serve_watch client openai openai_models
-        bench_servers soak ci_examples upstream_calls""",  # one after the other: they measure time
+    "servers": """serve_models serve_streams serve_supervise serve_processes serve_watch client
+        client_answers client_llmapi client_reach openai openai_models bench_servers soak ci_examples
+        upstream_calls""",  # one after the other: they measure time
     "demo": "parity inflight quality",
     "lm_head": "lm_head",
     "families": "families_parity",

@@ -58,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "triton": BASE | {"runtime", "text"},
     "repo": BASE | {"text"},
     "serve": BASE | {"client"},
-    "client": BASE,
+    "client": BASE | {"text"},  # stop strings; no tokenizer
     "openai": BASE | {"client", "text"},
     "bench": BASE | {"client", "text"},
     # It looks for the same programs as the stages that use them.
@@ -227,6 +227,7 @@ PURE = [
     "cache/provenance",
     "verify/gates",
     *(f"bench/{name}" for name in ("asking", "compare", "endpoint", "metrics", "record", "sse", "table", "workload")),
+    *(f"client/{name}" for name in ("answers", "failures", "forms", "llmapi", "options", "payload", "reading")),
     "doctor/finding",
     "doctor/facts",
     "doctor/matrix",

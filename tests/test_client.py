@@ -179,6 +179,9 @@ def test_a_server_that_is_away_is_left_out(server: Running) -> None:
     with Client(server.url) as client:
         assert texts == {client.infer(wanted).text}
 
+    done = trtbuild("generate", "Hi", "-n", 2, "--url", ",".join(urls))
+    assert (done.stdout, done.returncode) == (f"{texts.copy().pop()}\n", 0)
+
     async def run() -> None:
         async with AsyncClient(urls) as client:
             assert {(await client.infer(wanted)).text for _ in range(4)} == texts

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from trtbuild.client.options import Reach
 
 
 @dataclass(frozen=True)
@@ -11,7 +13,7 @@ class Asking:
     """`ignore_eos`: answers go on to their length. `chat`: OpenAI's chat API, else its plain one.
 
     `tokenizer`: folder whose tokenizer counts where a server does not. `api_key`: sent to OpenAI endpoints;
-    `api_key_env`: the variable that it came from.
+    `api_key_env`: the variable that it came from. `reach`: TLS and headers for Triton endpoints.
     """
 
     ignore_eos: bool = True
@@ -21,3 +23,4 @@ class Asking:
     api_key: str = ""
     timeout_s: float = 300.0
     api_key_env: str = "OPENAI_API_KEY"
+    reach: Reach = field(default_factory=Reach)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing
+from dataclasses import replace
 
 from trtbuild.bench.asking import Asking
 from trtbuild.bench.clock import now_ns
@@ -10,7 +11,7 @@ from trtbuild.bench.drive import Probe
 from trtbuild.bench.endpoint import Endpoint
 from trtbuild.bench.record import Answer
 from trtbuild.bench.workload import Item
-from trtbuild.client import AsyncClient, Generation, Reach, Retry
+from trtbuild.client import AsyncClient, Generation, Retry
 from trtbuild.errors import BenchError
 
 
@@ -19,7 +20,7 @@ class TritonDriver:
 
     def __init__(self, endpoint: Endpoint, asking: Asking) -> None:
         self._endpoint, self._asking = endpoint, asking
-        reach = Reach(timeout_s=10.0, stall_s=asking.timeout_s + 10, retry=Retry(times=0))
+        reach = replace(asking.reach, timeout_s=10.0, stall_s=asking.timeout_s + 10, retry=Retry(times=0))
         self._model = endpoint.model or "ensemble"
         self._client = AsyncClient(endpoint.address, model=self._model, reach=reach)
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from trtbuild.cli import bench_options as o
 from trtbuild.cli.options import JsonOpt
 from trtbuild.cli.output import note, print_json, progress_bar
+from trtbuild.cli.reach import connected_untimed
 from trtbuild.errors import BenchError, RegressionError
 
 NAME = "bench"
 PANEL = "Serve"
 
 
+@connected_untimed
 def command(
+    reach: Any,
     endpoint: o.Endpoints = None,
     model: o.Model = "",
     concurrency: o.Concurrency = None,
@@ -51,7 +54,7 @@ def command(
 ) -> None:
     """Latency, throughput, goodput and memory of servers under load: [NAME=]grpc://HOST:PORT or [NAME=]http://HOST/v1.
 
-    Several endpoints make one table: framework, tokens/s, TTFT, memory.
+    Several endpoints make one table: framework, tokens/s, TTFT, memory. TLS and --header are for grpc endpoints.
     """
     if bool(compare) < bool(gate) or (compare and endpoint):
         raise typer.BadParameter("it is with --gate, and without an endpoint", param_hint="--compare")
@@ -71,7 +74,7 @@ def command(
         o.written(prompts),
         seed,
         o.objectives(goodput),
-        Asking(ignore_eos, temperature, chat, tokenizer, os.environ.get(api_key_env, ""), timeout, api_key_env),
+        Asking(ignore_eos, temperature, chat, tokenizer, os.environ.get(api_key_env, ""), timeout, api_key_env, reach),
         o.ports(memory_of),
         o.urls(metrics_url),
     )

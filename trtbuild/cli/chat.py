@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trtbuild.cli import sampling
 from trtbuild.cli.output import note
+from trtbuild.cli.reach import connected
 
 if TYPE_CHECKING:
-    from trtbuild.client import Generation
+    from trtbuild.client import Generation, Reach
 
 NAME = "chat"
 PANEL = "Serve"
 
 
+@connected
 def command(
+    reach: Any,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Folder of the model's tokenizer, for the chat template.", show_default=False)
     ] = None,
@@ -59,16 +62,16 @@ def command(
             seed=seed,
             add_special_tokens=False,  # the template wrote them
         )
-        answer = _answer(generation, url, model, stall_timeout)
+        answer = _answer(generation, url, model, stall_timeout, reach)
         messages = [*turn, {"role": "assistant", "content": answer}]
 
 
-def _answer(generation: Generation, url: str, model: str, stall_timeout: float) -> str:
+def _answer(generation: Generation, url: str, model: str, stall_timeout: float, reach: Reach) -> str:
     """One turn; Ctrl-C ends the answer, not the conversation."""
     from trtbuild.client import generate_stream
 
     answer = sampling.Answer()
-    chunks = generate_stream(url, generation, model=model, stall_timeout_s=stall_timeout)
+    chunks = generate_stream(url, generation, model=model, stall_timeout_s=stall_timeout, reach=reach)
     ending = answer.summary
     try:
         sampling.show(chunks, answer)

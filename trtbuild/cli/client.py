@@ -1,4 +1,4 @@
-"""`trtbuild client ...`: questions to a running server, and loading of models."""
+"""`trtbuild client ...`: what the client library asks of a running server, from a shell."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trtbuild.cli import client_answers
+from trtbuild.cli.filled import filled
 from trtbuild.cli.options import JsonOpt
 from trtbuild.cli.output import line, note, print_json
+from trtbuild.cli.reach import OPTIONS, connected
 from trtbuild.cli.sampling import DEFAULT_URL, Url
 from trtbuild.errors import ServerError
 
@@ -23,94 +26,66 @@ NamedArg = Annotated[str, typer.Argument(metavar="MODEL", help="Name of a model.
 
 
 @app.callback()
-def connection(
-    context: typer.Context,
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for an answer.")] = 2.0,
-    header: Annotated[
-        list[str] | None,
-        typer.Option("--header", metavar="NAME:VALUE", help="Sent with each question, repeatable.", show_default=False),
-    ] = None,
-    ca: Annotated[
-        Path | None, typer.Option("--ca", help="Root certificates (PEM): the server speaks TLS.", show_default=False)
-    ] = None,
-) -> None:
-    """Ask a running server: live, ready, metadata, config, statistics; load and unload models."""
-    from trtbuild.client import Reach, Tls
+@filled("given", OPTIONS, dict)
+def connection(context: typer.Context, given: Any) -> None:
+    """Ask a running server: live, ready, metadata, config, statistics; prompts; load and unload models.
 
-    pairs = [text.partition(":") for text in header or ()]
-    if bad := [name for name, colon, _ in pairs if not colon or not name]:
-        raise typer.BadParameter(f"{bad[0]!r} is not NAME:VALUE", param_hint="--header")
-    headers = {name.strip(): value.strip() for name, _, value in pairs}
-    context.obj = Reach(Tls(ca) if ca else None, headers, timeout)
+    Options of the connection may stand before or after the command.
+    """
+    context.default_map = dict.fromkeys(_COMMANDS, given)
 
 
-def _ask(context: typer.Context, url: str, question: Callable[[Client], Any]) -> Any:
+def _ask(url: str, reach: Any, question: Callable[[Client], Any]) -> Any:
     from trtbuild.client import Client
 
-    with Client(url.split(","), reach=context.obj) as client:
+    with Client(url.split(","), reach=reach) as client:
         return question(client)
 
 
 @app.command()
-def live(
-    context: typer.Context,
-    url: Url = DEFAULT_URL,
-    as_json: JsonOpt = False,
-) -> None:
+@connected
+def live(reach: Any, url: Url = DEFAULT_URL, as_json: JsonOpt = False) -> None:
     """Exit code 0 where the server lives."""
-    _yes_or_no("live", _ask(context, url, lambda client: client.live()), as_json)
+    _yes_or_no("live", lambda: _ask(url, reach, lambda client: client.live()), as_json)
 
 
 @app.command()
-def ready(
-    context: typer.Context,
-    model: ModelArg = "",
-    url: Url = DEFAULT_URL,
-    as_json: JsonOpt = False,
-) -> None:
+@connected
+def ready(reach: Any, model: ModelArg = "", url: Url = DEFAULT_URL, as_json: JsonOpt = False) -> None:
     """Exit code 0 where the server, or MODEL, takes requests."""
-    answer = _ask(context, url, lambda client: client.model_ready(model) if model else client.ready())
-    _yes_or_no("ready", answer, as_json)
+
+    def question(client: Client) -> bool:
+        return client.model_ready(model) if model else client.ready()
+
+    _yes_or_no("ready", lambda: _ask(url, reach, question), as_json)
 
 
 @app.command()
-def metadata(
-    context: typer.Context,
-    model: ModelArg = "",
-    url: Url = DEFAULT_URL,
-) -> None:
-    """Metadata of the server, or of MODEL: its tensors. JSON."""
-    print_json(_ask(context, url, lambda client: client.metadata(model)))
+@connected
+def metadata(reach: Any, model: ModelArg = "", url: Url = DEFAULT_URL, as_json: JsonOpt = False) -> None:
+    """Metadata of the server, or of MODEL: its tensors. JSON; with --json under `metadata`, beside `schema`."""
+    _tell("metadata", _ask(url, reach, lambda client: client.metadata(model)), as_json)
 
 
 @app.command()
-def config(
-    context: typer.Context,
-    model: NamedArg,
-    url: Url = DEFAULT_URL,
-) -> None:
-    """The configuration with which MODEL was loaded. JSON."""
-    print_json(_ask(context, url, lambda client: client.config(model)))
+@connected
+def config(reach: Any, model: NamedArg, url: Url = DEFAULT_URL, as_json: JsonOpt = False) -> None:
+    """The configuration with which MODEL was loaded. JSON; with --json under `config`, beside `schema`."""
+    _tell("config", _ask(url, reach, lambda client: client.config(model)), as_json)
 
 
 @app.command()
-def statistics(
-    context: typer.Context,
-    model: ModelArg = "",
-    url: Url = DEFAULT_URL,
-) -> None:
-    """Counts and times of requests, of MODEL or of all models. JSON."""
-    print_json(_ask(context, url, lambda client: client.statistics(model)))
+@connected
+def statistics(reach: Any, model: ModelArg = "", url: Url = DEFAULT_URL, as_json: JsonOpt = False) -> None:
+    """Counts and times of requests, of MODEL or of all models. JSON; with --json under `models`, beside `schema`."""
+    _tell("models", _ask(url, reach, lambda client: client.statistics(model)), as_json)
 
 
 @app.command()
-def index(
-    context: typer.Context,
-    url: Url = DEFAULT_URL,
-    as_json: JsonOpt = False,
-) -> None:
+@connected
+def index(reach: Any, url: Url = DEFAULT_URL, as_json: JsonOpt = False) -> None:
     """The models of the repository, and their states."""
-    models = _ask(context, url, lambda client: client.index())
+    models = _ask(url, reach, lambda client: client.index())
     if as_json:
         print_json({"schema": 1, "models": models})
         return
@@ -119,29 +94,33 @@ def index(
 
 
 @app.command()
+@connected
 def load(
-    context: typer.Context,
+    reach: Any,
     model: NamedArg,
     config_file: Annotated[
         Path | None, typer.Option("--config", help="JSON file with another configuration.", show_default=False)
     ] = None,
     url: Url = DEFAULT_URL,
+    as_json: JsonOpt = False,
 ) -> None:
     """Load or reload MODEL; the server needs explicit model control."""
     other = _json(config_file) if config_file else None
-    _ask(context, url, lambda client: client.load(model, other))
-    note(f"loaded {model}")
+    _ask(url, reach, lambda client: client.load(model, other))
+    _done("loaded", model, as_json)
 
 
 @app.command()
-def unload(
-    context: typer.Context,
-    model: NamedArg,
-    url: Url = DEFAULT_URL,
-) -> None:
+@connected
+def unload(reach: Any, model: NamedArg, url: Url = DEFAULT_URL, as_json: JsonOpt = False) -> None:
     """Unload MODEL; the server needs explicit model control."""
-    _ask(context, url, lambda client: client.unload(model))
-    note(f"unloaded {model}")
+    _ask(url, reach, lambda client: client.unload(model))
+    _done("unloaded", model, as_json)
+
+
+for _command in (client_answers.infer, client_answers.stream, client_answers.cancel):
+    app.command()(_command)
+_COMMANDS = tuple(command.callback.__name__ for command in app.registered_commands if command.callback)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -154,7 +133,25 @@ def _json(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _yes_or_no(what: str, answer: bool, as_json: bool) -> None:
+def _tell(what: str, answer: Any, as_json: bool) -> None:
+    print_json({"schema": 1, what: answer} if as_json else answer)
+
+
+def _done(what: str, model: str, as_json: bool) -> None:
+    if as_json:
+        print_json({"schema": 1, what: model})
+    else:
+        note(f"{what} {model}")
+
+
+def _yes_or_no(what: str, ask: Callable[[], bool], as_json: bool) -> None:
+    """A server that is away is a no, too; the error says which."""
+    try:
+        answer = ask()
+    except ServerError as error:
+        if as_json:
+            print_json({"schema": 1, what: False, "error": error.message})
+        raise
     if as_json:
         print_json({"schema": 1, what: answer})
     else:

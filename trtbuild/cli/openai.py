@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trtbuild.cli import sampling
 from trtbuild.cli.output import note
+from trtbuild.cli.reach import connected
 from trtbuild.errors import EngineError, ServerError
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ NAME = "openai"
 PANEL = "Serve"
 
 
+@connected
 def command(
+    reach: Any,
     url: sampling.Url = sampling.DEFAULT_URL,
     model: Annotated[
         str | None,
@@ -68,6 +71,7 @@ def command(
         max_concurrency,
         guided,
         stall_timeout,
+        reach,
     )
     note(f"OpenAI API: http://{host}:{port}/v1, model {', '.join(each.name for each in models)}, Triton at {url}")
     serve(options, host, port)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trtbuild.client.failures import Failure
+from trtbuild.client.forms import Form
 from trtbuild.client.options import Endpoints, Reach
 from trtbuild.errors import ServerError
 
@@ -22,6 +23,7 @@ class Connections:
         self._reach = reach or Reach()
         self._channels: dict[str, tuple[Any, Any]] = {}  # url -> channel, stub
         self._streams: dict[str, Any] = {}  # request id -> gRPC call
+        self._forms: dict[str, Form] = {}  # name of a model -> its tensors, read once
         self._rooms: dict[str, tuple[float, int | None]] = {}  # model -> when it was asked for, and how much there is
 
     def cancel(self, request_id: str) -> bool:

@@ -11,6 +11,8 @@ from trtbuild.errors import RequestError, ServerError, TrtbuildError
 LOST = ("UNAVAILABLE", "CANCELLED", "ABORTED", "DATA_LOSS")
 """gRPC's own statuses for a connection that broke; what the server refuses comes as a message without a status."""
 _NOT_SENT = ("failed to connect", "connection refused", "name resolution", "dns resolution", "no route to host")
+_FORBIDDEN = ("is not allowed", "protocol is restricted")
+"""Triton gives them the status of a server that is away."""
 _ENDING = (
     "takes no new requests",  # trtbuild serve, while it drains
     "has stopped accepting new",  # of Triton's core the schedulers, and its gRPC frontend, once it stops
@@ -42,7 +44,7 @@ class Failed(Exception):
 def failure(status: str, text: str, url: str, *, answered: bool) -> Failure:
     """Judge a failure; `status`: gRPC's name such as UNAVAILABLE, or empty; `answered`: a response came before."""
     said = first_line(text)
-    if "is not allowed" in said:  # Triton gives it the status of a server that is away
+    if any(words in said for words in _FORBIDDEN):
         return Failure(RequestError(f"the server refused the request: {said}"))
     ending = any(words in said.lower() for words in _ENDING)
     if "Request for unknown model" in said:

@@ -14,11 +14,13 @@ from typing import Any
 from trtbuild.client import calls
 from trtbuild.client.answers import Chunk, Completion, chunk_of, completed, model_before, room_of, within
 from trtbuild.client.base import Connections
-from trtbuild.client.build import channel, config_text, infer_request, metadata
+from trtbuild.client.build import channel, config_text, infer_request, metadata, stop_request
 from trtbuild.client.failures import Failed, Failure, failure, question_failure
+from trtbuild.client.forms import ASSUMED, Form, form_of
 from trtbuild.client.options import Reach
 from trtbuild.client.patience import Patience
 from trtbuild.client.payload import Generation
+from trtbuild.client.reading import reading_of
 from trtbuild.errors import RequestError, ServerError, TrtbuildError
 
 
@@ -57,11 +59,13 @@ class Client(Connections):
     ) -> Generator[Chunk, None, None]:
         """Yield chunks until the server says that the answer is complete; the last one has `final`.
 
-        Leaving the loop early, or closing the iterator, cancels the request on the server. `deadline_s`: for the whole
-        answer. `stall_s`: for the longest pause.
+        Nothing of a stop string is given out, and the request ends with it. `deadline_s`: for the whole answer.
+        `stall_s`: for the longest pause. Leaving the loop early, or closing the iterator, cancels the request on the
+        server.
         """
-        key = request_id or uuid.uuid4().hex
-        request = infer_request(generation, model or self._model, key)
+        key, name = request_id or uuid.uuid4().hex, model or self._model
+        form = self._forms.get(name) or self._form(name)
+        request, reading = infer_request(generation, name, key, form), reading_of(generation, form)
         attempt = 0
         while True:
             url = self._endpoints.pick(time.monotonic())
@@ -70,11 +74,17 @@ class Client(Connections):
                 with closing(self._once(url, request, key, deadline_s, stall_s)) as chunks:
                     for chunk in chunks:
                         answered = True
-                        yield chunk
+                        if reading is None:
+                            yield chunk
+                            continue
+                        yield from reading.take(chunk)
+                        if reading.ended:
+                            return
                 return
             except Failed as failed:
                 attempt += 1
                 if not self._again(url, failed.failure, attempt, answered=answered):
+                    self._forms.pop(name, None)  # another server may be there by now, with other models
                     raise failed.failure.error from failed.__cause__
 
     def infer(
@@ -106,6 +116,20 @@ class Client(Connections):
             self._rooms[name] = now, room
         return known[0]
 
+    def stop(self, request_id: str, *, model: str = "tensorrt_llm") -> None:
+        """Stop a request of any client by the id that it gave, at every address; one that is unknown is no error.
+
+        Its stream ends as if it were complete. `model`: that of the engine, or of a llmapi repository. `cancel` is for
+        the streams of this client.
+        """
+        request = stop_request(model, request_id, self._form(model))
+        for url in self._endpoints.urls:
+            try:
+                for _ in self._once(url, request, uuid.uuid4().hex, None, None):
+                    pass
+            except Failed as failed:
+                raise failed.failure.error from failed.__cause__
+
     def live(self) -> bool:
         return bool(self._ask(calls.live()))
 
@@ -131,11 +155,24 @@ class Client(Connections):
         return list(self._ask(calls.index()))
 
     def load(self, name: str, config: dict[str, Any] | None = None) -> None:
-        """Load a model, with another configuration than config.pbtxt's if given (explicit model control only)."""
+        """Load a model, with another configuration than config.pbtxt's if given, which holds until it is unloaded.
+
+        Explicit model control only.
+        """
         self._ask(calls.load(name, config_text(config)))
+        self._forms.pop(name, None)
 
     def unload(self, name: str) -> None:
         self._ask(calls.unload(name))
+        self._forms.pop(name, None)
+
+    def _form(self, name: str) -> Form:
+        """What the model takes: asked once, so that only the first request to it waits for that."""
+        try:
+            self._forms[name] = form_of(self._ask(calls.config(name)))
+        except RequestError:  # a server may forbid the question, and not the request
+            return ASSUMED
+        return self._forms[name]
 
     def _stub(self, url: str) -> Any:
         with self._lock:

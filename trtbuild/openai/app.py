@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from trtbuild import __version__
-from trtbuild.client import AsyncClient, Reach
+from trtbuild.client import AsyncClient
 from trtbuild.errors import TrtbuildError
 from trtbuild.openai.answers import Choice, Frame, Piece, Usage
 from trtbuild.openai.errors import ApiError, api_error, of_validation
@@ -36,7 +36,8 @@ def make_app(options: OpenAiOptions) -> Any:
     Raises:
         EngineError: a tokenizer folder has no chat template that can be read.
     """
-    client = AsyncClient(options.url.split(","), reach=Reach(stall_s=options.stall_s))
+    reach = replace(options.reach, stall_s=options.stall_s)
+    client = AsyncClient(options.url.split(","), reach=reach)
     metrics = Metrics()
     service = Service(options, client)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from trtbuild.client.options import Reach
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class OpenAiOptions:
 
     `api_keys`: one of them must come as `Authorization: Bearer KEY`; empty lets everybody in. `max_body_bytes` and
     `max_prompt_chars` end in 413, `max_concurrency` in 429. `guided`: the server has guided decoding.
+    `stall_s` and `reach`: towards Triton.
     """
 
     url: str = "127.0.0.1:8001"
@@ -35,3 +38,4 @@ class OpenAiOptions:
     max_concurrency: int = 256
     guided: bool = False
     stall_s: float = 60.0
+    reach: Reach = field(default_factory=Reach)

@@ -96,6 +96,7 @@ class Service:
             frequency_penalty=body.frequency_penalty,
             min_tokens=body.min_tokens,
             stop=body.stops,
+            cut_stops=False,  # `_choice` does it
             end_id=-1 if body.ignore_eos else None,
             add_special_tokens=False if chat else None,  # the template wrote them
             log_probs=bool(body.logprobs) if isinstance(body, ChatRequest) else body.logprobs is not None,

@@ -89,6 +89,7 @@ def plan_llmapi(source: Path, options: LlmapiOptions) -> LlmapiModel:
     name = f"{options.name}_{MODEL}" if options.name else MODEL
     policy = policy_text(options.version_policy)
     values = {"names": {"llmapi": name}, "version_policy": policy, "decoupled": options.decoupled}
+    values["accumulate_tokens"] = options.accumulate_tokens
     described = {
         "engine": str(source.resolve()),
         "engine_config_sha256": sha256_file(source / "config.json"),

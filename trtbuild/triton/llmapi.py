@@ -15,8 +15,9 @@ from typing import Any
 from trtbuild.errors import EngineError, TrtbuildError
 from trtbuild.handover import DRAINING, Gate
 from trtbuild.triton.call import Call
-from trtbuild.triton.llmapi_tensors import Deltas, LlmRequest, answer_tensors, parse_llm_request
+from trtbuild.triton.llmapi_tensors import Deltas, LlmRequest, answer_tensors, count_tensors, parse_llm_request
 from trtbuild.triton.metrics import MetricsReporter
+from trtbuild.triton.prompts import parse_switch
 
 MODEL_FILE = "model.yaml"
 FILE_ENV = "LLM_CONFIG_PATH"
@@ -56,6 +57,12 @@ class LlmService:
                 "the same in both, as Triton reads the one and this model the other"
             )
         self._accumulate = bool(triton.get("accumulate_tokens", False))
+        told = config.get("parameters", {}).get("accumulate_tokens", {}).get("string_value")
+        if told is not None and parse_switch(told, False) != self._accumulate:
+            raise EngineError(
+                f"{MODEL_FILE} says accumulate_tokens {self._accumulate}, config.pbtxt {told}: write the same in both, "
+                "as this model reads the one and clients the other"
+            )
         self._period = float(triton.get("cancellation_check_period_ms", 100)) / 1000
         self._gate = Gate()
         self._calls: set[Call] = set()  # from their arrival on; the tasks are the loop's own
@@ -155,19 +162,20 @@ class LlmService:
             deltas = Deltas(request.sampling.get("stop", ()))
             if request.streaming:
                 async for output in promise:
-                    self._send(request, call, deltas, output.outputs[0], final=bool(output.finished))
+                    self._send(request, call, deltas, output, final=bool(output.finished))
             else:
-                self._send(request, call, deltas, (await promise).outputs[0], final=True)
+                self._send(request, call, deltas, await promise, final=True)
             call.finish()
         except asyncio.CancelledError:
             if promise is not None:
                 promise.abort()
             call.finish()
 
-    def _send(self, request: LlmRequest, call: Call, deltas: Deltas, completion: Any, *, final: bool) -> None:
+    def _send(self, request: LlmRequest, call: Call, deltas: Deltas, output: Any, *, final: bool) -> None:
+        completion = output.outputs[0]
         new = deltas.next(completion.text, final=final)
         text = deltas.text if self._accumulate else new
         if request.echo and (self._accumulate or not call.begun):
             text = request.prompt + text
-        tensors = answer_tensors(text, completion, request)
+        tensors = {**answer_tensors(text, completion, request), **count_tensors(output, deltas, request)}
         call.send([self._pb.Tensor(name, value) for name, value in tensors.items()], final=final)

@@ -1,6 +1,7 @@
 """Tensors of upstream's llmapi model <-> arguments and results of tensorrt_llm.LLM. Pure; numpy arrays in and out.
 
-Source: upstream's all_models/llmapi of TensorRT-LLM 1.2 (no batch dimension; sampling_param_* inputs).
+Source: upstream's all_models/llmapi of TensorRT-LLM 1.2 (no batch dimension; sampling_param_* inputs). Added to it, by
+the names of tensorrt_llm.SamplingParams and of the ensemble: `_ADDED`, sampling_param_bad and the two counts of tokens.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from trtbuild.text.stops import certain
 from trtbuild.triton.tensors import flag
 
 _SAMPLING = ("best_of", "temperature", "top_k", "top_p", "frequency_penalty", "presence_penalty", "max_tokens", "seed")
+_ADDED = ("repetition_penalty", "min_tokens", "end_id", "ignore_eos", "add_special_tokens")
+_COUNTS = ("num_input_tokens", "num_output_tokens")
 _KV_CACHE = {
     "kv_cache_reused_block": "num_reused_blocks",
     "kv_cache_missed_block": "num_missed_blocks",
@@ -58,15 +61,17 @@ def parse_llm_request(tensors: Mapping[str, Any], *, decoupled: bool) -> LlmRequ
         raise RequestError("Streaming is only supported in decoupled mode.")
     sampling = {
         name: _scalar(f"sampling_param_{name}", tensors[f"sampling_param_{name}"])
-        for name in _SAMPLING
+        for name in (*_SAMPLING, *_ADDED)
         if f"sampling_param_{name}" in tensors
     }
-    stops = [text for text in _texts("sampling_param_stop", tensors.get("sampling_param_stop")) if text]
-    if stops:
-        sampling["stop"] = stops
+    for name in ("stop", "bad"):
+        key = f"sampling_param_{name}"
+        if words := [text for text in _texts(key, tensors.get(key)) if text]:
+            sampling[name] = words
     if flag(tensors, "sampling_param_return_perf_metrics"):
         sampling["return_perf_metrics"] = True
-    wanted = {n for n in ("finish_reason", "stop_reason", "cumulative_logprob") if flag(tensors, f"return_{n}")}
+    names = ("finish_reason", "stop_reason", "cumulative_logprob", *_COUNTS)
+    wanted = {name for name in names if flag(tensors, f"return_{name}")}
     echo = not flag(tensors, "sampling_param_exclude_input_from_output")
     return LlmRequest(texts[0], sampling, streaming, echo, frozenset(wanted))
 
@@ -74,7 +79,7 @@ def parse_llm_request(tensors: Mapping[str, Any], *, decoupled: bool) -> LlmRequ
 def answer_tensors(text: str, completion: Any, request: LlmRequest) -> dict[str, Any]:
     """Outputs of one response; `completion`: a CompletionOutput of tensorrt_llm."""
     found: dict[str, Any] = {"text_output": text}
-    for name in sorted(request.wanted):
+    for name in sorted(request.wanted - set(_COUNTS)):
         value = getattr(completion, name, None)
         if name != "cumulative_logprob":
             found[name] = "" if value is None else str(value)
@@ -89,15 +94,26 @@ def answer_tensors(text: str, completion: Any, request: LlmRequest) -> dict[str,
     return {name: _array(name, value) for name, value in found.items()}
 
 
+def count_tensors(output: Any, deltas: Deltas, request: LlmRequest) -> dict[str, Any]:
+    """Tokens of the prompt, and those that came since the last response; `output`: a RequestOutput of tensorrt_llm."""
+    found = {}
+    if "num_input_tokens" in request.wanted:
+        found["num_input_tokens"] = len(output.prompt_token_ids)
+    if "num_output_tokens" in request.wanted:
+        found["num_output_tokens"] = deltas.count(len(output.outputs[0].token_ids))
+    return {name: _array(name, value) for name, value in found.items()}
+
+
 class Deltas:
     """Text so far, as the LLM class gives it -> what is new; together the last text.
 
     Held back is what can still change: U+FFFD at the end, and the beginning of a stop string, which the class leaves
-    in the text until it is whole and then cuts off.
+    in the text until it is whole and then cuts off. The same of the number of tokens.
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
         self._stops = stops
+        self._tokens = 0
         self.text = ""
 
     def next(self, text: str, *, final: bool) -> str:
@@ -108,6 +124,11 @@ class Deltas:
         if not final:
             new = new[: certain(new, self._stops)]
         self.text += new
+        return new
+
+    def count(self, tokens: int) -> int:
+        """Of all tokens so far, those that are new."""
+        new, self._tokens = tokens - self._tokens, tokens
         return new
 
 

@@ -8,14 +8,16 @@ STEP_S = 0.005
 
 
 class SamplingParams:
-    """Of its arguments only max_tokens and stop do something; the defaults are the real ones."""
+    """Of its arguments only max_tokens, stop and add_special_tokens do something; the defaults are the real ones."""
 
-    def __init__(self, max_tokens=32, stop=None, **others):
+    def __init__(self, max_tokens=32, stop=None, add_special_tokens=True, **others):
         known = {"best_of", "temperature", "top_k", "top_p", "frequency_penalty", "presence_penalty", "seed"}
+        known |= {"repetition_penalty", "min_tokens", "end_id", "ignore_eos", "bad"}
         if set(others) - known - {"return_perf_metrics", "exclude_input_from_output"}:
             raise TypeError(f"unexpected arguments {set(others) - known}")
         self.max_tokens = max_tokens
         self.stop = stop or []
+        self.add_special_tokens = add_special_tokens
 
 
 class LLM:
@@ -43,7 +45,10 @@ class RequestOutput:
         self._aborted = False
         self._count = 0
         self.finished = False
-        self.outputs = [SimpleNamespace(text="", finish_reason=None, stop_reason=None, cumulative_logprob=None)]
+        self.prompt_token_ids = [0] * params.add_special_tokens + list(map(ord, prompt))
+        self.outputs = [
+            SimpleNamespace(text="", token_ids=[], finish_reason=None, stop_reason=None, cumulative_logprob=None)
+        ]
 
     def abort(self):
         self._aborted = True
@@ -72,7 +77,7 @@ class RequestOutput:
         self._count += 1
         done = self.outputs[0]
         repeated = (self._prompt * (self._count // len(self._prompt) + 1))[: self._count]
-        done.text = repeated
+        done.text, done.token_ids = repeated, list(map(ord, repeated))
         for stop in self._params.stop:
             if stop in repeated:
                 done.text, done.finish_reason, done.stop_reason = repeated[: repeated.find(stop)], "stop", stop
