@@ -208,7 +208,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Tensors], Any], str]] = {
     "scale gone": ("W4A16_AWQ", lambda t: t.pop(f"{L1}mlp.fc.{SCALE}"), f"lacks {L1}mlp.fc.{SCALE}"),
     "scale cut off": ("W4A16_AWQ", put(f"{L0}mlp.proj.{SCALE}", lambda s: s[:-1]), r"shape \(255, 2\), expected \(256"),
     "NaN scale": ("W4A16_AWQ", put(f"{L0}mlp.fc.{SCALE}", lambda s: spoilt(s, float("nan"))), "holds NaN or infinity"),
-    "negative scale": ("W4A8_AWQ", put(f"{L0}mlp.fc.{SCALE}", lambda s: -s), "512 of 512 scales that are negative"),
+    "negative scale": ("W4A8_AWQ", put(f"{L0}mlp.fc.{SCALE}", lambda s: -s), "512 of 512 scales that are zero or neg"),
     "no second scale": ("W4A8_AWQ", lambda t: t.pop(f"{L0}mlp.fc.{SCALE}_2"), f"lacks {L0}mlp.fc.{SCALE}_2"),
     "zero activation scale": (
         "FP8",

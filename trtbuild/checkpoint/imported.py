@@ -212,7 +212,7 @@ def _multiplied_out(work: Importing, job: Job) -> torch.Tensor:
 
     rows = []
     for piece in job.pieces:
-        weight = dequantized(work.imported.read(dict(_tensors(work.index[piece.source]))))
+        weight = dequantized(_read(work, piece))
         target = getattr(torch, _NAMES[job.dtype])
         weight = cast_checked(weight, target, piece.source)
         rows += [weight[start:stop] for start, stop in piece.rows]

@@ -61,14 +61,28 @@ class Reader:
         return whole[rows[0] : rows[1]]
 
     def scale(self, name: str) -> Array:
-        """The scales of a quantized tensor as float32 [rows of blocks, columns of blocks]."""
+        """The scales of a quantized tensor as float32 [rows of blocks, columns of blocks].
+
+        Raises:
+            CheckpointError: the file cannot be read, or a scale is negative, NaN or infinite.
+        """
+        import numpy as np
+
         with self._lock:
             if name not in self._scales:
                 scale = self._index[name].scale
                 assert scale is not None, name
                 raw = self._whole(scale.info)
                 shape = scale.info.shape if len(scale.info.shape) == 2 else (raw.shape[0], 1)
-                self._scales[name] = widened(raw, scale.info.dtype).reshape(shape)
+                found = widened(raw, scale.info.dtype).reshape(shape)
+                wrong = int(np.count_nonzero(~np.isfinite(found) | (found < 0)))
+                if wrong:
+                    raise CheckpointError(
+                        f"{name} cannot be multiplied out: {scale.info.name} holds {wrong} negative, NaN or infinite "
+                        "scales",
+                        hint="Fetch the model again; if its makers' file is like this, it cannot be used.",
+                    )
+                self._scales[name] = found
             return self._scales[name]
 
     def _whole(self, info: TensorInfo) -> Array:

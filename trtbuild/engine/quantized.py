@@ -117,6 +117,7 @@ def _weight_only(file: RankFile, base: str, shape: Shape, form: Form) -> Fields:
     if weight.dtype is torch.int8:
         q = _from_layout(file.bits(f"{base}weight", (*lead, k, n * form.bits // 8)), form.bits, file.config)
         scale = file.scales(f"{base}per_channel_scale", (*lead, n))
+        _require_dead(file, f"{base}per_channel_scale", q.unsqueeze(-2), scale.unsqueeze(-1))
         return {"weight": q, "per_channel_scale": scale}
     weight = file.get(f"{base}weight", shape, dtypes=tuple(DTYPES.values())).view(-1, n, k)
     q, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(weight.shape[:2])
@@ -130,7 +131,7 @@ def _awq(file: RankFile, base: str, shape: Shape, form: Form) -> Fields:
     """Two consecutive outputs share a byte, the even one in the low nibble (4.3)."""
     *lead, n, k = shape
     fields = {"weight": two_rows(file.bits(f"{base}weight", (*lead, n // 2, k)))}
-    fields["per_channel_scale"] = file.scales(f"{base}weights_scaling_factor", (*lead, n, k // form.group))
+    fields["per_channel_scale"] = file.scales(f"{base}weights_scaling_factor", (*lead, n, k // form.group), zero=False)
     return {**fields, **(_prequant(file, base, shape) if form.prequant else {})}
 
 
@@ -142,7 +143,7 @@ def _w4a8(file: RankFile, base: str, shape: Shape, form: Form) -> Fields:
     *lead, n, k = shape
     q = two_rows(file.bits(f"{base}weight", (*lead, n // 2, k)))
     second = file.scales(f"{base}weights_scaling_factor_2", (), (*lead, 1), zero=False)
-    scale = file.scales(f"{base}weights_scaling_factor")
+    scale = file.scales(f"{base}weights_scaling_factor", zero=False)
     groups = scale.shape[-1] if scale.dim() else 0
     if tuple(scale.shape) != (*lead, n, groups) or not groups or k % groups:
         what = f"weights_scaling_factor has shape {tuple(scale.shape)}"
@@ -162,11 +163,10 @@ def _gptq(file: RankFile, base: str, shape: Shape, form: Form) -> Fields:
     """Finished tensors: weight [k, n] as bytes in the layout of one SM, scales and zeros [k / g, n] (4.5)."""
     n, k = shape
     weight, groups = file.bits(f"{base}weight", (k, n * form.bits // 8)), (k // form.group, n)
-    return {
-        "weight": _from_layout(weight, form.bits, file.config),
-        "per_channel_scale": file.scales(f"{base}weights_scaling_factor", groups).T,
-        "zero": file.get(f"{base}zero", groups).float().T,
-    }
+    q = _from_layout(weight, form.bits, file.config)
+    scale, zero = file.scales(f"{base}weights_scaling_factor", groups).T, file.get(f"{base}zero", groups).float().T
+    _require_dead(file, f"{base}weights_scaling_factor", q.unflatten(1, (groups[0], -1)), scale, zero)
+    return {"weight": q, "per_channel_scale": scale, "zero": zero}
 
 
 def _fp8(file: RankFile, base: str, shape: Shape, form: Form) -> Fields:
@@ -179,13 +179,13 @@ def _fp8(file: RankFile, base: str, shape: Shape, form: Form) -> Fields:
 
 
 def _fp8_rowwise(file: RankFile, base: str, shape: Shape, form: Form) -> Fields:
-    scale = file.scales(f"{base}per_channel_scale", shape[:-1], (1, *shape[:-1]))
+    scale = file.scales(f"{base}per_channel_scale", shape[:-1], (1, *shape[:-1]), zero=False)
     return {"weight": _e4m3(file, f"{base}weight", shape), "per_channel_scale": scale.reshape(shape[:-1])}
 
 
 def _smooth(file: RankFile, base: str, shape: Shape, form: Form) -> Fields:
     fields = {"weight": file.get(f"{base}weight", shape, dtypes=(torch.int8,))}
-    fields["per_channel_scale"] = file.scales(f"{base}weights_scaling_factor", shape[:-1])
+    fields["per_channel_scale"] = file.scales(f"{base}weights_scaling_factor", shape[:-1], zero=False)
     return {**fields, **_prequant(file, base, shape), **_act_scale(file, base, list(shape[:-2]))}
 
 
@@ -193,7 +193,9 @@ def _smooth_token(file: RankFile, base: str, shape: Shape, form: Form) -> Fields
     """The plugin form with a scale for each output and each token; its norms multiply by ones (4.9)."""
     n, k = shape
     fields = {"weight": file.get(f"{base}weight", shape, dtypes=(torch.int8,))}
-    fields["per_channel_scale"] = file.scales(f"{base}per_channel_scale", (1, n), (n,)).reshape(n)
+    scale = file.scales(f"{base}per_channel_scale", (1, n), (n,)).reshape(n)
+    _require_dead(file, f"{base}per_channel_scale", fields["weight"].unsqueeze(1), scale.unsqueeze(1))
+    fields["per_channel_scale"] = scale
     if form.prequant:
         fields["prequant"] = 1 / file.scales(f"{base}smoother", (1, k), (k,), zero=False).reshape(k)
     return fields
@@ -202,26 +204,44 @@ def _smooth_token(file: RankFile, base: str, shape: Shape, form: Form) -> Fields
 def _prequant(file: RankFile, base: str, shape: Shape) -> Fields:
     """Factors of the inputs [k]; experts have the same ones, as tokens are prepared before they are routed."""
     *lead, _, k = shape
-    return {"prequant": _common(file, f"{base}prequant_scaling_factor", file.get, (*lead, k)).reshape(k).float()}
+    return {"prequant": _common(file, f"{base}prequant_scaling_factor", (*lead, k)).reshape(k)}
 
 
 def _act_scale(file: RankFile, base: str, lead: list[int]) -> Fields:
     name = f"{base}activation_scaling_factor"
-
-    def read(name: str, *shapes: Shape) -> torch.Tensor:
-        return file.scales(name, *shapes, zero=False)
-
-    return {"act_scale": _common(file, name, read, (*lead, 1), (), (1,), tuple(lead)).reshape(1)}
+    return {"act_scale": _common(file, name, (*lead, 1), (), (1,), tuple(lead)).reshape(1)}
 
 
-def _common(file: RankFile, name: str, read: Callable[..., torch.Tensor], shape: Shape, *others: Shape) -> torch.Tensor:
-    """Numbers that all experts have in common, of which the first dim tells them apart."""
-    tensor = read(name, shape, *others)
+def _common(file: RankFile, name: str, shape: Shape, *others: Shape) -> torch.Tensor:
+    """Scales that all experts have in common, of which the first dim tells them apart."""
+    tensor = file.scales(name, shape, *others, zero=False)
     if len(shape) == 1 or tensor.numel() == shape[-1]:
         return tensor
     if not bool((tensor == tensor[:1]).all()):
         raise EngineError(f"{file.path}: {name} differs from expert to expert; TensorRT-LLM takes the first one's")
     return tensor[0]
+
+
+def _require_dead(
+    file: RankFile, name: str, q: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None
+) -> None:
+    """Upstream gives what is all zeros the scale 0; raise CheckpointError where there is something else under it.
+
+    q [.., groups, inputs of a group], scale and zero [.., groups]. With a zero point, which is lost under a scale of
+    0, all q of a group are that, and so alike.
+    """
+    at = scale == 0
+    if not bool(at.any()):
+        return
+    live = (q != (0 if zero is None else q[..., :1])).any(dim=-1) & at
+    if zero is not None:
+        live |= at & (zero != 0)
+    if bool(live.any()):
+        raise CheckpointError(
+            f"{file.path}: {name} has {int(live.sum())} of {scale.numel()} scales that are zero over weights that are "
+            "not",
+            hint="Quantize the model again.",
+        )
 
 
 def _e4m3(file: RankFile, name: str, shape: Shape) -> torch.Tensor:

@@ -34,10 +34,17 @@ def centred(u: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def with_zero(q: torch.Tensor, scale: torch.Tensor, zero_q: torch.Tensor) -> Fields:
-    """Fields of w = (q - zero_q) * scale: q int8 [out, in]; scale and zero_q [out, in / g]. No input is scaled."""
+    """Fields of w = (q - zero_q) * scale: q int8 [out, in]; scale and zero_q [out, in / g]. No input is scaled.
+
+    A group of which every q is the zero point is zeros at any scale: where that is 0 (dead channels) it becomes 1.
+    Any other scale of 0 stays, for `require_sound` to find.
+    """
     import torch
 
     wide = scale.to(torch.float32)
+    if bool((wide == 0).any()):
+        dead = (q.unflatten(1, (scale.shape[1], -1)) == zero_q.unsqueeze(-1)).all(dim=-1)
+        wide = torch.where((wide == 0) & dead, torch.ones_like(wide), wide)
     ones = torch.ones(q.shape[-1], dtype=torch.float32)
     # 0.0 - 0.0 is 0.0, and not the -0.0 of a product.
     zero = 0.0 - zero_q.to(torch.float32) * wide

@@ -18,6 +18,7 @@ _POSITIVE = (
     "activation_scaling_factor",
     "prequant_scaling_factor",
     "per_channel_scale",
+    "smoother",
 )
 _AGAIN = "Fetch the model again; if its makers' file is like this, it cannot be used."
 
@@ -91,28 +92,23 @@ def cast_checked(values: torch.Tensor, dtype: torch.dtype, name: str) -> torch.T
 
 
 def require_sound(name: str, fields: Fields, method: Method) -> None:
-    """Raise CheckpointError, with all that is wrong with a linear, where the method's fields cannot be used."""
+    """Raise CheckpointError, with all that is wrong with a linear, where its fields cannot be used.
+
+    Whatever the method: "none" multiplies them out, and a wrong sign gives finite weights.
+    """
     import torch
 
     found = []
-    for field in method.fields:
-        value = fields[field.suffix]
-        wide = value.to(torch.float32) if value.is_floating_point() else None
-        if wide is not None and not bool(torch.isfinite(wide).all()):
-            found.append(f"{field.suffix} holds {int((~torch.isfinite(wide)).sum())} NaN or infinite values")
-        elif (
-            wide is not None
-            and field.suffix in _POSITIVE
-            and "zero" not in _suffixes(method)
-            and bool((wide <= 0).any())
-        ):
-            found.append(f"{field.suffix} holds {int((wide <= 0).sum())} values that are not positive")
-    zero = fields.get("zero")
-    if zero is not None and "zero" not in _suffixes(method) and bool((zero != 0).any()):
+    for suffix, value in fields.items():
+        if suffix == "zero" or not value.is_floating_point():
+            continue  # zeros are integers times the scale, and wrong where that is
+        wide = value.to(torch.float32)
+        if not bool(torch.isfinite(wide).all()):
+            found.append(f"{suffix} holds {int((~torch.isfinite(wide)).sum())} NaN or infinite values")
+        elif suffix in _POSITIVE and bool((wide <= 0).any()):
+            found.append(f"{suffix} holds {int((wide <= 0).sum())} values that are not positive")
+    zero, suffixes = fields.get("zero"), {field.suffix for field in method.fields}
+    if zero is not None and suffixes and "zero" not in suffixes and bool((torch.isfinite(zero) & (zero != 0)).any()):
         found.append(f"it has zero points, which {method.name} has not (leave --quant out)")
     if found:
         raise CheckpointError(f"{name} cannot be used: {'; '.join(found)}", hint=_AGAIN)
-
-
-def _suffixes(method: Method) -> set[str]:
-    return {field.suffix for field in method.fields}

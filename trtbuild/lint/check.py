@@ -137,6 +137,7 @@ def _numbers(
         if config.get("tie_word_embeddings") is True or config.get("share_embedding_table") is True:
             found += values.tied_findings(jobs, files.headers, wanted)
         found += values.scale_pair_findings(files.headers, wanted)
+        found += values.zero_scale_findings(files.headers, wanted)
         return found + values.manifest_findings(files.folder, files.manifest)
     except OSError as error:
         text = f"it cannot be read: {error.strerror or error}"

@@ -136,7 +136,7 @@ def _gptq(bits: int) -> Callable[[Job, str, Quant], list[Expected]]:
         return [
             # Bytes under the model's dtype: as numbers they mean nothing, NaN included.
             Expected(job.name, (job.dtype,), ((*lead, width, out * bits // size),), "bits"),
-            Expected(f"{module}.weights_scaling_factor", (job.dtype,), ((*lead, groups, out),), "finite"),
+            Expected(f"{module}.weights_scaling_factor", (job.dtype,), ((*lead, groups, out),), "not negative"),
             Expected(f"{module}.zero", (job.dtype,), ((*lead, groups, out),), "finite"),
         ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as Dict
 from pathlib import Path
@@ -17,6 +18,7 @@ from trtbuild.progress import Progress, silent
 Headers = Dict[int, Dict[str, TensorInfo]]
 _ADDED_NEGATIVE = 0.05  # share of negative elements beyond which a norm cannot hold weight + 1
 _TABLE, _HEAD = "transformer.vocab_embedding.weight", "lm_head.weight"
+_SCALE = re.compile(r"\.(per_channel_scale|weights_scaling_factor)$")
 _WRONG_SCALE = "An uncalibrated layer, or a cast that underflowed: quantize again."
 
 
@@ -187,6 +189,37 @@ def scale_pair_findings(headers: Headers, expected: Dict[int, Dict[str, Expected
                 if (rows != rows[:1]).any():
                     text = "rows that differ"
                     found.append(find("prequant-experts", name, "one row, repeated for every expert", text, "", rank))
+    return found
+
+
+def zero_scale_findings(headers: Headers, expected: Dict[int, Dict[str, Expected]]) -> list[Finding]:
+    """Scales of 0 where a form has them for what is all zeros: an error over other weights.
+
+    Weights in a kernel's layout are not read: there it is a warning, and an error where the zero point is not 0.
+    """
+    import numpy as np
+
+    found = []
+    for rank, table in headers.items():
+        for name, info in table.items():
+            item = expected.get(rank, {}).get(name)
+            if item is None or item.values != "not negative" or info.shape not in item.shapes:
+                continue
+            dead = data.values(info) == 0 if info.dtype in item.dtypes else np.zeros(0, bool)
+            if not dead.any():
+                continue
+            weight, zero = (table.get(_SCALE.sub(end, name)) for end in (".weight", ".zero"))
+            severity, live = WARNING, dead
+            if weight and weight.dtype == "I8" and weight.shape[:-1] == (dead.size,):
+                severity, live = "", dead & data.rectangle(weight).any(axis=1)
+            elif zero and _as(zero) == _as(info) and (data.values(zero)[dead] != 0).any():
+                severity, live = "", dead & (data.values(zero) != 0)
+            if live.any():
+                what = (
+                    "over weights that are not zeros" if not severity else "which only weights that are all zeros have"
+                )
+                text = f"{np.count_nonzero(live)} zero of {dead.size}, {what}"
+                found.append(find("scale-not-positive", name, "positive numbers", text, _WRONG_SCALE, rank, severity))
     return found
 
 
