@@ -28,6 +28,8 @@ def quantized_tensors(plain: Tensors, name: str, group_size: int, kv: bool) -> T
             made[key.replace("qkv.weight", "kv_cache_scaling_factor")] = kv_cache_scale("INT8", 1.0 + len(made), 2.0)
         if not LINEAR.search(key):
             made[key] = tensor
+            if METHODS[name].norm_scales and key.endswith("layernorm.weight"):
+                made[key.replace(".weight", ".scale_to_int")] = torch.ones(1)
             continue
         module = key.removesuffix(".weight")
         x = torch.randn(96, tensor.shape[-1], generator=torch.Generator().manual_seed(tensor.shape[-1]))
@@ -36,8 +38,9 @@ def quantized_tensors(plain: Tensors, name: str, group_size: int, kv: bool) -> T
         others = [module.replace(*pair) for pair in (("mlp.fc", "mlp.gate"), ("mlp.gate", "mlp.fc"))]
         group = {one: (plain[f"{one}.weight"].float(),) for one in (module, *others) if f"{one}.weight" in plain}
         for suffix, field in QUANTIZE[name](LinearGroup(group), stats, QuantOptions(group_size))[module].items():
-            wanted = next(field.dtype for field in METHODS[name].fields if field.suffix == suffix)
-            made[f"{module}.{suffix}"] = field if wanted else field.to(tensor.dtype)
+            declared = next(field for field in METHODS[name].fields if field.suffix == suffix)
+            if not declared.only or module.endswith(declared.only):
+                made[f"{module}.{suffix}"] = field if declared.dtype else field.to(tensor.dtype)
     return made
 
 

@@ -60,7 +60,7 @@ def expected(name: str, tensor: torch.Tensor, tp: int, rank: int) -> torch.Tenso
     if "layers" not in name or "layernorm" in name or tensor.shape == (1,):
         return tensor.chunk(tp)[rank] if module == "lm_head" else tensor
     if module in ("dense", "proj"):
-        cut = {"prequant_scaling_factor": 0, "weight": 1}.get(suffix, 1 if tensor.dim() == 2 else None)
+        cut = {"prequant_scaling_factor": 0, "smoother": 0, "weight": 1}.get(suffix, 1 if tensor.dim() == 2 else None)
         return tensor if cut is None else tensor.chunk(tp, cut)[rank]
     if suffix == "prequant_scaling_factor":
         return tensor
@@ -100,6 +100,8 @@ def test_every_rank_holds_its_slices(name: str, kv: str, source: Path, tmp_path:
                 seen.add(origin)
                 packed = "awq" in name and key.endswith(".weight") and tensor.dtype == torch.int8
                 ours = unpacked(tensor) if packed else tensor
+                if any(field.lead and key.endswith(f".{field.suffix}") for field in METHODS[name].fields):
+                    (ours,) = ours
                 assert same(ours, expected(origin, whole[origin], tp, rank % tp)), (tp, pp, rank, key)
         assert seen == set(whole), (tp, pp)
 
@@ -154,6 +156,26 @@ def test_experts(name: str, tmp_path: Path) -> None:
                 wanted = wanted if field.shared else wanted[some]
                 wanted = wanted.chunk(2, -1)[rank] if field.cols and moe_ep == 1 else wanted
                 assert same(ours, wanted), (moe_ep, rank, field.suffix)
+
+
+@pytest.mark.parametrize("name", [name for name in QUANTIZE if METHODS[name].experts])
+def test_resharding_experts(name: str, tmp_path: Path) -> None:
+    """Whole experts cut by moe_tp or shared by moe_ep, from each to the next, as they are packed at once."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1}
+    source = make_by_hand("Mixtral", tmp_path / "source", **sizes)
+    _, logical = make_logical(source, tmp_path, name, 128)
+    family, spec = spec_of(source)
+    made = []
+    for tp, ep in ((1, 1), (2, 1), (2, 2)):
+        options = ConvertOptions(tp, 1, "float16", name, moe_tp_size=tp // ep, moe_ep_size=ep)
+        made.append((options, tmp_path / f"{tp}x{ep}"))
+        made[-1][1].mkdir()
+        pack_checkpoint(logical, family, spec, *made[-1])
+    for number, ((_, old), (options, new)) in enumerate(pairwise([*made, made[0]])):
+        asked = ConvertOptions(options.tp_size, 1, moe_tp_size=options.moe_tp_size, moe_ep_size=options.moe_ep_size)
+        again = pipeline.make_checkpoint(str(old), tmp_path / f"again{number}", asked)
+        for path in new.iterdir():
+            assert (again / path.name).read_bytes() == path.read_bytes(), (old.name, path)
 
 
 def test_modelopts_int4_awq_cut_for_two_ranks(golden: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_fp8_needs_sm_89(quant: str) -> None:
     for sm in (80, 86):
         (text,) = problems(sm, quant)
         assert f"{quant} needs fp8 tensor cores (SM 89 or newer), and SM {sm} was named" in text
-        assert "int8, int4, int4_awq, int8_sq run on SM" in text
+        assert "int8, int4, int4_awq, int8_sq, int8_sq_token run on SM" in text
     for sm in (89, 90, None):
         assert not problems(sm, quant)
 

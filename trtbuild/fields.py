@@ -22,8 +22,11 @@ LINEAR = re.compile(r"\.layers\.\d+\..*\b(qkv|dense|fc|gate|proj)\.weight$")
 """Weights that methods quantize: no router, shared_expert_gate, embedding, norm or lm_head."""
 HEAD = "lm_head"
 """The module of the logits, quantized only where that is asked for."""
-NORM = re.compile(r"\.layers\.\d+\.(input_layernorm|post_layernorm)\.weight$")
+NORMS = ("input_layernorm", "post_layernorm")
 """Norms whose output plugin SmoothQuant makes int8."""
+NORM = re.compile(rf"\.layers\.\d+\.({'|'.join(NORMS)})\.weight$")
+DIVIDED = re.compile(rf"\.layers\.\d+\.({'|'.join(NORMS)})\.(weight|bias)$")
+"""What takes the factors of the inputs that plugin SmoothQuant does not store."""
 
 
 @dataclass(frozen=True)

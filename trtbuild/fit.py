@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from trtbuild.errors import PlanError
+from trtbuild.errors import PlanError, some
 from trtbuild.families.rules import Family, Rule
-from trtbuild.fields import HEAD, Quantized, shard_fields
+from trtbuild.fields import HEAD, NORMS, Quantized, shard_fields
 from trtbuild.layout import DTYPES, Axis, Split, Stage
 from trtbuild.mixed import Choice, Choices, choices_of, mixture_problems, unknown_methods
 from trtbuild.quantization import DATA_CENTER_BLACKWELL, KV_LEAST_SM, KV_NOT_ON_BLACKWELL, LEAST_SM, NOT_ON_BLACKWELL
@@ -233,6 +233,9 @@ def _field_problems(
     method = choice.method
     if not method.fields:
         return []
+    odd = [norm for norm in _layer_norms(family, spec) if norm not in NORMS]
+    if method.norm_scales and odd:
+        return [f"TensorRT-LLM's form of {method.name} ({method.quant_algo}) has no {some(odd)}"]
     if spec.num_experts and not method.experts:
         return [f"TensorRT-LLM has no {method.name} for mixture-of-experts layers"]
     if method.group_sizes and choice.group_size not in method.group_sizes:
@@ -262,6 +265,24 @@ def _field_problems(
             f"no group size of {method.name} ({' or '.join(map(str, method.group_sizes))}) works; try another tp"
         )
     return found
+
+
+def smoothing_problems(family: Family, spec: ModelSpec, choices: Choices) -> list[str]:
+    """Methods that divide the norm before qkv and the one before the MLP, where both read the same one."""
+    absent = [norm for norm in NORMS if norm not in _layer_norms(family, spec)]
+    names = {choice.method.name for choice in choices.values() if choice.method.norm_scales}
+    return [
+        f"{name} divides the norm before each linear, and {spec.architecture} has no {some(absent)}: its attention and "
+        "its MLP read one norm"
+        for name in names
+        if absent
+    ]
+
+
+def _layer_norms(family: Family, spec: ModelSpec) -> list[str]:
+    """Norms of a layer, by their names inside it."""
+    targets = [rule.target.split(".", 3)[-1] for rule in rules_of(family, spec, Stage.LAYER)]
+    return [name.removesuffix(".weight") for name in targets if "norm" in name and name.endswith(".weight")]
 
 
 def _out_features(rule: Rule, spec: ModelSpec, tp: int) -> int:

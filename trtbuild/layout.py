@@ -196,6 +196,16 @@ class Job:
         return prod(self.shape[:-1]) if len(self.shape) > 1 else self.shape[0]
 
     @property
+    def is_matrix(self) -> bool:
+        """Whether pieces count rows; where they have more of them than the shape has, each element is one."""
+        return len(self.shape) > 1 and sum(piece.num_rows for piece in self.pieces) <= self.rows
+
+    @property
+    def columns(self) -> int:
+        """Elements of what pieces count as a row."""
+        return self.shape[-1] if self.is_matrix else 1
+
+    @property
     def nbytes(self) -> int:
         return self.elements * DTYPE_BYTES[self.dtype]
 

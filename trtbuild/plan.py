@@ -17,7 +17,7 @@ from trtbuild.coverage import coverage
 from trtbuild.errors import PlanError
 from trtbuild.families.rules import Family
 from trtbuild.fields import HEAD, shard_fields
-from trtbuild.fit import layout_problems, option_problems, quant_problems
+from trtbuild.fit import layout_problems, option_problems, quant_problems, smoothing_problems
 from trtbuild.importers.fit import import_memory, import_problems
 from trtbuild.importers.form import Import
 from trtbuild.layout import BLOCK_BYTES, RankJobs, TensorInfo
@@ -193,6 +193,8 @@ def make_plan(
     if imported is not None:
         unfit, said = import_problems(family, spec, options, dtype, imported, sources, index)
         rough, warnings = rough + unfit, warnings + said
+    elif laid_out:
+        rough += smoothing_problems(family, spec, choices_of(family, spec, options))
     problems += rough + missing
     complete = laid_out and not missing
     choices = choices_of(family, spec, options) if laid_out else {}

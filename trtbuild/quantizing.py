@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtbuild.errors import PlanError
+from trtbuild.fields import DIVIDED
 from trtbuild.progress import Progress, stretch
 from trtbuild.spec import CALIBRATION, CalibrationOptions, ConvertOptions
 
@@ -89,7 +90,10 @@ def quantize(
     writer = LogicalWriter(logical, mark)
     if not writer.has("plain"):
         made_of_fields = {f"{module}.weight" for module, choice in plan.choices.items() if choice.method.fields}
-        jobs = tuple(job for job in whole.jobs if job.name not in made_of_fields)
+        divided = any(method.norm_scales for method in plan.methods)
+        jobs = tuple(
+            job for job in whole.jobs if job.name not in made_of_fields and not (divided and DIVIDED.search(job.name))
+        )
         made = convert((replace(whole, jobs=jobs),), index, spool, workers=workers, progress=stretch(progress, 0, 0.02))
         ((name, digest),) = made.items()
         writer.adopt("plain", spool / name, digest)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping as Dict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 from trtbuild.families.rules import Family
@@ -24,7 +23,7 @@ from trtbuild.spec import ConvertOptions, ModelSpec
 class Block:
     """A rectangle of one tensor of an old rank file, and where its upper left corner goes in the new tensor.
 
-    Tensors count as matrices: all dims but the last are rows; a vector has one column.
+    Tensors count as matrices: all dims but the last are rows; a vector has one column (`Job.columns`).
     """
 
     rank: int
@@ -136,7 +135,7 @@ def _held(ranks: Sequence[RankJobs], present: Sequence[frozenset[str]]) -> dict[
         for job in rank.jobs:
             if job.name not in present[rank.rank]:
                 continue
-            row, width = 0, _width(job)
+            row, width = 0, job.columns
             for piece in job.pieces:
                 for window in piece.rows:
                     if piece.source and window[1] > window[0]:
@@ -148,7 +147,7 @@ def _held(ranks: Sequence[RankJobs], present: Sequence[frozenset[str]]) -> dict[
 
 def _blocks(job: Job, held: Dict[str, list[_Held]]) -> tuple[Block, ...]:
     blocks: list[Block] = []
-    row, width = 0, _width(job)
+    row, width = 0, job.columns
     for piece in job.pieces:
         for window in piece.rows:
             if piece.source:
@@ -190,10 +189,6 @@ def _append(blocks: list[Block], block: Block) -> None:
             blocks[-1] = Block(last.rank, last.tensor, (last.rows[0], block.rows[1]), last.cols, last.at)
             return
     blocks.append(block)
-
-
-def _width(job: Job) -> int:
-    return job.elements // prod(job.shape[:-1]) if len(job.shape) > 1 else 1
 
 
 def _cols(piece: Piece, width: int) -> Window:

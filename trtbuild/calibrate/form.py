@@ -6,6 +6,7 @@ from collections.abc import Mapping as Dict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from trtbuild.errors import CheckpointError
 from trtbuild.quantize.method import Fields, InputStats, LinearGroup, Method, QuantOptions
 from trtbuild.quantize.methods import QUANTIZE
 from trtbuild.quantize.values import kv_cache_scale
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     import torch
 
     from trtbuild.runtime.blockwise import Linear
+
+
+_NORM_BEFORE = {"attention.qkv": "input_layernorm", "mlp.fc": "post_layernorm", "mlp.gate": "post_layernorm"}
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,28 @@ class EngineForm:
 
     def fields(self, job: Job) -> dict[str, torch.Tensor]:
         group = group_of(job.linear, job.weight)
-        plain = {field.suffix for field in job.method.fields if not field.dtype}
-        return {
-            f"{job.base}{module}.{suffix}": field.to(self.dtype) if suffix in plain else field
-            for module, fields in job.quantized(group).items()
-            for suffix, field in fields.items()
-        }
+        made: dict[str, torch.Tensor] = {}
+        for module, fields in job.quantized(group).items():
+            for field in job.method.fields:
+                value = fields[field.suffix]
+                if not field.only or module.rpartition(".")[2] in field.only:
+                    made[f"{job.base}{module}.{field.suffix}"] = value if field.dtype else value.to(self.dtype)
+                elif job.method.norm_scales:
+                    made |= self._divided_norm(job, _NORM_BEFORE[module], value)
+        return made
+
+    def _divided_norm(self, job: Job, norm: str, factor: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A norm whose outputs are divided by `factor` [in], and its scale."""
+        import torch
+
+        made = {f"{job.base}{norm}.scale_to_int": torch.ones(1)}
+        for name in (f"{job.base}{norm}.weight", f"{job.base}{norm}.bias"):
+            if name in job.weights:
+                made[name] = (job.weights[name] / factor).to(self.dtype)
+                if not bool(torch.isfinite(made[name]).all()):
+                    hint = "Use --dtype bfloat16, or another method."
+                    raise CheckpointError(f"{name}, divided by the smoother, is beyond {self.dtype}", hint=hint)
+        return made
 
     def kv_scales(self, base: str, algo: str, amax_k: float, amax_v: float) -> dict[str, torch.Tensor]:
         return {f"{base}attention.kv_cache_scaling_factor": kv_cache_scale(algo, amax_k, amax_v)}

@@ -107,9 +107,7 @@ def cut_bytes(job: Job, index: Dict[str, TensorInfo]) -> Any:
     import numpy as np
 
     size = DTYPE_BYTES[job.dtype]
-    rows = sum(piece.num_rows for piece in job.pieces)
-    # A vector along the outputs of experts counts as one vector (`shard_fields`): more rows than its shape says.
-    unit = job.shape[-1] if len(job.shape) > 1 and rows <= job.rows else 1
+    unit = job.columns
     made = np.zeros((job.elements // unit, unit * size), np.uint8)
     at = 0
     for piece in job.pieces:

@@ -48,9 +48,10 @@ def _tensor(part: Recut, headers: Headers) -> Any:
 
     job = part.job
     size = DTYPE_BYTES[job.dtype]
-    made = np.zeros((job.rows, job.nbytes // max(job.rows, 1)), np.uint8)
+    made = np.zeros((job.elements // max(job.columns, 1), job.columns * size), np.uint8)
     for block in part.blocks:
-        old = _matrix(headers[block.rank][block.tensor], size)
+        info = headers[block.rank][block.tensor]
+        old = _matrix(info, size * (info.shape[-1] if job.is_matrix else 1))
         (top, bottom), (left, right), (row, col) = block.rows, block.cols, block.at
         made[row : row + bottom - top, col * size : (col + right - left) * size] = old[
             top:bottom, left * size : right * size
@@ -58,9 +59,8 @@ def _tensor(part: Recut, headers: Headers) -> Any:
     return made
 
 
-def _matrix(info: TensorInfo, size: int) -> Any:
-    """An old tensor as a memory map, uint8 [rows, bytes of a row]."""
+def _matrix(info: TensorInfo, width: int) -> Any:
+    """An old tensor as a memory map, uint8 [rows, bytes of a row]; `width`: of a row."""
     import numpy as np
 
-    width = (info.shape[-1] if len(info.shape) > 1 else 1) * size
     return np.memmap(info.file, np.uint8, "r", info.start, (info.nbytes,)).reshape(-1, width)

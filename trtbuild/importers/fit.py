@@ -6,7 +6,7 @@ from collections.abc import Mapping as Dict
 
 from trtbuild.errors import some
 from trtbuild.families.rules import Family
-from trtbuild.fields import LINEAR, NORM
+from trtbuild.fields import LINEAR
 from trtbuild.importers.form import Import
 from trtbuild.importers.parts import KV
 from trtbuild.layout import RankJobs, TensorInfo
@@ -49,14 +49,6 @@ def import_problems(
         problems.append(
             f"the model leaves these linears unquantized, and {method.quant_algo} is for all of them: {some(floats)}; "
             "--quant none multiplies the others out"
-        )
-    if method.norm_scales:
-        norms = {
-            job.name for job in jobs if ".layers." in job.name and "norm" in job.name and not NORM.search(job.name)
-        }
-        odd = sorted(name.split(".", 3)[-1] for name in norms if not name.endswith(".bias"))
-        problems += (
-            [f"{method.quant_algo} has no form of {some(odd)}; --quant none multiplies the weights out"] if odd else []
         )
     if scales:
         problems.append(f"missing scales of the {imported.kv_cache} KV cache: {some(scales)}")

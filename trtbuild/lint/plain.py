@@ -126,7 +126,8 @@ def _quantized(quant: Quant) -> Quantized | None:
         return None
     fields = methods[0].fields if methods else ()
     head = bool(methods) and methods[0].head and not quant.excludes(HEAD)
-    return Quantized(fields, quant.group_size, bool(quant.kv_algo), head=head).stored
+    norms = bool(methods) and methods[0].norm_scales
+    return Quantized(fields, quant.group_size, bool(quant.kv_algo), norm_scales=norms, head=head).stored
 
 
 def _complete(document: Dict[str, Any], family: Family, spec: ModelSpec, options: ConvertOptions) -> dict[str, Any]:
@@ -140,11 +141,7 @@ def _as_planned(job: Job, held: dict[str, TensorInfo], quantized: Quantized | No
     info = held.get(job.name)
     if info is None:
         return quantized is None or job.name.startswith("lm_head.")
-    # The scales of experts' outputs lie [experts, outputs], which blocks of rows do not describe.
-    rows = sum(piece.num_rows for piece in job.pieces)
-    return info.nbytes == job.nbytes and rows <= job.rows and info.dtype in (
-        (job.dtype, "I8") if job.dtype == "F8_E4M3" else (job.dtype,)
-    )  # fmt: skip
+    return info.nbytes == job.nbytes and info.dtype in ((job.dtype, "I8") if job.dtype == "F8_E4M3" else (job.dtype,))
 
 
 def new_layout(old: PlainCheckpoint, asked: ConvertOptions) -> ConvertOptions:

@@ -47,6 +47,7 @@ EXPERT_METHODS = ("none", "fp8")
 """Methods that both loaders have for mixtures of experts in this form."""
 _REFUSED = {
     "int8_sq": "neither TensorRT-LLM's PyTorch backend nor vLLM's ModelOpt loader has W8A8_SQ_PER_CHANNEL",
+    "int8_sq_token": "neither TensorRT-LLM's PyTorch backend nor vLLM's ModelOpt loader has the plugin's form of it",
     "int8": "weight-only int8 is quantized by TensorRT-LLM's engine build, and ModelOpt's layout has no form of it",
     "int4": "weight-only int4 is quantized by TensorRT-LLM's engine build, and ModelOpt's layout has no form of it",
 }

@@ -29,7 +29,8 @@ class Method:
     lm_head can have it there. `experts`: whether
     TensorRT-LLM has the method for mixture-of-experts layers. `imported`: trtbuild only reads it from quantized models.
     `bias_once`: whether the bias of a row-parallel linear is on the first rank only. `norm_scales`: whether the norms
-    before linears have a scale. `gram_for`: the searches that need second moments of the inputs.
+    before linears have a scale; they also take the inputs' factors that only some linears store (`Field.only`).
+    `gram_for`: the searches that need second moments of the inputs.
     """
 
     name: str

@@ -30,6 +30,6 @@ METHODS: dict[str, Method] = {
 Quantize = Callable[[LinearGroup, InputStats | None, QuantOptions], dict[str, Fields]]
 
 QUANTIZE: dict[str, Quantize] = {
-    module.METHOD.name: module.quantize for module in (int4_awq, w4a8_awq, int8_sq, fp8, fp8_rowwise)
+    module.METHOD.name: module.quantize for module in (int4_awq, w4a8_awq, int8_sq, int8_sq_token, fp8, fp8_rowwise)
 }
 """The arithmetic of each method that has fields and is not only read from quantized models."""
