@@ -12,6 +12,7 @@ from trtbuild.checkpoint.config import load_config, read_specs
 from trtbuild.checkpoint.logical import LogicalWriter
 from trtbuild.families.rules import Family
 from trtbuild.fields import LINEAR
+from trtbuild.layout import KV_SCALES
 from trtbuild.quantize.method import InputStats, LinearGroup, QuantOptions
 from trtbuild.quantize.methods import METHODS, QUANTIZE
 from trtbuild.quantize.values import kv_cache_scale
@@ -25,7 +26,9 @@ def quantized_tensors(plain: Tensors, name: str, group_size: int, kv: bool) -> T
     made: Tensors = {}
     for key, tensor in plain.items():
         if kv and key.endswith("attention.qkv.weight"):
-            made[key.replace("qkv.weight", "kv_cache_scaling_factor")] = kv_cache_scale("INT8", 1.0 + len(made), 2.0)
+            k, v = 1.0 + len(made), 2.0
+            scales = [kv_cache_scale("INT8", *amax) for amax in ((k, v), (k, k), (v, v))]
+            made |= {key.replace("qkv.weight", name): scale for name, scale in zip(KV_SCALES, scales, strict=True)}
         if not LINEAR.search(key):
             made[key] = tensor
             if METHODS[name].norm_scales and key.endswith("layernorm.weight"):

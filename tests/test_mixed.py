@@ -164,7 +164,7 @@ def test_a_mixture_takes_each_linear_from_the_checkpoint_of_its_method(
     uniform: dict[tuple[str, int], Any] = {}
     names = set()
     for name, tensor in load_rank(mixture / "rank0.safetensors").items():
-        if name.endswith("kv_cache_scaling_factor"):
+        if name.endswith("cache_scaling_factor"):
             continue
         key = wanted(module_of(name)) if is_linear(name) else ("none", 128)
         if key not in uniform:

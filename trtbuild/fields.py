@@ -31,7 +31,7 @@ DIVIDED = re.compile(rf"\.layers\.\d+\.({'|'.join(NORMS)})\.(weight|bias)$")
 
 @dataclass(frozen=True)
 class Quantized:
-    """What a layout needs to know of a quantization: fields of a linear, g, and whether attention has KV scales.
+    """What a layout needs to know of a quantization: fields of a linear, g, and the KV scales of attention (KV_SCALES).
 
     `bias_once`: whether the bias of a row-parallel linear is on the first rank only, zeros elsewhere. `norm_scales`:
     whether the norms before linears have a scale [1] of their own (plugin SmoothQuant). `head`: lm_head is quantized.
@@ -40,7 +40,7 @@ class Quantized:
 
     fields: tuple[Field, ...] = ()
     group_size: int = 128
-    kv_scales: bool = False
+    kv_scales: tuple[str, ...] = ()
     bias_once: bool = False
     norm_scales: bool = False
     final: bool = False
@@ -104,8 +104,8 @@ def shard_fields(
                     problems |= dict.fromkeys(found)
                     cut[kind] = [] if found else list(_fields(job, whole, own))
                 jobs += [_renamed(field, job) for field in cut[kind]]
-            if quantized.kv_scales and job.name.endswith("attention.qkv.weight"):
-                jobs.append(_kv_scale(job))
+            if job.name.endswith("attention.qkv.weight"):
+                jobs += [_scalar(job, "qkv.weight", name) for name in quantized.kv_scales]
             if quantized.norm_scales and NORM.search(job.name):
                 jobs.append(_scalar(job, "weight", "scale_to_int"))
         made.append(replace(rank, jobs=tuple(jobs)))
@@ -243,11 +243,6 @@ def _by_inputs(piece: Piece, whole: _Whole, experts: bool) -> Piece:
 def _expert(piece: Piece, whole: _Whole, experts: bool) -> Window:
     e = piece.rows[0][0] // whole.rows if experts else 0
     return (e, e + 1)
-
-
-def _kv_scale(job: Job) -> Job:
-    """The scale of the KV cache of an attention, named by its qkv weight."""
-    return _scalar(job, "qkv.weight", "kv_cache_scaling_factor")
 
 
 def _scalar(job: Job, ending: str, instead: str) -> Job:

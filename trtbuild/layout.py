@@ -76,6 +76,10 @@ DTYPE_BYTES: dict[str, int] = {
 }
 """Bytes per element of the safetensors dtypes that can be sized."""
 
+KV_SCALES = tuple(f"{which}_cache_scaling_factor" for which in ("kv", "k", "v"))
+"""Scales of an attention's KV cache, float32 [1]: of both, of k, of v. ModelOpt writes all three; TensorRT-LLM makes
+the first of the others where these are there, the larger (modeling_utils.py, preprocess_weights)."""
+
 READABLE = ("F64", "F32", "F16", "BF16")
 """Source dtypes that hold plain weights; anything else is a quantized checkpoint."""
 

@@ -20,7 +20,7 @@ from trtbuild.fields import HEAD, shard_fields
 from trtbuild.fit import layout_problems, option_problems, quant_problems, smoothing_problems
 from trtbuild.importers.fit import import_memory, import_problems
 from trtbuild.importers.form import Import
-from trtbuild.layout import BLOCK_BYTES, RankJobs, TensorInfo
+from trtbuild.layout import BLOCK_BYTES, KV_SCALES, RankJobs, TensorInfo
 from trtbuild.mixed import Choices, choices_of, quantizable, quantized_of, unmatched
 from trtbuild.quantize.method import Method
 from trtbuild.quantize.methods import METHODS
@@ -204,7 +204,7 @@ def make_plan(
     whole = None
     if complete and logical:
         whole = shard(family, spec, ConvertOptions(dtype=dtype), dtype, sources)[0]
-        layout = replace(quantized_of(choices), kv_scales=options.kv_cache_algo is not None)
+        layout = replace(quantized_of(choices), kv_scales=KV_SCALES if options.kv_cache_algo else ())
         ranks = () if rough else shard_fields(family, spec, options, dtype, layout.stored)
         needed = (
             import_memory(whole)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from trtbuild.errors import CheckpointError
+from trtbuild.layout import KV_SCALES
 from trtbuild.quantize.method import Fields, InputStats, LinearGroup, Method, QuantOptions
 from trtbuild.quantize.methods import QUANTIZE
 from trtbuild.quantize.values import kv_cache_scale
@@ -88,7 +89,9 @@ class EngineForm:
         return made
 
     def kv_scales(self, base: str, algo: str, amax_k: float, amax_v: float) -> dict[str, torch.Tensor]:
-        return {f"{base}attention.kv_cache_scaling_factor": kv_cache_scale(algo, amax_k, amax_v)}
+        both = kv_cache_scale(algo, amax_k, amax_v)
+        own = [kv_cache_scale(algo, amax, amax).minimum(both) for amax in (amax_k, amax_v)]  # 0 has the scale 1
+        return {f"{base}attention.{name}": scale for name, scale in zip(KV_SCALES, (both, *own), strict=True)}
 
 
 def group_of(linear: Linear, weight: torch.Tensor) -> LinearGroup:

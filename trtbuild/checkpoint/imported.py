@@ -23,7 +23,7 @@ from trtbuild.importers.form import Import
 from trtbuild.importers.gptq import in_order
 from trtbuild.importers.parts import KV
 from trtbuild.importers.values import cast_checked, dequantized, fp8_scale, require_sound, rescaled
-from trtbuild.layout import DTYPES, Field, Job, Piece, RankJobs, TensorInfo
+from trtbuild.layout import DTYPES, KV_SCALES, Field, Job, Piece, RankJobs, TensorInfo
 from trtbuild.progress import Progress, silent
 from trtbuild.quantize.method import Fields, Method
 from trtbuild.quantize.methods import METHODS
@@ -133,7 +133,8 @@ def _part(work: Importing, jobs: list[Job], again: list[str]) -> dict[str, torch
         for suffix, tensor in _fields(work, job, scales.get(_fuse_group(module)), again).items():
             made[f"{module}.{suffix}"] = tensor
         if work.imported.kv_cache and module.endswith("attention.qkv"):
-            made[f"{module.removesuffix('qkv')}kv_cache_scaling_factor"] = _kv_scale(work, job)
+            at = module.removesuffix("qkv")
+            made |= {at + name: scale for name, scale in zip(KV_SCALES, _kv_scales(work, job), strict=True)}
     return made
 
 
@@ -226,15 +227,18 @@ def _read(work: Importing, piece: Piece) -> Fields:
     return fields
 
 
-def _kv_scale(work: Importing, job: Job) -> torch.Tensor:
-    """kv_cache_scaling_factor [1]: TensorRT-LLM has one for k and v, the larger."""
+def _kv_scales(work: Importing, job: Job) -> tuple[torch.Tensor, ...]:
+    """KV_SCALES [1] of an attention: that of both is the larger."""
     import torch
 
     info = work.index[job.pieces[0].source]
-    found = torch.stack([tensor.float().reshape(-1).amax().reshape(1) for _, tensor in _tensors(info, *KV)]).amax(dim=0)
-    if not bool(torch.isfinite(found).all()) or float(found) <= 0:
-        raise CheckpointError(f"the KV cache scale of {info.name.rpartition('.')[0]} is {float(found):g}")
-    return found
+    own = {part: tensor.float().reshape(-1).amax().reshape(1) for part, tensor in _tensors(info, *KV)}
+    for part, scale in own.items():
+        if not bool(torch.isfinite(scale).all()) or float(scale) <= 0:
+            attention = info.name.rpartition(".")[0].rpartition(".")[0]
+            raise CheckpointError(f"{part} of the KV cache of {attention} is {float(scale):g}; it must be positive")
+    k, v = (own[part] for part in KV)
+    return k.maximum(v), k, v
 
 
 def _experts(job: Job) -> list[tuple[Piece, ...]]:

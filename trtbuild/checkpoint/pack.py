@@ -14,7 +14,7 @@ from trtbuild.checkpoint.logical import read_logical
 from trtbuild.checkpoint.writer import write_documents, write_file
 from trtbuild.errors import CheckpointError
 from trtbuild.fields import HEAD, shard_fields
-from trtbuild.layout import DTYPE_BYTES, Job, Piece, RankJobs, TensorInfo
+from trtbuild.layout import DTYPE_BYTES, KV_SCALES, Job, Piece, RankJobs, TensorInfo
 from trtbuild.mixed import Choice, Choices, choices_of, mixed_quantization, only_choice, quant_cfg, quantized_of
 from trtbuild.progress import Progress, silent
 from trtbuild.quantization import EXCLUDED
@@ -47,7 +47,7 @@ def pack_checkpoint(
         OSError: a file cannot be read or written.
     """
     choices = choices_of(family, spec, options)
-    quantized = replace(quantized_of(choices), kv_scales=options.kv_cache_algo is not None)
+    quantized = replace(quantized_of(choices), kv_scales=KV_SCALES if options.kv_cache_algo else ())
     dtype = resolved_dtype(spec, options)
     index = read_logical(logical)
     whole = shard_fields(family, spec, ConvertOptions(dtype=dtype), dtype, quantized)

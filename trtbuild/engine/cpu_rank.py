@@ -68,9 +68,9 @@ def _stacked(file: RankFile, weight: Weight) -> torch.Tensor:
 
 
 def _kv_scale(file: RankFile, name: str) -> torch.Tensor:
-    """[1]: one scale for keys and values, or the greater of theirs (checkpoint format 4.10)."""
+    """[1]: the greater of the scales of keys and values, or where these are absent the one for both (4.10)."""
     own = [name.replace("kv_cache", f"{which}_cache") for which in ("k", "v")]
-    names = own if all(map(file.has, own)) and not file.has(name) else [name]
+    names = own if any(map(file.has, own)) else [name]
     return torch.stack([file.scales(one, (1,), (), zero=False).reshape(1) for one in names]).amax(dim=0)
 
 

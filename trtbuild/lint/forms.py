@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trtbuild.layout import Job
+from trtbuild.layout import KV_SCALES, Job
 from trtbuild.lint import tables
 from trtbuild.lint.quantization import Quant
 
@@ -85,8 +85,10 @@ def attention_extras(jobs: tuple[Job, ...], quant: Quant, names: set[str]) -> li
     for job in jobs:
         if quant.kv_algo and job.name.endswith("attention.qkv.weight"):
             at = job.name.removesuffix("qkv.weight")
-            split = [f"{at}{part}_cache_scaling_factor" for part in "kv"]
-            wanted = split if any(name in names for name in split) else [f"{at}kv_cache_scaling_factor"]
+            both, *split = (at + name for name in KV_SCALES)
+            # TensorRT-LLM takes the larger of the two where they are there, whatever the one for both says.
+            divided = any(name in names for name in split)
+            wanted = [*([both] if both in names or not divided else []), *(split if divided else [])]
             found += [Expected(name, ("F32",), ONE, "positive", same=True) for name in wanted]
         if quant.algo not in tables.PLUGIN_SQ:
             continue

@@ -12,7 +12,7 @@ from trtbuild.families import family_of_checkpoint
 from trtbuild.families.rules import Family
 from trtbuild.fields import HEAD, Quantized, shard_fields
 from trtbuild.fit import layout_problems
-from trtbuild.layout import Job, TensorInfo
+from trtbuild.layout import KV_SCALES, Job, TensorInfo
 from trtbuild.lint.check import check
 from trtbuild.lint.config import mapping_of
 from trtbuild.lint.expected import dims_findings, jobs_of, options_of, spec_of
@@ -94,7 +94,7 @@ def read_plain(folder: Path) -> PlainCheckpoint:
         rank: current_names(table, rank)[0] for rank, table in files.headers.items() if rank < options.world_size
     }
     spec = spec_of(family, config)
-    quantized = _quantized(quant)
+    quantized = _quantized(quant, _kv_scales(headers))
     document = {"quant_cfg.json": _complete(files.quant_cfg, family, spec, options)} if quant.layers else {}
     if quantized is None:
         ranks = jobs_of(family, config, options)
@@ -111,12 +111,19 @@ def read_plain(folder: Path) -> PlainCheckpoint:
     return PlainCheckpoint(config, family, spec, options, quant, headers, files.manifest, quantized, document)
 
 
-def _quantized(quant: Quant) -> Quantized | None:
+def _kv_scales(headers: Dict[int, Dict[str, TensorInfo]]) -> tuple[str, ...]:
+    """Those of KV_SCALES that a checkpoint's files hold."""
+    held = {name.rpartition(".")[2] for table in headers.values() for name in table}
+    return tuple(name for name in KV_SCALES if name in held)
+
+
+def _quantized(quant: Quant, kv_scales: tuple[str, ...]) -> Quantized | None:
     """The stored fields of a quantization that trtbuild has a method for; None for plain weights and other forms."""
+    kv_scales = kv_scales if quant.kv_algo else ()
     if quant.layers:
-        modules = {module: _quantized(own) for module, own in quant.layers.items() if own.algo}
+        modules = {module: _quantized(own, ()) for module, own in quant.layers.items() if own.algo}
         known = {module: own for module, own in modules.items() if own is not None}
-        return Quantized((), kv_scales=bool(quant.kv_algo), modules=known) if len(known) == len(modules) else None
+        return Quantized((), kv_scales=kv_scales, modules=known) if len(known) == len(modules) else None
     methods = [
         method
         for method in METHODS.values()
@@ -127,7 +134,7 @@ def _quantized(quant: Quant) -> Quantized | None:
     fields = methods[0].fields if methods else ()
     head = bool(methods) and methods[0].head and not quant.excludes(HEAD)
     norms = bool(methods) and methods[0].norm_scales
-    return Quantized(fields, quant.group_size, bool(quant.kv_algo), norm_scales=norms, head=head).stored
+    return Quantized(fields, quant.group_size, kv_scales, norm_scales=norms, head=head).stored
 
 
 def _complete(document: Dict[str, Any], family: Family, spec: ModelSpec, options: ConvertOptions) -> dict[str, Any]:
