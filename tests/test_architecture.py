@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hub": BASE,
     "calibrate": BASE | {"quantize", "runtime", "text"},
     "checkpoint": BASE | {"families", "reshard", "fields", "quantize", "importers", "mixed"},
-    "importers": BASE | {"families", "shard", "fields", "coverage", "quantize"},
+    "importers": BASE | {"families", "shard", "fields", "coverage", "quantize", "mixed"},
     "coverage": BASE | {"families", "shard"},
     "fields": BASE | {"families", "shard"},
     "shard": BASE | {"families"},

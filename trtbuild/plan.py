@@ -18,7 +18,7 @@ from trtbuild.errors import PlanError
 from trtbuild.families.rules import Family
 from trtbuild.fields import HEAD, shard_fields
 from trtbuild.fit import layout_problems, option_problems, quant_problems, smoothing_problems
-from trtbuild.importers.fit import import_memory, import_problems
+from trtbuild.importers.fit import import_memory, import_problems, layer_methods
 from trtbuild.importers.form import Import
 from trtbuild.layout import BLOCK_BYTES, KV_SCALES, RankJobs, TensorInfo
 from trtbuild.mixed import Choices, choices_of, quantizable, quantized_of, unmatched
@@ -188,8 +188,11 @@ def make_plan(
     if not problems:
         problems += layout_problems(family, spec, options)
     laid_out = not problems
-    rough, warnings = quant_problems(family, spec, options, dtype) if laid_out else ([], [])
     sources, missing = coverage(family, spec, index)
+    if imported is not None and laid_out:
+        layers, mixed = layer_methods(family, spec, options, imported, sources, index)
+        options, problems = replace(options, quant_layers=layers), problems + mixed
+    rough, warnings = quant_problems(family, spec, options, dtype) if laid_out else ([], [])
     if imported is not None:
         unfit, said = import_problems(family, spec, options, dtype, imported, sources, index)
         rough, warnings = rough + unfit, warnings + said

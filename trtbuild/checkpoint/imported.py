@@ -17,13 +17,14 @@ from trtbuild.checkpoint.layer import read_tensors
 from trtbuild.checkpoint.logical import LogicalWriter
 from trtbuild.checkpoint.pack import pack_checkpoint
 from trtbuild.errors import CheckpointError, some
-from trtbuild.fields import LINEAR, NORM
+from trtbuild.fields import NORM
 from trtbuild.importers.fit import part_of
 from trtbuild.importers.form import Import
 from trtbuild.importers.gptq import in_order
-from trtbuild.importers.parts import KV
+from trtbuild.importers.parts import KV, attention_of, kv_parts
 from trtbuild.importers.values import cast_checked, dequantized, fp8_scale, require_sound, rescaled
 from trtbuild.layout import DTYPES, KV_SCALES, Field, Job, Piece, RankJobs, TensorInfo
+from trtbuild.mixed import Choices
 from trtbuild.progress import Progress, silent
 from trtbuild.quantize.method import Fields, Method
 from trtbuild.quantize.methods import METHODS
@@ -47,17 +48,32 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Importing:
-    """An import of one model: the plan's one-rank `whole`, its sources by name, and the method they become."""
+    """An import of one model: the plan's one-rank `whole`, its sources by name, and what its linears become.
+
+    Those that `choices` does not name become plain.
+    """
 
     whole: RankJobs
     index: Dict[str, TensorInfo]
     imported: Import
-    method: Method
-    group_size: int
+    choices: Choices
+
+    def method(self, job: Job) -> Method:
+        """What a tensor becomes."""
+        choice = self.choices.get(job.name.removesuffix(".weight"))
+        return METHODS["none"] if choice is None else choice.method
 
     def is_fields(self, job: Job) -> bool:
-        """Whether a tensor becomes fields of the method, and stays quantized."""
-        return bool(self.method.fields) and LINEAR.search(job.name) is not None
+        """Whether a tensor becomes fields of its method, and stays quantized."""
+        return bool(self.method(job).fields)
+
+    @property
+    def stays_quantized(self) -> bool:
+        return any(choice.method.fields for choice in self.choices.values())
+
+    @property
+    def norm_scales(self) -> bool:
+        return any(choice.method.norm_scales for choice in self.choices.values())
 
     def is_read(self, job: Job) -> bool:
         """Whether a tensor is made from quantized sources, and so not by the converter."""
@@ -79,10 +95,10 @@ def import_checkpoint(
     """
     digests, notes = dict[str, str](), list(plan.warnings)
     for part in plan.parts:
-        options, method, place = part.options, METHODS[part.options.quant], folder / part.folder
+        options, place = part.options, folder / part.folder
         assert part.whole is not None, "a plan without problems"
         logical = place / ".logical"
-        work = Importing(part.whole, index, imported, method, options.group_size)
+        work = Importing(part.whole, index, imported, part.choices)
         notes += write_logical(work, logical, fingerprint, progress)
         made = pack_checkpoint(logical, part.family, part.spec, options, place, progress)
         shutil.rmtree(logical)
@@ -122,8 +138,11 @@ def _part(work: Importing, jobs: list[Job], again: list[str]) -> dict[str, torch
     made = dict(read_tensors(work.whole, work.index, lambda job: job.name in names))
     scales = _shared_scales(work, jobs)
     for job in jobs:
-        if work.method.norm_scales and NORM.search(job.name):
+        if work.norm_scales and NORM.search(job.name):
             made[f"{job.name.removesuffix('weight')}scale_to_int"] = torch.ones(1)
+        if work.imported.kv_cache and work.stays_quantized and job.name.endswith("attention.qkv.weight"):
+            at = job.name.removesuffix("qkv.weight")
+            made |= {at + name: scale for name, scale in zip(KV_SCALES, _kv_scales(work, job), strict=True)}
         if job.name in names:
             continue
         if not work.is_fields(job):
@@ -132,9 +151,6 @@ def _part(work: Importing, jobs: list[Job], again: list[str]) -> dict[str, torch
         module = job.name.removesuffix(".weight")
         for suffix, tensor in _fields(work, job, scales.get(_fuse_group(module)), again).items():
             made[f"{module}.{suffix}"] = tensor
-        if work.imported.kv_cache and module.endswith("attention.qkv"):
-            at = module.removesuffix("qkv")
-            made |= {at + name: scale for name, scale in zip(KV_SCALES, _kv_scales(work, job), strict=True)}
     return made
 
 
@@ -147,10 +163,10 @@ def _shared_scales(work: Importing, jobs: list[Job]) -> dict[str, torch.Tensor]:
     """Fuse group -> the largest fp8 scale of its weights, [E or 1]; empty for methods without one a tensor."""
     import torch
 
-    if not any(field.suffix == "weights_scaling_factor" and not field.rows for field in work.method.fields):
-        return {}
     found: dict[str, torch.Tensor] = {}
-    for job in (job for job in jobs if work.is_fields(job)):
+    for job in jobs:
+        if not any(field.suffix == "weights_scaling_factor" and not field.rows for field in work.method(job).fields):
+            continue
         group = _fuse_group(job.name.removesuffix(".weight"))
         for e, pieces in enumerate(_experts(job)):
             for piece in pieces:
@@ -165,20 +181,21 @@ def _fields(work: Importing, job: Job, shared: torch.Tensor | None, again: list[
     import torch
 
     made: list[Fields] = []
+    method = work.method(job)
     for e, pieces in enumerate(_experts(job)):
         parts = []
         for piece in pieces:
-            fields = _read(work, piece)
+            fields = _read(work, piece, method)
             if shared is not None:
                 again += [piece.source] if rescaled(fields, shared[e]) else []
             parts.append((piece, fields))
         module = job.name.split(".")[-2]
-        own = [field for field in work.method.fields if not field.only or module in field.only]
+        own = [field for field in method.fields if not field.only or module in field.only]
         made.append({field.suffix: _merged(work, job, field, parts) for field in own})
     if len(job.shape) == 2:
         return made[0]
     fields = {name: torch.stack([one[name] for one in made]) for name in made[0]}
-    for field in work.method.fields:
+    for field in method.fields:
         if field.shared:
             fields[field.suffix] = fields[field.suffix].amax(dim=0)
     return fields
@@ -213,17 +230,18 @@ def _multiplied_out(work: Importing, job: Job) -> torch.Tensor:
 
     rows = []
     for piece in job.pieces:
-        weight = dequantized(_read(work, piece))
+        weight = dequantized(_read(work, piece, work.method(job)))
         target = getattr(torch, _NAMES[job.dtype])
         weight = cast_checked(weight, target, piece.source)
         rows += [weight[start:stop] for start, stop in piece.rows]
     return torch.cat(rows).reshape(job.shape)
 
 
-def _read(work: Importing, piece: Piece) -> Fields:
+def _read(work: Importing, piece: Piece, method: Method) -> Fields:
     info = work.index[piece.source]
-    fields = work.imported.read(dict(_tensors(info)))
-    require_sound(info.name, fields, work.method)
+    own = work.imported.of(info.name.removesuffix(".weight"))
+    fields = own.read(dict(_tensors(info)))
+    require_sound(info.name, fields, method)
     return fields
 
 
@@ -231,11 +249,13 @@ def _kv_scales(work: Importing, job: Job) -> tuple[torch.Tensor, ...]:
     """KV_SCALES [1] of an attention: that of both is the larger."""
     import torch
 
-    info = work.index[job.pieces[0].source]
-    own = {part: tensor.float().reshape(-1).amax().reshape(1) for part, tensor in _tensors(info, *KV)}
+    attention = attention_of(job.pieces[0].source)
+    own = {
+        part: _mapped(info).float().reshape(-1).amax().reshape(1)
+        for part, info in kv_parts(work.index, attention).items()
+    }
     for part, scale in own.items():
         if not bool(torch.isfinite(scale).all()) or float(scale) <= 0:
-            attention = info.name.rpartition(".")[0].rpartition(".")[0]
             raise CheckpointError(f"{part} of the KV cache of {attention} is {float(scale):g}; it must be positive")
     k, v = (own[part] for part in KV)
     return k.maximum(v), k, v
@@ -251,13 +271,17 @@ def _experts(job: Job) -> list[tuple[Piece, ...]]:
 
 def _require_order(work: Importing) -> None:
     """Raise CheckpointError where groups do not lie in order (act-order): no kernel of TensorRT-LLM takes that."""
-    if not work.method.fields:
-        return
     found = []
-    for name in dict.fromkeys(piece.source for job in work.whole.jobs for piece in job.pieces if piece.source):
+    sized = {
+        piece.source: work.choices[job.name.removesuffix(".weight")].group_size
+        for job in work.whole.jobs
+        if work.is_fields(job)
+        for piece in job.pieces
+    }
+    for name, group_size in sized.items():
         info = work.index[name]
         order = [tensor for _, tensor in _tensors(info, "g_idx", "weight_g_idx")]
-        if order and int(order[0].min()) >= 0 and not in_order(order[0], -(-info.shape[1] // work.group_size)):
+        if order and int(order[0].min()) >= 0 and not in_order(order[0], -(-info.shape[1] // group_size)):
             found.append(name.removesuffix(".weight"))
     if found:
         raise CheckpointError(
@@ -269,14 +293,18 @@ def _require_order(work: Importing) -> None:
 
 def _tensors(info: TensorInfo, *only: str) -> Iterator[tuple[str, torch.Tensor]]:
     """(suffix, tensor) of a quantized linear's parts, memory-mapped; of those in `only` if it is given."""
+    for suffix, part in info.parts:
+        if not only or suffix in only:
+            yield suffix, _mapped(part)
+
+
+def _mapped(info: TensorInfo) -> torch.Tensor:
+    """A tensor as its file holds it, memory-mapped."""
     import numpy as np
     import torch
 
-    for suffix, part in info.parts:
-        if only and suffix not in only:
-            continue
-        try:
-            raw = np.memmap(part.file, np.uint8, "c", part.start, (part.nbytes,))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{part.file} cannot be read: {error}") from error
-        yield suffix, torch.from_numpy(raw).view(getattr(torch, _DTYPES[part.dtype])).reshape(part.shape)
+    try:
+        raw = np.memmap(info.file, np.uint8, "c", info.start, (info.nbytes,))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{info.file} cannot be read: {error}") from error
+    return torch.from_numpy(raw).view(getattr(torch, _DTYPES[info.dtype])).reshape(info.shape)

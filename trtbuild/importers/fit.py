@@ -8,12 +8,15 @@ from trtbuild.errors import some
 from trtbuild.families.rules import Family
 from trtbuild.fields import LINEAR
 from trtbuild.importers.form import Import
-from trtbuild.importers.parts import KV
+from trtbuild.importers.parts import KV, attention_of, kv_parts
 from trtbuild.layout import RankJobs, TensorInfo
+from trtbuild.mixed import MIXABLE
 from trtbuild.quantize.methods import METHODS
 from trtbuild.shard import shard
-from trtbuild.spec import ConvertOptions, ModelSpec
+from trtbuild.spec import ConvertOptions, LayerMethod, ModelSpec
 
+PLAIN = ("none", 0)
+_SHOWN = 6
 _PROCESS_BYTES = 300_000_000  # anonymous memory of Python with torch, measured
 _ELEMENT_BYTES = 12  # of a weight while it is unpacked and merged
 
@@ -39,13 +42,13 @@ def import_problems(
                 continue
             if LINEAR.search(job.name):
                 floats += [] if info.parts else [piece.source]
-                lacks = [kv for kv in KV if kv not in dict(info.parts)]
-                attention = piece.source.rpartition(".")[0].rpartition(".")[0]
-                if imported.kv_cache and method.fields and "attention.qkv" in job.name and lacks:
+                attention = attention_of(piece.source)
+                lacks = [kv for kv in KV if kv not in kv_parts(index, attention)] if "attention.qkv" in job.name else []
+                if imported.kv_cache and method.fields and lacks:
                     scales += [f"{attention}.{kv}" for kv in lacks]
             elif info.parts:
                 others.append(piece.source)
-    if method.fields and floats:
+    if method.fields and floats and not options.quant_layers:
         problems.append(
             f"the model leaves these linears unquantized, and {method.quant_algo} is for all of them: {some(floats)}; "
             "--quant none multiplies the others out"
@@ -70,6 +73,39 @@ def import_problems(
             "error"
         )
     return problems, warnings
+
+
+def layer_methods(
+    family: Family,
+    spec: ModelSpec,
+    options: ConvertOptions,
+    imported: Import,
+    names: Dict[str, str],
+    index: Dict[str, TensorInfo],
+) -> tuple[tuple[LayerMethod, ...], list[str]]:
+    """(linears that are not quantized as `options.quant` says, each with how; problems): of a partly quantized model.
+
+    Nothing where the method is for all linears of a model or none: then `import_problems` says so. `names` as there.
+    """
+    if METHODS[options.quant].quant_algo not in MIXABLE:
+        return (), []
+    found, problems = list[LayerMethod](), list[str]()
+    for job in shard(family, spec, ConvertOptions(dtype="float32"), "float32", names)[0].jobs:
+        if not LINEAR.search(job.name):
+            continue
+        module, ways = job.name.removesuffix(".weight"), dict[tuple[str, int], str]()
+        for piece in job.pieces:
+            own = imported.of(piece.source.removesuffix(".weight"))
+            quantized = piece.source in index and index[piece.source].parts
+            way = ((own.methods if imported.layers else (options.quant,))[0], own.group_size) if quantized else PLAIN
+            ways.setdefault(way, piece.source)
+        if len(ways) > 1:
+            said = " and ".join(f"{source} ({name})" for (name, _), source in list(ways.items())[:2])
+            problems.append(f"{said} are one matrix in TensorRT-LLM, {module}; --quant none multiplies them out")
+        name, group = next(iter(ways))
+        if (name, group) != (options.quant, options.group_size):
+            found.append(LayerMethod(module, name, group if METHODS[name].group_sizes else None))
+    return tuple(found), problems[:_SHOWN]
 
 
 def import_memory(whole: RankJobs) -> int:

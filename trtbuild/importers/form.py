@@ -42,7 +42,8 @@ class Import:
     `methods`: names of the methods whose fields hold the model's numbers as they are; the first is the default. Empty
     where TensorRT-LLM has no such form, and `why` says so. `parts[0]` tells a quantized linear; `size` gives its
     (out, in) from that tensor's shape. `plain`: whether a conversion to plain weights reads them elsewhere
-    (`checkpoint/quantized_source.py`), block by block. `problems` make the model unreadable.
+    (`checkpoint/quantized_source.py`), block by block. `problems` make the model unreadable. `layers`: where linears
+    are quantized in different ways, the import of each by its name; those not there are plain.
     """
 
     format: str
@@ -58,6 +59,11 @@ class Import:
     warnings: tuple[str, ...] = ()
     config: Dict[str, Any] = field(default_factory=dict)
     """The quantization_config, for the manifest."""
+    layers: Dict[str, Import] = field(default_factory=dict)
+
+    def of(self, linear: str) -> Import:
+        """How a linear of that name is read, which is quantized."""
+        return self.layers.get(linear, self)
 
 
 def same_shape(out: int, inputs: int) -> tuple[Shape, ...]:

@@ -7,6 +7,7 @@ Tensors of a linear (the scales are float32 or the model's dtype):
   complement), weight_scale [out, in / g], pre_quant_scale [in] unless it went into the norm before; W4A8_AWQ:
   weight_scale_2 and input_scale too.
 - W8A8_SQ_PER_CHANNEL: weight int8, weight_scale [out], input_scale, pre_quant_scale as above. W8A16: no input_scale.
+MIXED_PRECISION: `quantized_layers` has one of these, and its group_size, for each linear that is quantized.
 KV cache: self_attn.k_proj.k_scale and v_proj.v_scale.
 Sources: NVIDIA/TensorRT-Model-Optimizer modelopt/torch/export/{unified_export_hf,quant_utils,convert_hf_config}.py.
 """
@@ -14,10 +15,12 @@ Sources: NVIDIA/TensorRT-Model-Optimizer modelopt/torch/export/{unified_export_h
 from __future__ import annotations
 
 from collections.abc import Mapping as Dict
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from trtbuild.importers.form import FLOATS, Import, Part, Shape, per_input, per_output, same_shape, scalar
+from trtbuild.quantization import LAYERS, MIXED
 from trtbuild.quantize.method import Fields
 
 if TYPE_CHECKING:
@@ -37,18 +40,21 @@ _NAMES = {
     "input_scale": "activation_scaling_factor",
     "pre_quant_scale": "prequant_scaling_factor",
 }
+_SHOWN = 6
 _KV = {"FP8": "FP8", "INT8": "INT8"}
 
 
 def declare(config: Dict[str, Any]) -> Import:
     """The import of a `quantization_config`, which may hold hf_quant_config.json's `quantization` as it is."""
+    if config.get("quant_algo") == MIXED:
+        return _mixture(config)
     algo, group = config.get("quant_algo"), config.get("group_size") or 128
     kv = config.get("kv_cache_quant_algo", config.get("kv_cache_scheme"))
     if isinstance(kv, Dict):
         kv = {"float": "FP8", "int": "INT8"}.get(str(kv.get("type"))) if kv.get("num_bits") == 8 else repr(kv)
     found = []
     if algo not in _METHODS:
-        found.append(f"quant_algo is {algo!r}; supported: {', '.join(_METHODS)}")
+        found.append(f"quant_algo is {algo!r}; supported: {', '.join((*_METHODS, MIXED))}")
         algo = "FP8"
     if type(group) is not int or group < 1:
         found.append(f"group_size is {group!r}; it must be a positive integer")
@@ -68,6 +74,30 @@ def declare(config: Dict[str, Any]) -> Import:
         kv_cache=_KV.get(str(kv)),
         problems=tuple(found),
         config=config,
+    )
+
+
+def _mixture(config: Dict[str, Any]) -> Import:
+    """The import of MIXED_PRECISION: `quantized_layers` has an entry for each linear that is quantized."""
+    table = config.get(LAYERS)
+    if not isinstance(table, Dict) or not table or not all(isinstance(entry, Dict) for entry in table.values()):
+        said = f"quant_algo is {MIXED}, and {LAYERS} has no entry for each quantized layer"
+        return Import(f"ModelOpt's {MIXED}", problems=(said,), config=config)
+    cache = {key: config.get(key) for key in ("kv_cache_quant_algo", "kv_cache_scheme") if key in config}
+    layers = {str(name): declare({**entry, **cache}) for name, entry in table.items() if entry.get("quant_algo")}
+    kinds = {imported.format: imported for imported in layers.values()}
+    problems = [f"{name}: {said}" for name, own in layers.items() for said in own.problems]
+    methods = {name: None for own in kinds.values() for name in own.methods[:1]}
+    lacking = [own for own in kinds.values() if not own.methods]
+    first = next(iter(layers.values()), Import(""))
+    return replace(
+        first,
+        format=f"ModelOpt's {MIXED} of {', '.join(kinds)}",
+        methods=() if lacking else tuple(methods)[:1],
+        why=lacking[0].why if lacking else "",
+        problems=tuple(problems[:_SHOWN]),
+        config=config,
+        layers=layers,
     )
 
 

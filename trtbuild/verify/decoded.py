@@ -12,7 +12,6 @@ from trtbuild.fields import Quantized, shard_fields
 from trtbuild.layout import TensorInfo
 from trtbuild.plan import Plan
 from trtbuild.progress import Progress
-from trtbuild.quantize.methods import METHODS
 from trtbuild.verify.task import Task
 
 
@@ -24,7 +23,7 @@ def decoded(task: Task, whole: Plan, index: Dict[str, TensorInfo], folder: Path,
     """
     assert whole.imported is not None
     assert whole.whole is not None, "a plan without problems"
-    write_logical(Importing(whole.whole, index, whole.imported, METHODS["none"], 0), folder, "verify", progress)
+    write_logical(Importing(whole.whole, index, whole.imported, {}), folder, "verify", progress)
 
     made = shard_fields(whole.family, whole.spec, whole.options, "float32", Quantized())
     ranks = shard_fields(whole.family, whole.spec, task.subject.options, "float32", Quantized())
