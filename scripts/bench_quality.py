@@ -43,7 +43,10 @@ LINEARS = {
     "mlp.proj": ("mlp.down_proj",),
 }
 """Checkpoint module -> transformers' linears that lie stacked in it (Llama)."""
-METHODS = ("int8", "int4", "int4_awq", "int8_sq", "fp8", "fp8_rowwise")
+METHODS = ("int8", "int4", "int4_awq", "int8_sq", "int8_sq_token", "fp8", "fp8_rowwise")
+SQ_TOKEN = "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"
+NORMS = {"input_layernorm": "attention.qkv", "post_attention_layernorm": "mlp.fc"}
+"""Transformers' norms of a layer -> the module that reads it."""
 CONTEXT = 512
 Fields = dict[str, torch.Tensor]
 
@@ -70,6 +73,8 @@ def main() -> None:
         np.save(arguments.save_ids, calibration_ids(model, arguments.samples, arguments.length))
         return
     if arguments.per_layer:
+        if "int8_sq_token" in arguments.methods.split(","):
+            parser.error("--per-layer: say --methods without int8_sq_token, whose norms belong to several modules")
         shares = measure_layers(model, arguments)
         print(json.dumps(shares, indent=2) if arguments.json else layer_table(shares))
         return
@@ -216,7 +221,13 @@ def with_linears(
     hooks = [] if hooks is None else hooks
     whole, table = quantization(folder)
     modules: dict[tuple[int, str], Fields] = {}
-    for name, tensor in load_file(folder / "rank0.safetensors").items():
+    tensors = load_file(folder / "rank0.safetensors")
+    if whole["quant_algo"] == SQ_TOKEN and what != "inputs":  # its norms are divided by what its weights have more
+        for layer, block in enumerate(model.model.layers):
+            for norm in (norm for norm, module in NORMS.items() if only(layer, module)):
+                stored = tensors[f"{HEAD}{layer}.{norm.replace('attention_', '')}.weight"]
+                block.get_submodule(norm).weight = torch.nn.Parameter(stored.float())
+    for name, tensor in tensors.items():
         if name.startswith(HEAD):
             layer, _, rest = name.removeprefix(HEAD).partition(".")
             module, _, suffix = rest.rpartition(".")
@@ -256,6 +267,8 @@ def dequantized(fields: Fields, algo: str, group: int | None) -> torch.Tensor:
         most = 128.0 if algo == "W8A16" else 8.0
         scale = (weight.abs().amax(dim=1) / most).clamp(min=1e-30).unsqueeze(1)
         return torch.trunc(weight / scale + 0.5 * weight.sign()).clamp(-most, most - 1) * scale.half().float()
+    if "per_channel_scale" in fields:
+        return weight * fields["per_channel_scale"].float().reshape(-1, 1)
     scale = fields["weights_scaling_factor"].float()
     if algo in ("W4A16_AWQ", "W4A8_AWQ"):  # two rows a byte, the even one in the low nibble
         packed = fields["weight"]
@@ -268,6 +281,11 @@ def rounded(x: torch.Tensor, fields: Fields, algo: str | None) -> torch.Tensor:
     """Inputs of a linear as the method's kernel sees them."""
     if "prequant_scaling_factor" in fields:
         x = x * fields["prequant_scaling_factor"].float()
+    if "smoother" in fields:
+        x = x / fields["smoother"][0]
+    if algo == SQ_TOKEN:
+        scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / 127
+        return (x / scale).round() * scale
     scale = fields.get("activation_scaling_factor")
     if algo == "W8A8_SQ_PER_CHANNEL":
         return (x / scale).round().clamp(-128, 127) * scale
