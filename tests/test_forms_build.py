@@ -83,15 +83,16 @@ MIXED = {
     "attention.qkv": ("W4A16_AWQ", "FP8"),
     "attention.dense": ("W8A8_SQ_PER_CHANNEL", None),
     "mlp.fc": ("FP8", "W4A16_AWQ"),
-    "mlp.gate": ("W4A16_AWQ", None),
+    "mlp.gate": ("FP8", "W4A16_AWQ"),
     "mlp.proj": (None, "FP8_PER_CHANNEL_PER_TOKEN"),
 }
-"""Algorithms of a module in layers 0 and 1."""
+"""Algorithms of a module in layers 0 and 1. fc and gate are one product in TensorRT-LLM, and so alike."""
 
 
 def mixed_checkpoint(models: Models, folder: Path) -> tuple[dict[str, Kind], Tensors]:
     """A Llama whose modules are quantized as MIXED says: (kinds by module, their logical tensors)."""
     shutil.copytree(models.plain("llama"), folder, copy_function=shutil.copyfile)
+    (folder / "trtbuild.json").unlink()
     tensors, kinds, fields, table = load_file(folder / "rank0.safetensors"), {}, {}, {}
     for name, algos in MIXED.items():
         for layer, algo in enumerate(algos):
