@@ -301,7 +301,8 @@ def test_gpu_memory_where_there_is_one(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_ctrl_c_ends_the_requests(both: Both, tmp_path: Path) -> None:
     """Nothing is left behind, on the server or on the disk."""
-    program = "import sys; sys.argv[0] = 'trtbuild'; from trtbuild.cli.app import main; main()"
+    program = "import signal, sys; signal.signal(2, signal.default_int_handler); sys.argv[0] = 'trtbuild'\n"
+    program += "from trtbuild.cli.app import main; main()"
     argv = [sys.executable, "-c", program, "bench", both.urls[0], "--output-len", "900", "-o", str(tmp_path / "out")]
     process = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
     end = time.monotonic() + 30

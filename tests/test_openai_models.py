@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 import urllib.request
@@ -133,9 +134,9 @@ def test_guided_decoding_reaches_the_server(tmp_path: Path) -> None:
             assert answer.usage is not None
             assert answer.usage.completion_tokens == 2
         text = "".join(path.read_text() for path in (tmp_path / "logs").rglob("*.log*"))
-    asked = [line.partition("asked for ")[2].strip() for line in text.splitlines() if "asked for " in line]
+    asked = [ast.literal_eval(line.partition("asked for ")[2]) for line in text.splitlines() if "asked for " in line]
     name = "guided_decoding_guide"
     assert asked == [
-        str({f"{name}_type": [[b"json_schema"]], name: [[json.dumps(schema).encode()]]}),
-        str({f"{name}_type": [[b"json"]]}),
+        {f"{name}_type": [[b"json_schema"]], name: [[json.dumps(schema).encode()]]},
+        {f"{name}_type": [[b"json"]]},
     ]
