@@ -72,7 +72,7 @@ def test_a_search_is_the_plan_itself() -> None:
 def test_every_rejected_combination_has_a_reason() -> None:
     found = search(LLAMA_8B, "A100", 4)
     combinations = {(c.tp, c.pp, c.quant, c.kv_cache) for c in (*found.fits, *found.rejected)}
-    assert len(combinations) == len(found.fits) + len(found.rejected) == 6 * 8 * 3
+    assert len(combinations) == len(found.fits) + len(found.rejected) == 6 * 9 * 3
     assert all(choice.reasons for choice in found.rejected)
     assert "SM 89" in one(found.rejected, 1, 1, "fp8", "none").reasons[0]
     assert "of 64 sequences of 8192 tokens fit" in one(found.rejected, 1, 1, "none", "none").reasons[0]

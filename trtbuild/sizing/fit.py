@@ -20,7 +20,7 @@ from trtbuild.sizing.memory import RankMemory, engine_bytes, rank_memories
 from trtbuild.sizing.target import Limits, Target
 from trtbuild.spec import KV_CACHES, ModelSpec
 
-QUANTS = ("none", "int8", "fp8", "fp8_rowwise", "int8_sq", "w4a8_awq", "int4_awq", "int4")
+QUANTS = ("none", "int8", "int8_sq_token", "fp8", "fp8_rowwise", "int8_sq", "w4a8_awq", "int4_awq", "int4")
 """All that trtbuild makes, from no loss to much: the order of perplexities measured by scripts/bench_quality.py;
 fp8_rowwise and w4a8_awq by their parts (`quantize/README.md`).
 """
