@@ -131,15 +131,18 @@ def stop_ranks(process: Session, *, grace_s: float = 5.0) -> None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(grace_s)
-    for pid in session_members(process.pid):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    kill_session(process.pid)
     process.wait()
     if process.guard is not None:
         process.guard.communicate()
         process.guard = None
+
+
+def kill_session(session: int) -> None:
+    """SIGKILL to whatever is left of a session."""
+    for pid in session_members(session):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def session_members(session: int) -> list[int]:

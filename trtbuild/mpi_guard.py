@@ -9,13 +9,11 @@ holds itself (PMIx_server_deregister_client, seen on a crowded host), and nobody
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
-from contextlib import suppress
 
-from trtbuild.mpi import session_members
+from trtbuild.mpi import kill_session, session_members
 
 _GRACE_S = 5.0
 _POLL_S = 0.1
@@ -29,9 +27,7 @@ def main() -> None:
     deadline = time.monotonic() + _GRACE_S
     while session_members(session) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
-    for pid in session_members(session):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    kill_session(session)
 
 
 if __name__ == "__main__":

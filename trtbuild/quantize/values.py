@@ -25,8 +25,12 @@ def require_finite(group: LinearGroup) -> None:
         raise CheckpointError("\n".join(["these weights cannot be quantized:", *(f"  - {text}" for text in found)]))
 
 
-def require_stats(method: str, group: LinearGroup, stats: InputStats | None, *, gram: bool = False) -> InputStats:
+def require_stats(
+    method: str, group: LinearGroup, stats: InputStats | None, *, gram: bool = False, seen: bool = True
+) -> InputStats:
     """The statistics, checked against the weights.
+
+    `seen`: without a token that calibration ran through these layers there is no activation scale.
 
     Raises:
         CheckpointError: there are none, or their shapes, signs or numbers cannot be what calibration saw.
@@ -62,16 +66,12 @@ def require_stats(method: str, group: LinearGroup, stats: InputStats | None, *, 
         raise CheckpointError(
             f"the calibration of {names} cannot be used by {method}:\n{lines}", hint="Calibrate the model again."
         )
-    return stats
-
-
-def require_seen(method: str, group: LinearGroup, stats: InputStats) -> None:
-    """Raise CheckpointError where calibration never ran these layers, so that they have no activation scale."""
-    if not stats.tokens:
+    if seen and not stats.tokens:
         raise CheckpointError(
-            f"calibration never ran {', '.join(group.modules)}: {method} has no activation scale for it",
+            f"calibration never ran {names}: {method} has no activation scale for it",
             hint="Calibrate with more samples.",
         )
+    return stats
 
 
 def positive(scale: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from trtbuild.float8 import E4M3_MAX, e4m3
 from trtbuild.layout import Field
 from trtbuild.quantize.compensate import compensated
 from trtbuild.quantize.method import Fields, InputStats, LinearGroup, Method, QuantOptions
-from trtbuild.quantize.values import positive, require_finite, require_seen, require_stats, stacked
+from trtbuild.quantize.values import positive, require_finite, require_stats, stacked
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,6 @@ def quantize(group: LinearGroup, stats: InputStats | None, options: QuantOptions
     """
     require_finite(group)
     found = require_stats(METHOD.name, group, stats)
-    require_seen(METHOD.name, group, found)
     activation = positive(found.amax.float().max().reshape(1) / E4M3_MAX)
     weights = {module: stacked(parts) for module, parts in group.modules.items()}
     scales: dict[str, torch.Tensor] = {}  # by block ("mlp"): [1], or [E, 1]

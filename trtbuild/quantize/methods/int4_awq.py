@@ -43,7 +43,7 @@ def quantize(group: LinearGroup, stats: InputStats | None, options: QuantOptions
         CheckpointError: weights that are not finite, statistics that are absent or cannot be.
     """
     require_finite(group)
-    found = require_stats(METHOD.name, group, stats, gram=True)
+    found = require_stats(METHOD.name, group, stats, gram=True, seen=False)
     made: dict[str, Fields] = {}
     for module, parts in group.modules.items():
         p = shared_prequant(parts, found, options.group_size)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from trtbuild.layout import Field
 from trtbuild.quantize.method import Fields, InputStats, LinearGroup, Method, QuantOptions
-from trtbuild.quantize.values import positive, require_finite, require_seen, require_stats, stacked
+from trtbuild.quantize.values import positive, require_finite, require_stats, stacked
 
 _DEAD = 2.0**-31
 """An input channel that never exceeds it is left as it is, as in ModelOpt."""
@@ -42,7 +42,6 @@ def quantize(group: LinearGroup, stats: InputStats | None, options: QuantOptions
 
     require_finite(group)
     found = require_stats(METHOD.name, group, stats)
-    require_seen(METHOD.name, group, found)
     amax = found.amax.float().reshape(-1, found.amax.shape[-1]).amax(dim=0)
     alpha = _ALPHA[options.search]
     made: dict[str, Fields] = {}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from trtbuild.layout import Field
 from trtbuild.quantization import DEFAULTS
 from trtbuild.quantize.method import Fields, InputStats, LinearGroup, Method, QuantOptions
-from trtbuild.quantize.values import positive, require_finite, require_seen, require_stats, stacked
+from trtbuild.quantize.values import positive, require_finite, require_stats, stacked
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,6 @@ def quantize(group: LinearGroup, stats: InputStats | None, options: QuantOptions
 
     require_finite(group)
     found = require_stats(METHOD.name, group, stats)
-    require_seen(METHOD.name, group, found)
     weights = {module: stacked(parts) for module, parts in group.modules.items()}
     weight_amax = torch.stack([weight.abs().amax(dim=0) for weight in weights.values()]).amax(dim=0)
     s = _smoother(found.amax.float(), weight_amax)

@@ -13,7 +13,7 @@ from trtbuild.layout import Field
 from trtbuild.quantize.awq import dequantized, own_prequants
 from trtbuild.quantize.method import Fields, InputStats, LinearGroup, QuantOptions
 from trtbuild.quantize.methods import int4_awq
-from trtbuild.quantize.values import positive, require_finite, require_seen, require_stats, stacked
+from trtbuild.quantize.values import positive, require_finite, require_stats, stacked
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,6 @@ def quantize(group: LinearGroup, stats: InputStats | None, options: QuantOptions
     """Fields of each module. Raises CheckpointError as int4_awq, and for a layer that calibration never ran."""
     require_finite(group)
     found = require_stats(METHOD.name, group, stats, gram=True)
-    require_seen(METHOD.name, group, found)
     made: dict[str, Fields] = {}
     for module, parts in group.modules.items():
         # ModelOpt searches with the int4 rounding alone, and has the largest input that some part's own p would give.
