@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
-from tests.serve_fixture import LONGEST, Running
+from tests.serve_fixture import LONGEST, Running, free_ports
 from tests.tiny import trtbuild
-from trtbuild.client import AsyncClient, Chunk, Client, Completion, Generation
+from trtbuild.client import AsyncClient, Chunk, Client, Completion, Generation, Reach
 from trtbuild.client.answers import chunk_of, completed
+from trtbuild.client.failures import question_failure
 from trtbuild.client.forms import ASSUMED, Form
 from trtbuild.client.reading import Reading, reading_of
-from trtbuild.errors import RequestError
+from trtbuild.errors import RequestError, ServerError
 
 TEXT = Form({"text_input": "BYTES"}, frozenset())
 SO_FAR = Form({"text_input": "BYTES"}, frozenset(), accumulates=True)
@@ -134,6 +135,25 @@ def test_tensors_by_name(server: Running) -> None:
     assert found.tensors["cum_log_probs"].item() == pytest.approx(sum(plain.log_probs), abs=1e-4)
 
 
+def test_a_forbidden_question_is_asked_once() -> None:
+    """Triton gives it the status of a server that is away."""
+    import grpc
+
+    class Refusal:
+        def __init__(self, text: str) -> None:
+            self._text = text
+
+        def code(self) -> grpc.StatusCode:
+            return grpc.StatusCode.UNAVAILABLE
+
+        def details(self) -> str:
+            return self._text
+
+    forbidden = Refusal("This protocol is restricted, expecting header 'triton-grpc-protocol-team'")
+    assert not question_failure(forbidden, "localhost:1", True).safe
+    assert question_failure(Refusal("Socket closed"), "localhost:1", True).safe
+
+
 def test_stopping_a_request_of_another_client(server: Running) -> None:
     """By its id, through the model of the engine; an id that is unknown does no harm."""
     with Client(server.url) as client, Client(server.url) as other:
@@ -145,6 +165,14 @@ def test_stopping_a_request_of_another_client(server: Running) -> None:
         assert 0 < count < LONGEST - 10
         with pytest.raises(RequestError, match="no input to stop a request by"):
             other.stop("mine", model="ensemble")
+    (dead,) = free_ports(1)
+    urls = [f"localhost:{dead}", server.url]
+    with Client(server.url) as client, Client(urls, reach=Reach(timeout_s=1)) as several:
+        stream = client.stream(Generation("x", max_tokens=LONGEST, end_id=-1), request_id="mine")
+        count = next(stream).token_count
+        with pytest.raises(ServerError, match=str(dead)):  # and the one that is there is asked all the same
+            several.stop("mine")
+        assert 0 < count + sum(chunk.token_count for chunk in stream) < LONGEST - 10
 
     async def asynchronously() -> int:
         async with AsyncClient(server.url) as client, AsyncClient(server.url) as other:
@@ -202,6 +230,8 @@ def test_pieces_in_any_order(texts: list[str], stops: list[str], size: int, so_f
         assert text.startswith(said)
         if not any(stop in text for stop in stops):
             assert said == text
+        elif len(set(stops)) == 1:  # of several, the one that is complete first ends it
+            assert said == text.partition(stops[0])[0]
     assert [chunk.final for chunk in given_out] == [False] * (len(given_out) - 1) + [True]
 
 

@@ -102,6 +102,7 @@ def test_bench_and_openai(server: Running) -> None:
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x", max_retries=0)
         answer = client.completions.create(model=MODEL, prompt="abc", max_tokens=5)
         assert answer.choices[0].text == "abcab"
+        assert answer.choices[0].finish_reason == "length"
         assert answer.usage is not None
         assert answer.usage.completion_tokens == 5
         pieces = client.chat.completions.create(

@@ -66,7 +66,13 @@ def test_what_fits_only_if_the_cache_takes_all_is_a_warning() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"tp_size": 2}, {"pp_size": 2}, {"quant": "fp8", "kv_cache": "fp8"}, {"quant": "int4_awq", "tp_size": 4}],
+    [
+        {"tp_size": 2},
+        {"pp_size": 2},
+        {"quant": "fp8", "kv_cache": "fp8"},
+        {"quant": "int4_awq", "tp_size": 4},
+        {"quant": "int8_sq"},
+    ],
 )
 def test_the_same_memory_as_by_the_plan(options: dict[str, Any]) -> None:
     """A checkpoint's config.json is all that there is of one that was made elsewhere."""

@@ -87,11 +87,13 @@ def _make_cpu_engine(
     if model is None:
         check_not_input(out, given)
         require_same_options(read_checkpoint_config(given), without_auto(options))
-        require_sound(given, read_data=False, target="cpu")
     run = engine_run(cache, model or given, options, limits, source.calibration, allow_pickle=pickle, progress=progress)
     if run.quick_hit(out, force=force):
         return out
-    if model is not None:
+    if model is None:
+        require_sound(given, read_data=False, target="cpu")
+        run.document()  # before ranks start: whether the files are those that its manifest recorded
+    else:
         plan_folder(model.path, options, allow_pickle=pickle)[0].require()  # before gigabytes are hashed
     if run.hit(out, force=force):
         return out

@@ -104,7 +104,7 @@ class AsyncClient(Connections):
                 if room is None and (before := model_before(config)):
                     room = room_of(await self.config(before))
             except TrtbuildError:
-                return None  # an answer that is there is worth more than how it ended
+                room = None  # an answer that is there is worth more than how it ended
             known = (room,)
             self._rooms[name] = now, room
         return known[0]
@@ -115,13 +115,16 @@ class AsyncClient(Connections):
         Its stream ends as if it were complete. `model`: that of the engine, or of a llmapi repository. `cancel` is for
         the streams of this client.
         """
-        request = stop_request(model, request_id, await self._form(model))
+        request = stop_request(model, request_id, self._forms.get(model) or await self._form(model))
+        lost: Failed | None = None
         for url in self._endpoints.urls:
             try:
                 async for _ in self._once(url, request, uuid.uuid4().hex, None, None):
                     pass
             except Failed as failed:
-                raise failed.failure.error from failed.__cause__
+                lost = lost or failed  # it may run at one of the others
+        if lost is not None:
+            raise lost.failure.error from lost.__cause__
 
     async def live(self) -> bool:
         return bool(await self._ask(calls.live()))
@@ -162,10 +165,11 @@ class AsyncClient(Connections):
     async def _form(self, name: str) -> Form:
         """What the model takes: asked once, so that only the first request to it waits for that."""
         try:
-            self._forms[name] = form_of(await self._ask(calls.config(name)))
+            form = form_of(await self._ask(calls.config(name)))
         except RequestError:  # a server may forbid the question, and not the request
-            return ASSUMED
-        return self._forms[name]
+            form = ASSUMED
+        self._forms[name] = form
+        return form
 
     def _stub(self, url: str) -> Any:
         if url not in self._channels:

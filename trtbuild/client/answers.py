@@ -145,5 +145,9 @@ def room_of(config: Mapping[str, Any]) -> int | None:
 def model_before(config: Mapping[str, Any]) -> str:
     """The model that tokenizes for a model: the first step of an ensemble, what a tensorrt_llm_bls names; or none."""
     steps = (config.get("ensemble_scheduling") or {}).get("step", ())
+    if steps:
+        return str(steps[0]["model_name"])
+    if "tensorrt_llm_model_name" not in config["parameters"]:
+        return ""
     named = config["parameters"].get("preprocessing_model_name", {}).get("string_value", "")
-    return str(steps[0]["model_name"] if steps else named)
+    return str(named or "preprocessing")

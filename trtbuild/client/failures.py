@@ -73,7 +73,8 @@ def question_failure(error: Any, url: str, repeatable: bool) -> Failure:
     """The same of a small question; `error`: gRPC's, with code() and details()."""
     status = str(error.code().name)
     judged = failure(status, error.details() or "", url, answered=False)
-    return Failure(judged.error, judged.safe or (repeatable and status == "UNAVAILABLE"))
+    is_away = isinstance(judged.error, ServerError) and status == "UNAVAILABLE"  # what is forbidden has that status too
+    return Failure(judged.error, judged.safe or (repeatable and is_away))
 
 
 def away(url: str, said: str) -> ServerError:

@@ -87,13 +87,13 @@ def _mixture(config: Dict[str, Any]) -> Import:
     layers = {str(name): declare({**entry, **cache}) for name, entry in table.items() if entry.get("quant_algo")}
     kinds = {imported.format: imported for imported in layers.values()}
     problems = [f"{name}: {said}" for name, own in layers.items() for said in own.problems]
-    methods = {name: None for own in kinds.values() for name in own.methods[:1]}
     lacking = [own for own in kinds.values() if not own.methods]
     first = next(iter(layers.values()), Import(""))
     return replace(
         first,
         format=f"ModelOpt's {MIXED} of {', '.join(kinds)}",
-        methods=() if lacking else tuple(methods)[:1],
+        methods=() if lacking else first.methods[:1],
+        warnings=tuple(dict.fromkeys(text for own in kinds.values() for text in own.warnings)),
         why=lacking[0].why if lacking else "",
         problems=tuple(problems[:_SHOWN]),
         config=config,

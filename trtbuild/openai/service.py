@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 
 from trtbuild.client import AsyncClient, Generation
+from trtbuild.client.answers import finish_reason
 from trtbuild.errors import EngineError
 from trtbuild.openai.answers import Piece
 from trtbuild.openai.errors import ApiError
@@ -160,19 +161,22 @@ class Service:
         line = TokenLine() if generation.log_probs else None
         tokens: tuple[Token, ...] = ()
         total = prompt = 0
+        told: str | None = None
         stream = self.client.stream(generation, model=served.model, request_id=request_id, stall_s=self.options.stall_s)
         async with aclosing(stream) as chunks:
             async for chunk in chunks:
                 total += chunk.token_count
                 prompt = chunk.prompt_tokens or prompt
+                told = chunk.finish_reason or told
                 text = stops.push(chunk.text)
                 reason = None
                 if stops.stopped:
                     reason = "stop"
                 elif chunk.final:
                     text += stops.flush()
-                    full = total >= generation.max_tokens or await self._full(served, prompt + total)
-                    reason = "length" if full else "stop"
+                    reason = finish_reason(told, total, generation.max_tokens)
+                    if told is None and reason == "stop" and await self._full(served, prompt + total):
+                        reason = "length"
                 if line is not None:
                     line.push(chunk.text, chunk.log_probs)
                     tokens = line.take(text, ended=reason is not None)

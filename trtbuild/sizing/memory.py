@@ -10,14 +10,15 @@ V = vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as Dict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trtbuild.layout import DTYPE_BYTES, DTYPES, GROUP, Job, RankJobs
 from trtbuild.mapping import Mapping
 from trtbuild.mixed import Choices
 from trtbuild.plan import Plan
+from trtbuild.quantize.method import Method
 from trtbuild.sizing.geometry import Geometry, geometry_of
 from trtbuild.sizing.target import Limits
 
@@ -63,10 +64,14 @@ def sequences(kv_tokens: int, length: int, tokens_per_block: int = 32) -> int:
     return kv_tokens // tokens_per_block // -(-length // tokens_per_block)
 
 
+def is_fused(methods: Iterable[Method]) -> bool:
+    """Whether fc and gate read the same input: factors of their own for the inputs keep them apart."""
+    return not any(field.suffix == "prequant_scaling_factor" for method in methods for field in method.fields)
+
+
 def rank_memories(plan: Plan, limits: Limits, *, only_first: bool = False) -> tuple[RankMemory, ...]:
     """Of every rank of a plan that has no problems; `only_first`: of the first rank of each stage only."""
     geometry, layout = geometry_of(plan.spec), Mapping(plan.options.tp_size, plan.options.pp_size)
-    unfused = any(field.suffix == "prequant_scaling_factor" for method in plan.methods for field in method.fields)
     ranks = [
         (layout.at(rank.rank), len(rank.layers), engine_bytes(rank, plan.choices, plan.dtype) + rope_bytes(geometry))
         for rank in plan.ranks
@@ -74,7 +79,7 @@ def rank_memories(plan: Plan, limits: Limits, *, only_first: bool = False) -> tu
     ]
     element = DTYPE_BYTES[DTYPES[plan.dtype]]
     return memories_of(
-        geometry, limits, ranks, element=element, kv_cache_algo=plan.options.kv_cache_algo, fused=not unfused
+        geometry, limits, ranks, element=element, kv_cache_algo=plan.options.kv_cache_algo, fused=is_fused(plan.methods)
     )
 
 

@@ -14,9 +14,11 @@ from typing import Any
 
 from trtbuild.layout import DTYPE_BYTES, DTYPES
 from trtbuild.mapping import Mapping
+from trtbuild.quantization import LAYERS
+from trtbuild.quantize.methods import METHODS
 from trtbuild.sizing.estimate import room_problems
 from trtbuild.sizing.geometry import geometry_of
-from trtbuild.sizing.memory import RankMemory, memories_of, rope_bytes
+from trtbuild.sizing.memory import RankMemory, is_fused, memories_of, rope_bytes
 from trtbuild.sizing.target import Limits
 from trtbuild.spec import ModelSpec
 
@@ -57,6 +59,8 @@ def _memories(pretrained: Dict[str, Any], weights: Sequence[int], limits: Limits
     spec, layout = ModelSpec(pretrained), Mapping.of_config(pretrained["mapping"])
     quantization = pretrained.get("quantization") or {}
     geometry = geometry_of(spec)
+    entries = [quantization, *(pretrained.get(LAYERS) or {}).values()]
+    algos = {entry["quant_algo"] for entry in entries if entry.get("quant_algo")}
     ranks = [
         (layout.at(rank), len(layout.at(rank).layers(spec.num_layers)), size + rope_bytes(geometry))
         for rank, size in enumerate(weights)
@@ -67,5 +71,5 @@ def _memories(pretrained: Dict[str, Any], weights: Sequence[int], limits: Limits
         ranks,
         element=DTYPE_BYTES[DTYPES[pretrained["dtype"]]],
         kv_cache_algo=quantization.get("kv_cache_quant_algo"),
-        fused=not quantization.get("pre_quant_scale"),
+        fused=is_fused(method for method in METHODS.values() if method.quant_algo in algos),
     )
