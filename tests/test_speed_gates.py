@@ -19,13 +19,13 @@ def script(name: str, *words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
-def test_a_hit_takes_little_processor_time(llama_folder: Path) -> None:
+def test_a_hit_takes_less_than_a_second_of_processor_time(llama_folder: Path) -> None:
     """Of the whole process, which a busy machine stretches less than its time by the clock; a gate of 0 s is missed."""
     done = script("bench_cache.py", llama_folder, "--runs", 3, "--json", "--gate", 0)
     assert done.returncode == REGRESSION, done.stderr
     rows = json.loads(done.stdout)
     assert [row["stage"] for row in rows] == ["checkpoint", "engine"]
-    assert all(row["hit_cpu_best_s"] < 1.5 for row in rows), rows  # the bar is 1.0 on this project's machine
+    assert all(row["hit_cpu_best_s"] < 1.0 for row in rows), rows
     assert "gate: a hit of engine takes" in done.stderr
 
 
